@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Generate synthetic slices, with known labels, from the masks of the training part."""
+
+import argparse
+from pathlib import Path
+
+from natural2nanoscale.cli import at_least, data_root, main_guard
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder whose train/ holds the masks (default: data)")
+    add("--controlnet", type=Path, default=Path("runs/controlnet"), help="run of train_controlnet.py")
+    add("--out", type=Path, help="synthetic pair folder (default: DATA/synthetic)")
+    add("--backbone", help="(default: the one that the ControlNet was trained over)")
+    add("--prompts", type=Path, help="text file, one prompt per line (default: 37 prompts for EM)")
+    add("--per-mask", type=at_least(1), default=1, metavar="N", help="images per mask")
+    add("--steps", type=at_least(1), default=20, help="sampling steps")
+    add("--guidance", type=at_least(1.0, float), default=1.0, help="guidance scale; 1 is none")
+    add("--strength", type=at_least(0.0, float), default=1.0, help="scale of the mask's influence")
+    add("--eta", type=at_least(0.0, float), default=0.0, help="0 is deterministic DDIM, 1 as noisy as DDPM")
+    add("--batch-size", type=at_least(1), default=4, help="images drawn at once; does not change them")
+    add("--seed", type=at_least(0), default=0, help="seed of noise and prompts")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the U-Net and ControlNet")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    from natural2nanoscale.diffusion.command import generate
+
+    generate(args, data_root(args.data))
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,70 @@
+"""What the scripts and the verbs share: exit codes, argument types, and the embedded default dataset."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from natural2nanoscale.errors import InputError
+
+
+def main_guard(function: Callable[[], None]) -> None:
+    """Run a front door: bad input prints one line and exits 2, an interrupt exits 130; no tracebacks."""
+    try:
+        function()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted {interrupt}".rstrip(), file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+def size(text: str) -> tuple[int, int]:
+    """Argument type of WxH in pixels -> (width, height)."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+        if width < 1 or height < 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WxH in pixels, such as 896x512") from None
+    return width, height
+
+
+def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
+    """Argument type of a finite number that is not below `minimum`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not minimum <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {minimum} or more")
+        return value
+
+    return parse
+
+
+def data_root(data: Path | None) -> Path:
+    """The folder that holds train/, val/ and test/; the phantom is made in data/ when nothing is there.
+
+    Only the default is ever filled: a --data that does not exist is an InputError.
+    """
+    root = Path(data) if data is not None else Path("data")
+    if data is None and not root.exists():
+        from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
+
+        print(f"no --data given and no {root}/ here: making the embedded phantom dataset in {root}/")
+        write_phantom(root, PhantomSettings())
+    missing = [part for part in ("train", "val", "test") if not (root / part / "dataset.json").is_file()]
+    if missing:
+        raise InputError(
+            f"{root} has no pair folder {missing[0]}/, expected train/, val/ and test/ with dataset.json in each: "
+            "make them with `python -m natural2nanoscale prepare`, or give their folder with --data"
+        )
+    return root

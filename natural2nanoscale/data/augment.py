@@ -1,0 +1,72 @@
+"""Joint augmentation of slices and masks, in batch on the device, every draw keyed by the sample's seed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def warp(
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    angles: torch.Tensor,
+    centers: torch.Tensor,
+    size: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut a rotated window of `size` = (height, width) pixels out of every slice and its mask.
+
+    images (B,1,H,W) float, masks (B,H,W) integer ids, angles (B,) in degrees, counter-clockwise;
+    centers (B,2): the window's centre (x, y) in pixels of the slice, pixel centres at integers.
+    Images are interpolated linearly, masks take the nearest id, so no new mask value can appear. What
+    lies outside the slice is its mirror image, in image and mask alike.
+    Returns (B,1,h,w) float and (B,h,w) of the masks' dtype. grid_sample's coordinates in [-1,1] are rounded,
+    so positions are exact to 1e-4 pixels.
+    """
+    height, width = images.shape[-2:]
+    h, w = size
+    rows = torch.arange(h, device=images.device, dtype=torch.float32) - (h - 1) / 2
+    columns = torch.arange(w, device=images.device, dtype=torch.float32) - (w - 1) / 2
+    y, x = torch.meshgrid(rows, columns, indexing="ij")  # (h,w) offsets from the window's centre
+    turn = torch.deg2rad(angles.to(torch.float32)).view(-1, 1, 1)
+    cos, sin = torch.cos(turn), torch.sin(turn)
+    source_x = centers[:, 0].view(-1, 1, 1) + cos * x - sin * y  # (B,h,w) in pixels of the slice
+    source_y = centers[:, 1].view(-1, 1, 1) + sin * x + cos * y
+    grid = torch.stack([(2 * source_x + 1) / width - 1, (2 * source_y + 1) / height - 1], dim=-1)
+    warped = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    planes = masks.unsqueeze(1).to(torch.float32)
+    ids = F.grid_sample(planes, grid, mode="nearest", padding_mode="reflection", align_corners=False)
+    return warped, ids.squeeze(1).round().to(masks.dtype)
+
+
+def draw_window(
+    generator: torch.Generator, shape: tuple[int, int], size: tuple[int, int], max_angle: float
+) -> tuple[float, tuple[float, float]]:
+    """Draw one window: an angle in [-max_angle, max_angle] and a centre (x, y).
+
+    `shape` and `size` are (height, width) of slice and window. Positions are uniform over all whole-pixel
+    ones at which the unrotated window lies in the slice, first and last included, so windows jointly reach
+    every pixel; a window larger than the slice is centred, to the pixel, and filled up by
+    mirror images.
+    """
+    draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    angle = (2 * draws[0] - 1) * max_angle
+    center = []
+    for draw, length, window in zip(draws[1:], reversed(shape), reversed(size), strict=True):  # x, then y
+        slack = length - window
+        offset = math.floor(draw * (slack + 1)) if slack > 0 else slack // 2
+        center.append(offset + (window - 1) / 2)
+    return angle, (center[0], center[1])
+
+
+def covering_centers(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Centres (x, y) of the fewest evenly spaced windows of `size` that together hold all pixels of `shape`."""
+
+    def along(length: int, window: int) -> list[float]:
+        count = max(1, math.ceil(length / window))
+        slack = length - window
+        offsets = [round(i * slack / (count - 1)) for i in range(count)] if count > 1 else [slack // 2]
+        return [offset + (window - 1) / 2 for offset in offsets]
+
+    return [(x, y) for y in along(shape[0], size[0]) for x in along(shape[1], size[1])]

@@ -1,0 +1,221 @@
+"""Any EM pictures to train/, val/ and test/ pair folders: pairing, splitting, converting, tiling."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from natural2nanoscale.data import splits
+from natural2nanoscale.data.contact import contact_sheet
+from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, write_pairs
+from natural2nanoscale.data.intensity import Histogram, to_bytes
+from natural2nanoscale.data.labels import LabelRule, PageCodes, count_codes, decide_labels
+from natural2nanoscale.data.pairing import check_sizes, list_pages, pair_pages
+from natural2nanoscale.data.prepare import Preparation
+from natural2nanoscale.data.sources import Page, Reader
+from natural2nanoscale.errors import InputError
+
+Pair = tuple[Page, Page]  # a slice and its mask
+
+
+def prepare(settings: Preparation) -> None:
+    """Write the data root `settings.out`: a pair folder per part, and a contact sheet.
+
+    Prints what it decides.
+
+    Everything is read and checked before anything is written, and the root is renamed into place at the end.
+    Raises InputError for whatever cannot be converted without guessing.
+    """
+    out = settings.out.resolve()
+    refuse_non_empty(out)
+    with Reader(settings.max_pixels) as images, Reader(settings.max_pixels) as masks:
+        pairs = find_pairs(settings, images, masks)
+        parts, description = assign_parts(settings, pairs)
+        pairs = [pair for pair, part in zip(pairs, parts, strict=True) if part]
+        parts = [part for part in parts if part]
+        stems = safe_stems(pairs)
+        rule, window = survey(settings, pairs, parts, images, masks)
+        info = DatasetInfo(out.name, "prepared", rule.classes, window, settings.pixel_size_nm, description)
+
+        # beside `out`, so that the rename stays on one file system; a leftover is one of an earlier crash
+        temporary = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            folders = {}
+            for part in dict.fromkeys(parts):
+                chosen = [(s, p) for s, p, of in zip(stems, pairs, parts, strict=True) if of == part]
+                part_info = replace(info, split=description | {"part": part, "slices": len(chosen)})
+                items = convert(settings, chosen, part, rule, window, images, masks)
+                folders[part] = write_pairs(temporary / part, part_info, items)
+            contact_sheet(folders, temporary / "contact.png")
+            if out.exists():
+                out.rmdir()
+            os.rename(temporary, out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pair]:
+    """All pairs of slice and mask, large enough for the tiles; nothing is decoded yet."""
+    pairs = pair_pages(
+        list_pages(settings.images, images, "--images"),
+        list_pages(settings.masks, masks, "--masks"),
+        by_index=settings.images.is_file() and settings.masks.is_file(),
+        only_pairs=settings.only_pairs,
+    )
+    check_sizes(pairs)
+    if settings.size is None:
+        huge = [image for image, _mask in pairs if image.size[0] * image.size[1] > Image.MAX_IMAGE_PIXELS]
+        if huge:
+            raise InputError(
+                f"{huge[0]} is {huge[0].size[0]}x{huge[0].size[1]}, too large for one slice: pass --size"
+            )
+        return pairs
+    width, height = settings.size
+    small = [image for image, _mask in pairs if image.size[0] < width or image.size[1] < height]
+    if small and not settings.skip_small:
+        raise InputError(
+            f"{small[0]} is {small[0].size[0]}x{small[0].size[1]}, smaller than the tile of {width}x{height} "
+            f"({len(small)} of {len(pairs)} slices are): pass a smaller --size, or --skip-small"
+        )
+    if len(small) == len(pairs):
+        raise InputError(
+            f"all {len(small)} slices are smaller than the tile of {width}x{height}: pass a smaller --size"
+        )
+    if small:
+        print(f"left out, smaller than {width}x{height}: {', '.join(page.stem for page in small)}")
+    return [pair for pair in pairs if pair[0] not in set(small)]
+
+
+def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | None], dict]:
+    """Part of every pair (None: discarded as gap), and the description for dataset.json."""
+    val, test, seed = settings.val, settings.test, settings.seed
+    stems = [image.stem for image, _mask in pairs]
+    description = {"rule": settings.split, "val": val, "test": test}
+    if settings.split == "block":
+        gap = splits.default_gap(len(pairs)) if settings.gap is None else settings.gap
+        parts = splits.split_blocks(len(pairs), val, test, gap)
+        description |= {"gap": gap}
+    elif settings.split == "random":
+        parts = splits.split_random(stems, val, test, seed)
+        description |= {"seed": seed}
+    else:
+        groups = splits.groups_of([image.path.name for image, _mask in pairs], settings.group)
+        parts = splits.split_groups(groups, val, test, seed, settings.val_groups, settings.test_groups)
+        members = {
+            part: sorted({g for g, of in zip(groups, parts, strict=True) if of == part})
+            for part in splits.PARTS
+        }
+        description |= {"seed": seed, "group": settings.group, "groups": members}
+    if settings.size:
+        description |= {"size": list(settings.size), "tiles": settings.tiles}
+    counts = ", ".join(f"{parts.count(part)} {part}" for part in splits.PARTS)
+    print(
+        f"split by {settings.split}: {counts} slices"
+        + (f", {parts.count(None)} in gaps" if None in parts else "")
+    )
+    for part, names in description.get("groups", {}).items():
+        print(f"  {part}: {', '.join(names)}")
+    return parts, description
+
+
+def safe_stems(pairs: list[Pair]) -> list[str]:
+    """File stems of letters, digits and . _ - + = only, so that no name can leave its folder."""
+    stems = [re.sub(r"[^\w.+=-]", "_", image.stem).lstrip(".") or "_" for image, _mask in pairs]
+    stems = [
+        stem.encode()[:180].decode(errors="ignore") for stem in stems
+    ]  # file systems end names at 255 bytes
+    for i, stem in enumerate(stems):
+        if stem in stems[:i]:
+            first = pairs[stems.index(stem)][0]
+            raise InputError(f"{pairs[i][0]} and {first} would both be named {stem!r}: rename one of them")
+    return stems
+
+
+def survey(
+    settings: Preparation, pairs: list[Pair], parts: list[str], images: Reader, masks: Reader
+) -> tuple[LabelRule, tuple[float, float] | None]:
+    """Read all slices and masks once: how masks become class ids, and which grey values become 0 and 255."""
+    codes, histogram, kinds, colored = [], Histogram(), {}, []
+    for (image_page, mask_page), part in zip(pairs, parts, strict=True):
+        pixels, unequal = images.image(image_page)
+        values, colors = masks.mask(mask_page)
+        codes.append(PageCodes(mask_page, count_codes(values), count_codes(colors)))
+        kinds.setdefault(pixels.dtype == np.uint8, image_page)
+        if unequal:
+            colored.append(image_page)
+        if part == "train":
+            histogram.add(pixels)
+    if len(kinds) == 2:
+        raise InputError(
+            f"{kinds[True]} has 8 bits but {kinds[False]} has more: convert all slices to one depth"
+        )
+    if colored:
+        print(f"{len(colored)} colour images such as {colored[0]} became grey by the mean of their channels")
+    rule = decide_labels(codes, settings.classes, settings.colors, settings.mapping)
+    for note in rule.notes:
+        print(note)
+    if settings.window:
+        window = settings.window
+    elif True in kinds and settings.percentiles is None:
+        return rule, None
+    else:
+        percentiles = settings.percentiles or Preparation.default_percentiles
+        window = histogram.percentiles(percentiles)
+        print(f"percentiles {percentiles[0]:g} and {percentiles[1]:g} of the training part:", end=" ")
+    print(f"grey values {window[0]:g} to {window[1]:g} become 0 to 255")
+    return rule, window
+
+
+def convert(
+    settings: Preparation,
+    chosen: list[tuple[str, Pair]],
+    part: str,
+    rule: LabelRule,
+    window: tuple[float, float] | None,
+    images: Reader,
+    masks: Reader,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(stem, image, mask) of every tile of a part, one slice in memory at a time."""
+    outside = total = 0
+    for stem, (image_page, mask_page) in chosen:
+        pixels, _unequal = images.image(image_page)
+        if window:
+            outside += int(((pixels < window[0]) | (pixels > window[1])).sum())
+            total += pixels.size
+        image, mask = to_bytes(pixels, window), rule.apply(*masks.mask(mask_page))
+        if settings.size is None:
+            yield stem, image, mask
+            continue
+        width, height = settings.size
+        for x, y in tile_corners(image.shape, settings.size, settings.tiles):
+            cut = np.s_[y : y + height, x : x + width]
+            yield f"{stem}_x{x:04d}_y{y:04d}", image[cut], mask[cut]
+    if total and outside / total > 0.02:
+        print(
+            f"note: {100 * outside / total:.1f} % of the pixels of {part} lie outside the training part's "
+            "grey window and become 0 or 255: compare the parts in contact.png, or pass --window LOW,HIGH"
+        )
+
+
+def tile_corners(shape: tuple[int, int], size: tuple[int, int], limit: int | None) -> list[tuple[int, int]]:
+    """Top left (x, y) of as many tiles of (width, height) as fit side by side in (H,W), centred.
+
+    With a limit, so many of them that lie nearest to the centre. Row by row.
+    """
+    (height, width), (w, h) = shape, size
+    columns, rows = width // w, height // h
+    left, top = (width - columns * w) // 2, (height - rows * h) // 2
+    corners = [(left + column * w, top + row * h) for row in range(rows) for column in range(columns)]
+
+    def from_centre(corner: tuple[int, int]) -> float:
+        return (corner[0] + w / 2 - width / 2) ** 2 + (corner[1] + h / 2 - height / 2) ** 2
+
+    return sorted(sorted(corners, key=from_centre)[:limit], key=lambda corner: (corner[1], corner[0]))

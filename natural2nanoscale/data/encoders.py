@@ -1,0 +1,45 @@
+"""Grey slices to pseudo-RGB and class masks to colours, each with its way back (paper 4.2 and 4.2.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from natural2nanoscale.data.classes import IGNORE_COLOR, IGNORE_ID, color_table
+from natural2nanoscale.errors import InputError
+
+
+def encode_gray(gray: torch.Tensor) -> torch.Tensor:
+    """Three times the grey channel (paper 4.2): (B,H,W) in 0..255 -> (B,3,H,W) float32 in [-1,1]."""
+    return (gray.to(torch.float32) / 127.5 - 1.0).unsqueeze(1).expand(-1, 3, -1, -1)
+
+
+def decode_gray(pixel_values: torch.Tensor) -> torch.Tensor:
+    """(B,3,H,W) float in [-1,1] -> (B,H,W) uint8: the channels' mean, so grey by construction."""
+    gray = (pixel_values.float().mean(dim=1) + 1.0) * 127.5
+    return gray.round().clamp(0, 255).to(torch.uint8)
+
+
+def encode_mask(mask: torch.Tensor, colors: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
+    """Class ids (B,H,W) -> conditioning (B,3,H,W) float32 in [0,1]; the ignore id becomes black."""
+    table = torch.from_numpy(color_table(colors)).to(mask.device, torch.float32) / 255.0
+    return table[mask.long()].permute(0, 3, 1, 2)
+
+
+def decode_mask(picture: np.ndarray, colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    """Colours (H,W,3) uint8 -> class ids (H,W) uint8; black becomes the ignore id.
+
+    Raises InputError naming the first colour that is neither a class's nor black.
+    """
+    codes = picture.astype(np.int64) @ np.array([65536, 256, 1])
+    known = {IGNORE_COLOR: IGNORE_ID} | {color: i for i, color in enumerate(colors)}
+    ids = np.full(picture.shape[:2], -1, np.int64)
+    for color, class_id in known.items():
+        ids[codes == int(np.array(color, np.int64) @ np.array([65536, 256, 1]))] = class_id
+    if (ids < 0).any():
+        strange = tuple(int(c) for c in picture[ids < 0][0])
+        raise InputError(
+            f"{int((ids < 0).sum())} mask pixels have a colour such as {strange} that belongs to no class, "
+            f"expected one of {list(colors)} or black to ignore"
+        )
+    return ids.astype(np.uint8)

@@ -1,0 +1,223 @@
+"""The pair-folder contract: images/<stem>, masks/<stem>, dataset.json. Validate up front, read, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from natural2nanoscale.data.classes import IGNORE_ID, Classes
+from natural2nanoscale.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
+# what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
+PICTURE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
+    OverflowError, MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset.json says of a pair folder."""
+
+    name: str
+    origin: str  # "phantom", "prepared" or "synthetic"; it decides which backbone `auto` means
+    classes: Classes
+    intensity_window: tuple[float, float] | None = None  # grey values that became 0 and 255 at conversion
+    pixel_size_nm: float | None = None
+    split: dict = field(default_factory=dict)  # how train, val and test were told apart
+
+    def to_json(self) -> dict:
+        return {
+            "name": self.name,
+            "origin": self.origin,
+            "classes": self.classes.to_json(),
+            "ignore_id": IGNORE_ID,
+            "intensity_window": list(self.intensity_window) if self.intensity_window else None,
+            "pixel_size_nm": self.pixel_size_nm,
+            "split": self.split,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict) -> DatasetInfo:
+        window = data.get("intensity_window")
+        return cls(
+            name=str(data["name"]),
+            origin=str(data["origin"]),
+            classes=Classes.from_json(data["classes"]),
+            intensity_window=(float(window[0]), float(window[1])) if window else None,
+            pixel_size_nm=data.get("pixel_size_nm"),
+            split=dict(data.get("split") or {}),
+        )
+
+
+@dataclass(frozen=True)
+class PairFolder:
+    """A validated pair folder. Stems are in natural order: slice_9 comes before slice_10."""
+
+    path: Path
+    info: DatasetInfo
+    stems: tuple[str, ...]
+    image_files: dict[str, Path]
+
+    def image(self, stem: str) -> np.ndarray:
+        """(H,W) uint8 grey values."""
+        return read_gray(self.image_files[stem])
+
+    def mask(self, stem: str) -> np.ndarray:
+        """(H,W) uint8 class ids, 255 = ignore."""
+        return read_gray(self.path / "masks" / f"{stem}.png", modes=("L", "P"))
+
+    def load(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """All images and all masks, in the order of the stems."""
+        return [self.image(stem) for stem in self.stems], [self.mask(stem) for stem in self.stems]
+
+
+def natural_order(stem: str) -> list:
+    """Sort key under which slice_9 comes before slice_10."""
+    parts = [part for part in re.split(r"(\d+)", stem) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:
+    """(H,W) uint8 of an 8-bit single-channel PNG or TIFF; InputError for anything else.
+
+    modes: Pillow's names. A palette picture, "P", gives its indices: class ids, but no grey values.
+    """
+    try:
+        with Image.open(path, formats=["PNG", "TIFF"]) as picture:
+            pages = getattr(picture, "n_frames", 1)
+            if picture.mode not in modes or pages != 1:
+                raise InputError(
+                    f"{path} is a {picture.mode} picture with {pages} page(s), expected "
+                    "one page of 8-bit grey values: convert it with `python -m natural2nanoscale prepare`"
+                )
+            return np.array(picture)
+    except PICTURE_ERRORS as error:
+        raise InputError(
+            f"{path} cannot be read as a PNG or TIFF picture ({error}): replace or remove the file"
+        ) from error
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write (H,W) or (H,W,3) uint8 under a temporary name, then rename: a file that exists is whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    Image.fromarray(pixels).save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write readable JSON under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def refuse_non_empty(out: Path) -> None:
+    """Raise InputError when `out` exists with anything in it: nothing of a user's is ever overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} already exists and is not an empty folder: remove it or name another folder")
+
+
+def write_pairs(
+    path: Path, info: DatasetInfo, items: Iterable[tuple[str, np.ndarray, np.ndarray]]
+) -> PairFolder:
+    """Write (stem, image (H,W) uint8, mask (H,W) uint8) triples as a new pair folder."""
+    path = Path(path)
+    refuse_non_empty(path)
+    (path / "images").mkdir(parents=True, exist_ok=True)
+    (path / "masks").mkdir(exist_ok=True)
+    for stem, image, mask in items:
+        save_png(path / "images" / f"{stem}.png", image)
+        save_png(path / "masks" / f"{stem}.png", mask)
+    write_json(path / "dataset.json", info.to_json())  # last: a folder with dataset.json is complete
+    return open_pairs(path)
+
+
+def read_info(path: Path) -> DatasetInfo:
+    """dataset.json of a pair folder; InputError when it is missing or not of its form."""
+    file = Path(path) / "dataset.json"
+    if not file.is_file():
+        raise InputError(
+            f"{path} is no pair folder, it has no dataset.json: make one with "
+            "`python -m natural2nanoscale prepare` or `phantom`"
+        )
+    try:
+        return DatasetInfo.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, InputError) as error:
+        raise InputError(
+            f"{file} is not a valid dataset description ({error}): prepare the folder again"
+        ) from error
+
+
+def stems_of(folder: Path) -> dict[str, Path]:
+    """File of every stem in a folder of pictures, in natural order; hidden files are no pictures."""
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir() if folder.is_dir() else []):
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+            if file.stem in files:
+                raise InputError(f"{folder} has two pictures of the stem {file.stem!r}: remove one of them")
+            files[file.stem] = file
+    return dict(sorted(files.items(), key=lambda entry: natural_order(entry[0])))
+
+
+def open_pairs(path: Path) -> PairFolder:
+    """Validate a pair folder: pairing by stem, equal sizes, 8-bit grey, mask values among the classes.
+
+    Raises InputError that names the first offending file. Every file is opened once.
+    """
+    path = Path(path)
+    info = read_info(path)
+    images = stems_of(path / "images")
+    masks = [stem for stem, file in stems_of(path / "masks").items() if file.suffix == ".png"]
+    for article, kind, other, missing in (
+        ("a", "mask", "image", [s for s in images if s not in masks]),
+        ("an", "image", "mask", [s for s in masks if s not in images]),
+    ):
+        if missing:
+            raise InputError(
+                f"{path} has {len(missing)} {other}(s) without {article} {kind} of the same stem, "
+                f"such as {missing[0]!r}: add the {kind}s or remove the {other}s"
+            )
+    if not images:
+        raise InputError(
+            f"{path}/images holds no PNG or TIFF picture, expected at least one: prepare it again"
+        )
+    folder = PairFolder(path, info, tuple(images), images)
+    for stem in folder.stems:
+        image, mask = folder.image(stem), folder.mask(stem)
+        if image.shape != mask.shape:
+            raise InputError(
+                f"{path}: image {stem!r} is {image.shape[1]}x{image.shape[0]} but its mask is "
+                f"{mask.shape[1]}x{mask.shape[0]}, expected equal sizes"
+            )
+        counts = np.bincount(mask.ravel(), minlength=256)
+        strange = [v for v in np.flatnonzero(counts) if v >= info.classes.count and v != IGNORE_ID]
+        if strange:
+            found = ", ".join(f"{v} ({counts[v]} px)" for v in strange[:5])
+            raise InputError(
+                f"{path}/masks/{stem}.png has mask values {found}, expected 0..{info.classes.count - 1} or "
+                f"{IGNORE_ID} to ignore: map them with `prepare --map` or list the class in dataset.json"
+            )
+    return folder
+
+
+def fingerprint(folder: PairFolder) -> str:
+    """sha256 over stems, pixels and class table: equal exactly when training would see equal data."""
+    digest = hashlib.sha256(json.dumps(folder.info.classes.to_json()).encode())
+    for stem in folder.stems:
+        image = folder.image(stem)
+        digest.update(f"{stem} {image.shape}".encode())
+        digest.update(image.tobytes())
+        digest.update(folder.mask(stem).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,233 @@
+"""Masks as they come (class ids, 0 and 255, colours) to class ids: one rule for the whole data set."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, palette
+from natural2nanoscale.data.sources import Page
+from natural2nanoscale.errors import InputError
+
+
+@dataclass(frozen=True)
+class PageCodes:
+    """Pixel counts of a mask read as values and as colours 0xRRGGBB; None where it is not of that kind."""
+
+    page: Page
+    values: dict[int, int] | None
+    colors: dict[int, int] | None
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How mask pixels become class ids: `table` maps every value, or colour 0xRRGGBB, that occurs."""
+
+    classes: Classes
+    by_color: bool
+    table: dict[int, int]
+    notes: tuple[str, ...]
+
+    def apply(self, values: np.ndarray | None, colors: np.ndarray | None) -> np.ndarray:
+        """Values or colours (H,W) as read from a page -> class ids (H,W) uint8."""
+        codes = np.array(sorted(self.table))
+        ids = np.array([self.table[int(code)] for code in codes], np.uint8)
+        return ids[np.searchsorted(codes, colors if self.by_color else values)]
+
+
+def count_codes(codes: np.ndarray | None) -> dict[int, int] | None:
+    if codes is None:
+        return None
+    if 0 <= codes.min() and codes.max() < 65536:
+        counts = np.bincount(codes.ravel())
+        return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
+    return {int(code): int(n) for code, n in zip(*np.unique(codes, return_counts=True), strict=True)}
+
+
+def decide_labels(
+    pages: list[PageCodes],
+    names: tuple[str, ...] = (),
+    colors: tuple[tuple[str, int], ...] = (),
+    mapping: dict[int | str, int] | None = None,
+) -> LabelRule:
+    """The rule that fits all masks, or an InputError that names file, values and pixel counts.
+
+    names: the classes in the order of their ids. colors: (name, 0xRRGGBB) of the classes in that order.
+    mapping: class id or IGNORE_ID for mask values (int) and for colours ("#rrggbb"); it goes before all else.
+    """
+    mapping = mapping or {}
+    by_color = bool(colors) or any(page.values is None for page in pages)
+    if by_color:
+        for page in pages:
+            if page.colors is None:
+                raise InputError(
+                    f"{page.page} has values beyond 255 where colours are expected: save all masks "
+                    "in one form"
+                )
+        known = {int(key[1:], 16): to for key, to in mapping.items() if isinstance(key, str)}
+        return _color_rule(pages, names, colors, known)
+    if any(isinstance(key, str) for key in mapping):
+        raise InputError("--map names colours but no mask is coloured: give the masks' values, such as 128=1")
+    return _value_rule(pages, names, mapping)
+
+
+def _value_rule(pages: list[PageCodes], names: tuple[str, ...], mapping: dict[int, int]) -> LabelRule:
+    total = _total(page.values for page in pages)
+    rest = sorted(set(total) - set(mapping))
+    table = {value: to for value, to in mapping.items() if value in total}
+    notes = []
+    binary = 255 in rest and set(rest) <= {0, 255} and not any(0 < to < IGNORE_ID for to in table.values())
+    if binary and len(names) > 2:
+        raise InputError(
+            f"the masks hold only 0 and 255, which is two classes, but {len(names)} are named: name two with "
+            "--classes, or pass --map 255=ignore if 255 marks unlabelled pixels"
+        )
+    if binary:
+        table[255] = 1
+        names = names or ("background", "foreground")
+        notes.append("mask value 255 is class 1: the masks hold only 0 and 255")
+    elif 255 in rest:
+        table[255] = IGNORE_ID
+        notes.append(f"mask value 255 is ignored ({total[255]} px)")
+    rest = [value for value in rest if value != 255]
+    used = set(rest) | {to for to in table.values() if to != IGNORE_ID}
+    count = len(names) or next(n for n in range(len(used) + 1) if n not in used)  # ids without gaps
+    strays = [value for value in rest if not 0 <= value < count]
+    if strays:
+        ranks = ",".join(f"{v}={i}" for i, v in enumerate(sorted(total)) if v != i)
+        remedy = f"`--map {','.join(f'{v}=ignore' for v in strays[:4])}`"
+        if not names and len(total) <= MAX_CLASSES:
+            remedy += f" or `--map {ranks}`, or name all classes with --classes"
+        expected = f"0..{count - 1}" if count else "ids that count from 0"
+        _refuse_strays([(p.page, p.values) for p in pages], strays, str, expected, remedy)
+    table |= {value: value for value in rest}
+    return LabelRule(_classes(names, count, table), False, table, tuple(notes))
+
+
+def _color_rule(
+    pages: list[PageCodes], names: tuple[str, ...], colors: tuple[tuple[str, int], ...], known: dict[int, int]
+) -> LabelRule:
+    total = _total(page.colors for page in pages)
+    notes = []
+    if colors:
+        names = tuple(name for name, _color in colors)
+        ids = {color: i for i, (_name, color) in enumerate(colors)}
+    else:
+        standard = [packed_color(color) for color in palette(len(names) or MAX_CLASSES)]
+        ids = {color: i for i, color in enumerate(standard)}
+        if not names:  # the palette's first K colours: blends must not stand for classes that nobody has
+            used = {ids[code] for code in total if code in ids and code not in known}
+            count = next(n for n in range(len(used) + 1) if n not in used)
+            ids = {color: i for color, i in ids.items() if i < count}
+        notes.append(
+            "mask colours are the standard palette: " + ", ".join(f"{hex_color(c)} = {ids[c]}" for c in ids)
+        )
+    table = {code: known.get(code, ids.get(code, -1)) for code in total}
+    strays = [code for code, to in table.items() if to < 0]
+    if strays:
+        strays.sort(key=lambda code: -total[code])
+        if len(strays) > MAX_CLASSES:
+            remedy = (
+                "save the masks without smoothing, resizing or JPEG, since so many colours cannot be classes"
+            )
+        else:
+            common = sorted(total, key=lambda code: -total[code])[:8]
+            remedy = (
+                "list all classes as `--colors \""
+                + ",".join(f"class_{i}={hex_color(code)}" for i, code in enumerate(common))
+                + f"\"`, or ignore some as `--map \"{hex_color(strays[0])}=ignore\"`"
+            )  # fmt: skip
+        expected = (
+            ", ".join(hex_color(code) for code in list(ids)[:8]) or "#ff0000 (0), #00ff00 (1), #0000ff (2)"
+        )
+        _refuse_strays([(p.page, p.colors) for p in pages], strays, hex_color, expected, remedy)
+    count = len(names) or max([to for to in table.values() if to != IGNORE_ID], default=-1) + 1
+    return LabelRule(_classes(names, count, table), True, table, tuple(notes))
+
+
+def _classes(names: tuple[str, ...], count: int, table: dict[int, int]) -> Classes:
+    beyond = sorted({to for to in table.values() if to >= count and to != IGNORE_ID})
+    if beyond:
+        raise InputError(
+            f"--map sends pixels to class {beyond[0]}, but the ids end at {count - 1}: "
+            "name all classes with --classes"
+        )
+    if count < 2:
+        raise InputError(
+            f"the masks hold {count} class(es), expected at least 2: name the absent ones too, with "
+            "--classes background,..."
+        )
+    if count > MAX_CLASSES:
+        raise InputError(
+            f"the masks hold {count} classes, more than the {MAX_CLASSES} possible: merge some with --map"
+        )
+    return Classes.named(*(names or [f"class_{i}" for i in range(count)]))
+
+
+def _refuse_strays(pages: list, strays: list[int], show, expected: str, remedy: str) -> None:
+    affected = [(page, counts) for page, counts in pages if any(code in counts for code in strays)]
+    page, counts = affected[0]
+    here = [code for code in strays if code in counts]
+    found = ", ".join(f"{show(code)} ({counts[code]} px)" for code in here[:6]) + (
+        ", ..." if len(here) > 6 else ""
+    )
+    raise InputError(
+        f"{page} has mask values {found} that are no class (in {len(affected)} of {len(pages)} masks), "
+        f"expected {expected}: map or ignore them, {remedy}"
+    )
+
+
+def _total(counts) -> Counter:
+    total: Counter = Counter()
+    for page in counts:
+        total.update(page)
+    return total
+
+
+def packed_color(color: tuple[int, int, int]) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def hex_color(code: int) -> str:
+    return f"#{code:06x}"
+
+
+def parse_colors(text: str) -> tuple[tuple[str, int], ...]:
+    """`name=#rrggbb,...` -> ((name, 0xRRGGBB), ...) in the order of the class ids."""
+    entries = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([^=]+?)\s*=\s*#([0-9a-fA-F]{6})\s*", part)
+        if not match:
+            raise InputError(f"--colors has the entry {part!r}, expected name=#rrggbb,name=#rrggbb,...")
+        entries.append((match[1], int(match[2], 16)))
+    if len({color for _name, color in entries}) < len(entries):
+        raise InputError(f"--colors {text} gives one colour to two classes: use --map to merge classes")
+    return tuple(entries)
+
+
+def parse_map(text: str) -> dict[int | str, int]:
+    """`128=1,7=ignore,#000000=ignore` -> {128: 1, 7: 255, "#000000": 255}."""
+    mapping: dict[int | str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d+|#[0-9a-fA-F]{6})\s*=\s*(\d+|ignore)\s*", part)
+        if not match or (match[2] != "ignore" and int(match[2]) >= MAX_CLASSES):
+            raise InputError(
+                f"--map has the entry {part!r}, expected value=id (0..{MAX_CLASSES - 1}) or value=ignore, "
+                "such as 128=1,7=ignore or #000000=ignore"
+            )
+        key = match[1].lower() if match[1].startswith("#") else int(match[1])
+        mapping[key] = IGNORE_ID if match[2] == "ignore" else int(match[2])
+    return mapping
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """`background,cytoplasm,nucleus` -> names in the order of the class ids."""
+    names = tuple(part.strip() for part in text.split(","))
+    if "" in names or len(set(names)) < len(names) or not 2 <= len(names) <= MAX_CLASSES:
+        raise InputError(
+            f"--classes is {text!r}, expected 2 to {MAX_CLASSES} different names joined by commas"
+        )
+    return names

@@ -1,0 +1,133 @@
+"""What train_controlnet.py and generate.py do with their arguments: validate, print the plan, call the loop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from natural2nanoscale.data.folders import fingerprint, open_pairs, read_info, refuse_non_empty
+from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
+from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.synthesis import synthesize
+from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import open_run, select_device
+
+PROMPTS = Path(__file__).with_name("prompts.txt")
+
+
+def read_prompts(file: Path | None) -> list[str]:
+    """One prompt per line; empty lines do not count. Default: the 37 prompts of the package."""
+    file = file or PROMPTS
+    try:
+        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompts {file} cannot be read ({error}): expected a text file") from error
+    if not prompts:
+        raise InputError(f"--prompts {file} holds no prompt, expected one per line")
+    return prompts
+
+
+def select_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Of the frozen U-Net: bfloat16 where the device is made for it, else float32."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def fitting_crop(crop: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
+    """Raise InputError unless the window fits the backbone's grid."""
+    if crop[0] % backbone.grid or crop[1] % backbone.grid:
+        up = tuple(-(-length // backbone.grid) * backbone.grid for length in crop)
+        raise InputError(
+            f"--crop {crop[0]}x{crop[1]} does not fit the backbone, expected multiples of {backbone.grid} "
+            f"pixels such as {up[0]}x{up[1]}"
+        )
+    return crop
+
+
+def train_controlnet(args: argparse.Namespace, root: Path) -> None:
+    """Fine-tune on root/train with root/val to look at; the test part is never opened."""
+    if not args.resume:
+        refuse_non_empty(args.out)
+    train, val = open_pairs(root / "train"), open_pairs(root / "val")
+    if train.info.classes != val.info.classes:
+        raise InputError(f"{root}: train/ and val/ list different classes in dataset.json, expected the same")
+    prompts = read_prompts(args.prompts)
+    device = select_device(args.device)
+    backbone = load_backbone(
+        backbone_name(args.backbone, train.info.origin), device, select_dtype(args.precision, device)
+    )
+    settings = FineTuning(
+        crop=fitting_crop(args.crop or backbone.recommended.crop, backbone),
+        learning_rate=args.lr if args.lr is not None else backbone.recommended.learning_rate,
+        epochs=args.epochs,
+        max_steps=args.max_steps,
+        batch_size=args.batch_size,
+        rotation=args.rotation,
+        noise=args.noise,
+        latent_variants=args.latent_variants,
+        seed=args.seed,
+        checkpoint_every=args.checkpoint_every,
+        sample_every=args.sample_every,
+    )
+    config = {
+        "kind": "controlnet",
+        "settings": asdict(settings),
+        "backbone": {"name": backbone.name, "weights": backbone.fingerprint},
+        "prompts": prompts,
+        "data": {"train": fingerprint(train), "val": fingerprint(val)},
+    }
+    run = open_run(args.out, config, args.resume, MAY_CHANGE)
+    print(
+        f"ControlNet over {backbone.name} on {device} ({str(backbone.unet.dtype).removeprefix('torch.')}): "
+        f"{len(train.stems)} slices, windows of {settings.crop[0]}x{settings.crop[1]}, "
+        f"{settings.total_steps(len(train.stems))} steps of {settings.batch_size}, "
+        f"learning rate {settings.learning_rate:g}"
+    )
+    fine_tune(run, backbone, train, val, prompts, settings, args.resume)
+    print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args, root)}")
+
+
+def generate(args: argparse.Namespace, root: Path) -> None:
+    """Draw slices from the masks of root/train."""
+    out = args.out or root / "synthetic"
+    if not (args.controlnet / "config.json").is_file():
+        raise InputError(
+            f"there is no trained ControlNet in {args.controlnet}: first run `python train_controlnet.py`, "
+            "or name its run folder with --controlnet"
+        )
+    config = json.loads((args.controlnet / "config.json").read_text(encoding="utf-8"))
+    if out.exists() and any(out.iterdir()):
+        read_info(out)  # a folder that is no pair folder is refused before anything is loaded
+    source = open_pairs(root / "train")
+    prompts = read_prompts(args.prompts)
+    device = select_device(args.device)
+    dtype = select_dtype(args.precision, device)
+    backbone = load_backbone(args.backbone or config["backbone"]["name"], device, dtype)
+    if backbone.fingerprint != config["backbone"]["weights"]:
+        raise InputError(
+            f"backbone {backbone.name} has other weights than the one that {args.controlnet} was trained over "
+            f"({config['backbone']['name']}): name that one with --backbone"
+        )
+    controlnet = load_trained(args.controlnet, backbone)
+    settings = SamplingSettings(args.steps, args.guidance, args.strength, args.eta)
+    print(
+        f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
+        f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, on {device}"
+    )
+    made = synthesize(
+        out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed
+    )
+    print(f"{made} new slices in {out}; next: python train_unet.py --synthetic-ratio {args.per_mask}.0")
+
+
+def _flags(args: argparse.Namespace, root: Path) -> str:
+    """The non-default folders, to be repeated in the next command."""
+    data = f" --data {root}" if args.data else ""
+    run = f" --controlnet {args.out}" if args.out != Path("runs/controlnet") else ""
+    return data + run

@@ -1,0 +1,100 @@
+"""ControlNet over the frozen U-Net: how it starts, what it adds, and the loss it learns from (paper 4.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
+
+from natural2nanoscale.diffusion.backbone import Backbone
+from natural2nanoscale.runs import seed_for
+
+
+def make_controlnet(backbone: Backbone, seed: int = 0) -> ControlNetModel:
+    """A ControlNet whose encoder is a copy of the frozen U-Net's, in float32 on the backbone's device.
+
+    Its outputs pass through zero convolutions, so before training the backbone's output is unchanged.
+    Only the hint layers, which read the mask, start at random: from `seed`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "hint layers"))
+        controlnet = ControlNetModel.from_unet(
+            backbone.unet, conditioning_embedding_out_channels=backbone.recommended.hint_channels
+        )
+    return controlnet.float().to(backbone.device).to(memory_format=torch.channels_last)
+
+
+def latent_moments(backbone: Backbone, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """pixel_values (B,3,H,W) in [-1,1] -> mean and std (B,C,H/f,W/f) of the scaled latents' posterior."""
+    with torch.no_grad():
+        posterior = backbone.vae.encode(pixel_values.contiguous(memory_format=torch.channels_last)).latent_dist
+    shift = getattr(backbone.vae.config, "shift_factor", None) or 0.0
+    scale = backbone.vae.config.scaling_factor
+    return (posterior.mean - shift) * scale, posterior.std * scale
+
+
+def decode_latents(backbone: Backbone, latents: torch.Tensor) -> torch.Tensor:
+    """Scaled latents (B,C,H/f,W/f) -> pixel_values (B,3,H,W) float32, about [-1,1]."""
+    shift = getattr(backbone.vae.config, "shift_factor", None) or 0.0
+    with torch.no_grad():
+        latents = latents.float() / backbone.vae.config.scaling_factor + shift
+        return backbone.vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
+
+
+def predict_noise(
+    unet: UNet2DConditionModel,
+    controlnet: ControlNetModel,
+    noisy_latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    controlnet_cond: torch.Tensor,
+    conditioning_scale: float = 1.0,
+) -> torch.Tensor:
+    """The U-Net's output for noisy latents (B,C,h,w), steered by controlnet_cond (B,3,H,W) in [0,1].
+
+    timesteps (B,) or scalar; encoder_hidden_states (B,L,D). Returns (B,C,h,w): the noise, or the velocity
+    where the scheduler says so. Runs in the U-Net's dtype (autocast), answers in float32.
+    """
+    dtype = unet.dtype
+    with torch.autocast(noisy_latents.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        down_block_res_samples, mid_block_res_sample = controlnet(
+            noisy_latents,
+            timesteps,
+            encoder_hidden_states=encoder_hidden_states,
+            controlnet_cond=controlnet_cond,
+            conditioning_scale=conditioning_scale,
+            return_dict=False,
+        )
+        return unet(
+            noisy_latents,
+            timesteps,
+            encoder_hidden_states=encoder_hidden_states,
+            down_block_additional_residuals=down_block_res_samples,
+            mid_block_additional_residual=mid_block_res_sample,
+            return_dict=False,
+        )[0].float()
+
+
+def denoising_loss(
+    unet: UNet2DConditionModel,
+    controlnet: ControlNetModel,
+    scheduler: DDPMScheduler,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    controlnet_cond: torch.Tensor,
+) -> torch.Tensor:
+    """Mean squared error between predicted and true noise: || eps - eps_theta(z_t, t, prompt, mask) ||^2.
+
+    All randomness is handed in: noise like latents (B,C,h,w), timesteps (B,) int64. With a v-prediction
+    scheduler the target is the velocity.
+    """
+    noisy_latents = scheduler.add_noise(latents, noise, timesteps)
+    prediction = predict_noise(
+        unet, controlnet, noisy_latents, timesteps, encoder_hidden_states, controlnet_cond
+    )
+    target = noise
+    if scheduler.config.prediction_type == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, timesteps)
+    return F.mse_loss(prediction, target)

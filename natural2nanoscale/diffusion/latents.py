@@ -1,0 +1,84 @@
+"""Augmented windows of slices, and the cache of their latents that feeds the fine-tuning loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from natural2nanoscale.data.augment import covering_centers, draw_window, warp
+from natural2nanoscale.data.encoders import encode_gray
+from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.diffusion.backbone import Backbone
+from natural2nanoscale.diffusion.controlnet import latent_moments
+from natural2nanoscale.runs import generator_for
+
+if TYPE_CHECKING:
+    from natural2nanoscale.diffusion.training import FineTuning
+
+
+def augmented_windows(
+    image: np.ndarray, mask: np.ndarray, settings: FineTuning, index: int, variants: range
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows of one slice: (V,H,W) float32 grey values in 0..255 and (V,H,W) uint8 class ids.
+
+    Window v of slice `index` is a function of (seed, index, v) alone. The first ones stand unrotated on a
+    grid that holds every pixel of the slice; the others are drawn (paper 4.4: crop, rotation, noise).
+    """
+    size = settings.crop[1], settings.crop[0]
+    fixed = covering_centers(image.shape, size)
+    angles, centers, noise = [], [], []
+    for variant in variants:
+        generator = generator_for(settings.seed, "window", index, variant)
+        angle, center = draw_window(generator, image.shape, size, settings.rotation)
+        if variant < len(fixed):
+            angle, center = 0.0, fixed[variant]
+        strength = settings.noise * torch.rand(1, generator=generator)
+        angles.append(angle)
+        centers.append(center)
+        noise.append(strength * torch.randn(size, generator=generator))
+    count = len(variants)
+    images = torch.from_numpy(image).float().expand(count, 1, -1, -1)
+    masks = torch.from_numpy(mask).expand(count, -1, -1)
+    images, masks = warp(images, masks, torch.tensor(angles), torch.tensor(centers), size)
+    return (images[:, 0] + torch.stack(noise)).clamp(0, 255), masks
+
+
+class LatentCache:
+    """Posterior mean and std of the latents of augmented windows, and the windows' masks.
+
+    Keeping both moments, not one drawn sample, keeps the posterior's noise fresh at every visit. With
+    `latent_variants` = 0 nothing is kept: each visit of epoch e encodes window e.
+    """
+
+    def __init__(self, backbone: Backbone, folder: PairFolder, settings: FineTuning):
+        self.backbone, self.settings = backbone, settings
+        self.images, self.masks = folder.load()
+        size = settings.crop[1], settings.crop[0]
+        cover = max(len(covering_centers(image.shape, size)) for image in self.images)
+        self.variants = max(settings.latent_variants, cover) if settings.latent_variants else 0
+        self.entries: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # per slice: mean, std, masks
+        if self.variants:
+            for index in tqdm(range(len(self.images)), desc="caching latents", leave=False):
+                self.entries.append(self._encode(index, range(self.variants)))
+
+    def _encode(self, index: int, variants: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        windows, masks = augmented_windows(
+            self.images[index], self.masks[index], self.settings, index, variants
+        )
+        moments = [  # a few at a time: the VAE's activations are the largest of all
+            latent_moments(self.backbone, encode_gray(part.to(self.backbone.device))) for part in windows.split(4)
+        ]
+        return torch.cat([m for m, _ in moments]), torch.cat([s for _, s in moments]), masks
+
+    def batch(self, indices: list[int], epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Window (epoch mod variants) of each slice: mean, std (B,C,h,w) and masks (B,H,W)."""
+        if self.variants:
+            variant = epoch % self.variants
+            picked = [tuple(part[variant] for part in self.entries[index]) for index in indices]
+        else:
+            picked = [tuple(p[0] for p in self._encode(index, range(epoch, epoch + 1))) for index in indices]
+        mean, std, masks = (torch.stack(parts) for parts in zip(*picked, strict=True))
+        return mean, std, masks.to(mean.device)

@@ -1,0 +1,378 @@
+"""Trains the embedded backbone on dead-leaves images: a tiny Stable Diffusion in diffusers' classes and folder layout.
+
+    python -m natural2nanoscale backbone --out runs/backbone     -> runs/backbone/backbone/{vae,unet,...}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from natural2nanoscale import runs
+from natural2nanoscale.diffusion import natural
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """The recipe; its defaults made the shipped weights."""
+
+    seed: int = 0
+    images: int = 3072  # dead-leaves images of 128x128
+    wide_images: int = 1024  # and of 224x128, the shape of the phantom's crops
+    vae_steps: int = 2000
+    vae_batch_size: int = 8
+    vae_crop: int = 96  # pixels, square
+    vae_learning_rate: float = 2e-3
+    kl_weight: float = 1e-2  # per latent value; makes posterior std about a tenth of the latents' std
+    unet_steps: int = 3200
+    batch_size: int = 16  # of 128x128; wide batches hold as many pixels
+    unet_learning_rate: float = 1e-3
+    caption_dropout: float = 0.1  # guidance needs an unconditional model
+    snr_gamma: float = 5.0  # loss weight min(SNR, gamma) / SNR (Hang et al. 2023)
+    save_every: int = 250
+
+
+HEIGHT, SHAPES = 128, ((128, 128), (128, 224))  # (height, width) of the two kinds of training images
+# Training values that suit this backbone's ControlNet; read by the fine-tuning when it starts from this folder.
+RECOMMENDED = {
+    "conditioning_embedding_out_channels": [4, 8, 16, 32],
+    "learning_rate": 1e-3,
+    "crop": [224, 128],  # width, height
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Models
+
+
+def make_vae():
+    """8x down-sampling into 32 channels: half as many numbers as a grey image has, so that fine texture survives.
+    Few norm groups: with one or two channels per group, group norm would wipe out brightness and contrast."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=32, block_out_channels=(8, 24, 48, 96), layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=2,
+        mid_block_add_attention=False, sample_size=HEIGHT,
+    )  # fmt: skip
+
+
+def make_unet():
+    """Two levels; cross-attention at the lower one and in the middle."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=HEIGHT // 8, in_channels=32, out_channels=32, block_out_channels=(64, 128), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64, attention_head_dim=4, norm_num_groups=8,
+    )  # fmt: skip
+
+
+def make_tokenizer():
+    """A byte-level CLIP tokenizer: one token for every word of the captions, pieces for any other text."""
+    from transformers import CLIPTokenizer
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # CLIP's byte alphabet: the others move up
+    alphabet = [chr(c) for c in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    merges: list[tuple[str, str]] = []
+    for word in natural.caption_words() + EXTRA_WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        for pair in merges:  # what the merges so far make of the word
+            at = 0
+            while at < len(pieces) - 1:
+                if (pieces[at], pieces[at + 1]) == pair:
+                    pieces[at : at + 2] = ["".join(pair)]
+                at += 1
+        while len(pieces) > 1:  # later merges never undo earlier words, as their rank is lower
+            merges.append((pieces[0], pieces[1]))
+            pieces[:2] = ["".join(pieces[:2])]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=48)
+
+
+# Frequent in prompts about microscopy, never in captions: whole tokens, so that long prompts fit the text encoder.
+EXTRA_WORDS = (
+    "the", "an", "in", "on", "at", "by", "for", "from", "is", "are", "to", "or", "showing", "shows", "electron",
+    "microscopy", "microscope", "micrograph", "scanning", "transmission", "focused", "ion", "beam", "volume", "slice",
+    "section", "cell", "cells", "cellular", "cytoplasm", "nucleus", "nuclei", "membrane", "membranes", "background",
+    "resin", "tissue", "biological", "structure", "structures", "ultrastructure", "organelles", "mitochondria",
+    "vesicles", "chromatin", "axon", "axons", "myelin", "detailed", "resolution", "grayscale", "gray", "scientific",
+    "photo", "picture", "texture", "segmentation", "mask", "label", "labels", "region", "regions", "em", "sem", "tem",
+)  # fmt: skip
+
+
+def make_text_encoder(tokenizer):
+    """Two layers of width 64."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    ))  # fmt: skip
+
+
+def make_scheduler():
+    """Stable Diffusion 1.5's noise schedule."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
+        prediction_type="epsilon", clip_sample=False, steps_offset=1,
+    )  # fmt: skip
+
+
+def tokenize(tokenizer, texts: list[str]) -> Tensor:
+    """Token ids (B, L) int64, padded to the encoder's length."""
+    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Images
+
+
+def _draw(job: tuple[int, int, int, int]) -> tuple[np.ndarray, str]:
+    return natural.draw(*job)
+
+
+def image_bank(settings: PretrainingSettings) -> dict[tuple[int, int], tuple[Tensor, list[str]]]:
+    """(height, width) -> images (N, 3, height, width) uint8 and their captions, drawn by all cores."""
+    jobs = [(settings.seed, i, *shape) for shape, count in zip(SHAPES, (settings.images, settings.wide_images),
+                                                               strict=True) for i in range(count)]  # fmt: skip
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        drawn = list(tqdm(pool.imap(_draw, jobs, chunksize=32), "drawing dead leaves", len(jobs)))
+    bank = {}
+    for shape in SHAPES:
+        chosen = [(image, text) for image, text in drawn if image.shape[:2] == shape]
+        images = torch.from_numpy(np.stack([image for image, _ in chosen])).permute(0, 3, 1, 2).contiguous()
+        bank[shape] = images, [text for _, text in chosen]
+    return bank
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def warm_cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Learning rate: linear warm-up, then a half cosine to zero."""
+    return peak * min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def vae_loss(pixels: Tensor, decoded: Tensor, posterior, kl_weight: float) -> Tensor:
+    """L1 of pixels and of their differences to the right and lower neighbours (which keep fine texture from fading),
+    squared error, and the KL divergence of the posterior from N(0, 1) per latent value."""
+    error = decoded - pixels  # (B, 3, H, W)
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    return error.abs().mean() + error.square().mean() + 0.5 * edges + kl_weight * kl
+
+
+def noise_loss(unet, scheduler, latents: Tensor, states: Tensor, noise: Tensor, t: Tensor, snr_gamma: float) -> Tensor:
+    """E w(t) |eps - eps_theta(x_t, t, c)|^2 with w = min(SNR, gamma) / SNR; latents, noise (B, C, h, w), t (B,)."""
+    noisy = scheduler.add_noise(latents, noise, t)
+    error = (unet(noisy, t, states).sample - noise).square().mean(dim=(1, 2, 3))
+    alpha_bar = scheduler.alphas_cumprod[t.cpu()].to(error)
+    snr = alpha_bar / (1 - alpha_bar)
+    return (error * snr.clamp(max=snr_gamma) / snr).mean()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Loops
+
+
+def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, device: torch.device):
+    """Trains the autoencoder, going on from the run's checkpoint "vae" if there is one; returns it rounded to fp16."""
+    torch.manual_seed(runs.seed_for(settings.seed, "vae"))
+    vae = make_vae().to(device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    first = restore(run, "vae", {"vae": vae}, optimizer)
+    started, progress = time.time(), tqdm(range(first, settings.vae_steps), "vae", settings.vae_steps, first)
+    for step in progress:
+        # a batch of crops, turned and mirrored: every draw is a function of (seed, step)
+        rng = np.random.default_rng(runs.seed_for(settings.seed, "vae batch", step))
+        images, _ = bank[SHAPES[int(rng.random() < 0.3)]]
+        crop, (height, width) = settings.vae_crop, images.shape[2:]
+        crops = []
+        for _ in range(settings.vae_batch_size):
+            n, y, x = rng.integers(len(images)), rng.integers(height - crop + 1), rng.integers(width - crop + 1)
+            piece = torch.rot90(images[n, :, y : y + crop, x : x + crop], int(rng.integers(4)), (1, 2))
+            crops.append(piece.flip(2) if rng.random() < 0.5 else piece)
+        pixels = to_pixels(torch.stack(crops)).to(device)
+
+        # one gradient step
+        posterior = vae.encode(pixels).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=runs.generator_for(settings.seed, "vae noise", step))
+        latents = posterior.mean + posterior.std * noise.to(device)
+        loss = vae_loss(pixels, vae.decode(latents).sample, posterior, settings.kl_weight)
+        optimizer.param_groups[0]["lr"] = warm_cosine(step, settings.vae_steps, settings.vae_learning_rate)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+
+        # what is going on
+        if (step + 1) % 50 == 0:
+            row = {"loss": loss.item(), "posterior_std": posterior.std.mean().item(), "latent_std": latents.std().item()}
+            run.log({"stage": "vae", "step": step + 1, **row, "seconds": time.time() - started})
+            progress.set_postfix({key: f"{value:.3f}" for key, value in row.items()})
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.vae_steps:
+            save(run, "vae", step + 1, {"vae": vae}, optimizer)
+    return vae.half().float().eval().requires_grad_(False)  # users run the fp16-rounded weights
+
+
+@torch.no_grad()
+def encode_bank(vae, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior mean and std of images (N, 3, H, W) uint8, as fp16 on the CPU: (N, C, H/8, W/8) each."""
+    means, stds = [], []
+    for batch in tqdm(images.split(16), "encoding"):
+        posterior = vae.encode(to_pixels(batch).to(vae.device)).latent_dist
+        means.append(posterior.mean.half().cpu())
+        stds.append(posterior.std.half().cpu())
+    return torch.cat(means), torch.cat(stds)
+
+
+def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFolder, device: torch.device) -> None:
+    """Trains U-Net and text encoder on the VAE's latents; writes the backbone folder at each checkpoint."""
+    latent_bank = {shape: encode_bank(vae, images) for shape, (images, _) in bank.items()}
+    moments = latent_bank[SHAPES[0]]
+    variance = moments[0].float().var() + moments[1].float().square().mean()
+    vae.register_to_config(scaling_factor=round(variance.rsqrt().item(), 5))  # latents of unit variance
+    scheduler, tokenizer = make_scheduler(), make_tokenizer()
+    token_bank = {shape: tokenize(tokenizer, texts) for shape, (_, texts) in bank.items()}
+    no_caption = tokenize(tokenizer, [""])
+
+    torch.manual_seed(runs.seed_for(settings.seed, "unet"))
+    unet, text_encoder = make_unet().to(device, memory_format=torch.channels_last), make_text_encoder(tokenizer).to(device)
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    models = {"unet": unet, "text_encoder": text_encoder}
+    first = restore(run, "unet", models, optimizer)
+    started, progress = time.time(), tqdm(range(first, settings.unet_steps), "unet", settings.unet_steps, first)
+    for step in progress:
+        # a batch of latents, sampled anew from their posteriors, with captions
+        rng = np.random.default_rng(runs.seed_for(settings.seed, "unet batch", step))
+        shape = SHAPES[int(rng.random() < 0.3)]
+        means, stds = latent_bank[shape]
+        count = max(settings.batch_size * HEIGHT * HEIGHT // (shape[0] * shape[1]), 1)
+        index = torch.from_numpy(rng.integers(len(means), size=count))
+        draws = runs.generator_for(settings.seed, "unet noise", step)
+        spread, noise = torch.randn(2, count, *means.shape[1:], generator=draws)
+        latents = (means[index].float() + stds[index].float() * spread) * vae.config.scaling_factor
+        tokens = token_bank[shape][index]
+        tokens[torch.from_numpy(rng.random(count) < settings.caption_dropout)] = no_caption
+        t = torch.from_numpy((rng.permutation(count) + rng.random(count)) / count * 1000).long()  # stratified
+
+        # one gradient step
+        latents, noise = (x.to(device, memory_format=torch.channels_last) for x in (latents, noise))
+        states = text_encoder(tokens.to(device)).last_hidden_state  # (B, L, 64)
+        loss = noise_loss(unet, scheduler, latents, states, noise, t.to(device), settings.snr_gamma)
+        optimizer.param_groups[0]["lr"] = warm_cosine(step, settings.unet_steps, settings.unet_learning_rate)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+        # what is going on
+        if (step + 1) % 50 == 0:
+            run.log({"stage": "unet", "step": settings.vae_steps + step + 1, "loss": loss.item(),
+                     "seconds": time.time() - started})  # fmt: skip
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.unet_steps:
+            save(run, "unet", step + 1, models, optimizer)
+            write_backbone(run.path / "backbone", vae, unet, text_encoder, tokenizer, scheduler)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Disk
+
+
+def save(run: runs.RunFolder, name: str, step: int, models: dict, optimizer) -> None:
+    """Writes checkpoints/<name>: the models' tensors and the optimiser's."""
+    tensors = {f"{key}.{entry}": value for key, model in models.items() for entry, value in model.state_dict().items()}
+    run.save_checkpoint(step, tensors | runs.optimizer_tensors(optimizer), {}, name=name)
+
+
+def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
+    """Copies checkpoints/<name> into the models and the optimiser; the number of steps done, 0 without one."""
+    checkpoint = run.load_checkpoint(name)
+    if checkpoint is None:
+        return 0
+    for key, model in models.items():
+        model.load_state_dict({entry: checkpoint.tensors[f"{key}.{entry}"] for entry in model.state_dict()})
+    runs.load_optimizer_tensors(optimizer, checkpoint.tensors)
+    return checkpoint.step
+
+
+def write_backbone(folder: Path, vae, unet, text_encoder, tokenizer, scheduler) -> None:
+    """Writes the folder that `from_pretrained` reads: fp16 safetensors; configs say float32, so that is how they load."""
+    import copy
+
+    for name, model in {"vae": vae, "unet": unet, "text_encoder": text_encoder}.items():
+        copy.deepcopy(model).half().save_pretrained(folder / name)
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "natural2nanoscale.json").write_text(json.dumps({"recommended": RECOMMENDED}, indent=2) + "\n")
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The verb
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `python -m natural2nanoscale backbone`."""
+    default = PretrainingSettings()
+    parser.add_argument("--out", type=Path, required=True, help="run folder; the backbone is written to OUT/backbone")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--images", type=int, default=default.images, help="dead-leaves images of 128x128 pixels")
+    parser.add_argument("--wide-images", type=int, default=default.wide_images, help="and of 224x128")
+    parser.add_argument("--vae-steps", type=int, default=default.vae_steps)
+    parser.add_argument("--unet-steps", type=int, default=default.unet_steps)
+    parser.add_argument("--batch-size", type=int, default=default.batch_size, help="of the U-Net")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains the VAE, then U-Net and text encoder, into args.out."""
+    chosen = {name: getattr(args, name) for name in
+              ("seed", "images", "wide_images", "vae_steps", "unet_steps", "batch_size")}  # fmt: skip
+    settings = PretrainingSettings(**chosen)
+    device = runs.select_device(args.device)
+    folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume)
+    bank = image_bank(settings)
+    vae = train_vae(settings, bank, folder, device)
+    train_unet(settings, bank, vae, folder, device)
+    print(f"backbone written to {folder.path / 'backbone'}")

@@ -1,0 +1,217 @@
+"""Masks to a synthetic pair folder with a manifest: makes what is missing, and each image again from its line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel
+from tqdm import tqdm
+
+from natural2nanoscale.data.encoders import decode_gray, encode_mask
+from natural2nanoscale.data.folders import (
+    DatasetInfo,
+    PairFolder,
+    fingerprint,
+    natural_order,
+    read_info,
+    save_png,
+    write_json,
+)
+from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
+from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import Interrupted, StopSignal, generator_for, seed_for
+
+
+@dataclass(frozen=True)
+class Image:
+    """One synthetic image to be made: the `copy`-th slice from the mask `source`."""
+
+    source: str
+    copy: int
+    seed: int
+    prompt: str
+
+    @property
+    def stem(self) -> str:
+        return f"{self.source}_s{self.copy:03d}"
+
+
+def plan_images(stems: tuple[str, ...], per_mask: int, prompts: list[str], seed: int) -> list[Image]:
+    """Every image with its own seed and prompt: functions of (seed, mask, copy), whatever else is made."""
+    images = []
+    for source in stems:
+        for copy in range(per_mask):
+            image_seed = seed_for(seed, "image", source, copy)
+            draw = torch.randint(len(prompts), (1,), generator=generator_for(image_seed, "prompt"))
+            images.append(Image(source, copy, image_seed, prompts[int(draw)]))
+    return images
+
+
+def synthesize(
+    out: Path,
+    backbone: Backbone,
+    controlnet: ControlNetModel,
+    source: PairFolder,
+    prompts: list[str],
+    settings: SamplingSettings,
+    per_mask: int = 1,
+    batch_size: int = 4,
+    seed: int = 0,
+) -> int:
+    """Make `per_mask` slices from every mask of `source` in the pair folder `out`; return how many were new.
+
+    What is there already is left alone. Raises InputError when `out` was made with other settings, another
+    ControlNet, backbone or source; Interrupted after a requested stop.
+    """
+    info = DatasetInfo(
+        name=f"{source.info.name} synthetic",
+        origin="synthetic",
+        classes=source.info.classes,
+        intensity_window=source.info.intensity_window,
+        pixel_size_nm=source.info.pixel_size_nm,
+        split={
+            "rule": "synthesis",
+            "source": {"part": source.path.name, "fingerprint": fingerprint(source)},
+            "controlnet": weights_hash(controlnet),
+            "backbone": backbone.fingerprint,
+            "sampler": "ddim",
+            **asdict(settings),
+            "seed": seed,
+            "prompts": seed_for(*prompts),
+        },
+    )
+    check_continues(out, info)
+    planned = plan_images(source.stems, per_mask, prompts, seed)
+    done = read_manifest(out)
+    missing = [image for image in planned if image.stem not in done]
+    if not missing:
+        return 0
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / "masks").mkdir(exist_ok=True)
+    write_json(out / "dataset.json", info.to_json())
+    # rows of a killed run whose pictures are not whole are dropped; theirs are made again
+    rows = sorted(done.values(), key=lambda row: natural_order(row["file"]))
+    write_lines(out / "manifest.jsonl", rows)
+
+    prompt_embeds = dict(zip(prompts, encode_prompts(backbone, prompts), strict=True))
+    negative_embeds = encode_prompts(backbone, [""])
+    masks = {stem: source.mask(stem) for stem in source.stems}
+    missing.sort(key=lambda image: masks[image.source].shape)  # equal sizes share a batch; the sort is stable
+    with StopSignal() as stop, tqdm(total=len(missing), desc="synthesis", unit="image") as bar:
+        while missing and not stop.requested:
+            shape = masks[missing[0].source].shape
+            batch = [image for image in missing[:batch_size] if masks[image.source].shape == shape]
+            del missing[: len(batch)]
+            slices = draw_slices(
+                backbone,
+                controlnet,
+                [masks[image.source] for image in batch],
+                source.info.classes.colors,
+                torch.stack([prompt_embeds[image.prompt] for image in batch]),
+                negative_embeds,
+                [image.seed for image in batch],
+                settings,
+            )
+            for image, pixels in zip(batch, slices, strict=True):
+                save_png(out / "masks" / f"{image.stem}.png", masks[image.source])
+                save_png(out / "images" / f"{image.stem}.png", pixels)
+            append_lines(
+                out / "manifest.jsonl",
+                [
+                    {
+                        "file": f"{image.stem}.png",
+                        "seed": image.seed,
+                        "prompt": image.prompt,
+                        "source": image.source,
+                        "checkpoint": info.split["controlnet"],
+                        "sampler": "ddim",
+                        **asdict(settings),
+                    }
+                    for image in batch
+                ],
+            )
+            bar.update(len(batch))
+    if missing:
+        raise Interrupted(f"with {len(missing)} images to go: the same command makes them")
+    return len(planned) - len([image for image in planned if image.stem in done])
+
+
+def draw_slices(
+    backbone: Backbone,
+    controlnet: ControlNetModel,
+    masks: list[np.ndarray],
+    colors: tuple[tuple[int, int, int], ...],
+    prompt_embeds: torch.Tensor,
+    negative_embeds: torch.Tensor,
+    seeds: list[int],
+    settings: SamplingSettings,
+) -> np.ndarray:
+    """Masks (H,W) of one size -> slices (B,H,W) uint8. Each image's noise is a function of its seed alone.
+
+    Sizes off the backbone's grid are filled up by mirror images, and cropped back.
+    """
+    height, width = masks[0].shape
+    down, right = -height % backbone.grid, -width % backbone.grid
+    padded = np.stack([np.pad(mask, ((0, down), (0, right)), mode="symmetric") for mask in masks])
+    conditioning = encode_mask(torch.from_numpy(padded).to(backbone.device), colors)
+    shape = (
+        backbone.unet.config.in_channels,
+        padded.shape[1] // backbone.downsampling,
+        padded.shape[2] // backbone.downsampling,
+    )
+    generators = [generator_for(seed, "noise") for seed in seeds]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    pixel_values = sample(
+        backbone, controlnet, noise, conditioning, prompt_embeds, negative_embeds, settings, generators
+    )
+    return decode_gray(pixel_values)[:, :height, :width].cpu().numpy()
+
+
+def check_continues(out: Path, info: DatasetInfo) -> None:
+    """Refuse to mix: `out` must be new, or a folder whose dataset.json says what `info` says."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    before = read_info(out).to_json()
+    now = json.loads(json.dumps(info.to_json()))
+    if before["origin"] != "synthetic":
+        raise InputError(f"{out} holds a dataset of origin {before['origin']}: name another folder with --out")
+    changed = [key for key in now["split"] if before["split"].get(key) != now["split"][key]]
+    changed += [key for key in ("classes",) if before[key] != now[key]]
+    if changed:
+        key = changed[0]
+        raise InputError(
+            f"{out} was made with another {key} ({before['split'].get(key)}, now {now['split'].get(key)}): "
+            "repeat the old settings to go on, or name another folder with --out"
+        )
+
+
+def read_manifest(out: Path) -> dict[str, dict]:
+    """Lines of manifest.jsonl by stem, those whose image and mask both stand."""
+    file = out / "manifest.jsonl"
+    rows = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+        if (out / "images" / row["file"]).is_file() and (out / "masks" / row["file"]).is_file():
+            rows[Path(row["file"]).stem] = row
+    return rows
+
+
+def write_lines(file: Path, rows: list[dict]) -> None:
+    """Write JSON lines under a temporary name, then rename."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(file)
+
+
+def append_lines(file: Path, rows: list[dict]) -> None:
+    """Append JSON lines."""
+    with file.open("a", encoding="utf-8") as opened:
+        opened.writelines(json.dumps(row) + "\n" for row in rows)

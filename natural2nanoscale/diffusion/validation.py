@@ -1,0 +1,92 @@
+"""What the fine-tuning loop looks at: validation loss and sample strips with everything fixed but ControlNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import ControlNetModel
+
+from natural2nanoscale.data.augment import warp
+from natural2nanoscale.data.contact import sheet
+from natural2nanoscale.data.encoders import color_table, decode_gray, encode_gray, encode_mask
+from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
+from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments
+from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.runs import generator_for
+
+if TYPE_CHECKING:
+    from natural2nanoscale.diffusion.training import FineTuning
+
+TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
+
+
+class Validation:
+    """Fixed windows, timesteps, noise and prompts, so that what changes from step to step is ControlNet."""
+
+    def __init__(self, backbone: Backbone, folder: PairFolder, prompts: list[str], settings: FineTuning):
+        self.backbone, self.colors = backbone, folder.info.classes.colors
+        size = settings.crop[1], settings.crop[0]
+        windows, masks = [], []
+        for stem in folder.stems[:: max(1, len(folder.stems) // 4)][:4]:
+            image, mask = folder.image(stem), folder.mask(stem)
+            middle = [(length - w) // 2 + (w - 1) / 2 for length, w in zip(image.shape[::-1], size[::-1], strict=True)]
+            window, ids = warp(
+                torch.from_numpy(image).float()[None, None],
+                torch.from_numpy(mask)[None],
+                torch.zeros(1),
+                torch.tensor([middle]),
+                size,
+            )
+            windows.append(window[:, 0])
+            masks.append(ids)
+        self.windows, self.masks = torch.cat(windows), torch.cat(masks).to(backbone.device)
+        self.latents = torch.cat(
+            [latent_moments(backbone, encode_gray(w[None].to(backbone.device)))[0] for w in self.windows]
+        )
+        shape = self.latents.shape[1:]
+        generators = [generator_for(settings.seed, "validation", i) for i in range(len(self.windows))]
+        self.noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(backbone.device)
+        chosen = [int(torch.randint(len(prompts), (1,), generator=g)) for g in generators]
+        self.prompt_embeds = encode_prompts(backbone, [prompts[i] for i in chosen])
+        self.negative_embeds = encode_prompts(backbone, [""])
+
+    @torch.no_grad()
+    def loss(self, controlnet: ControlNetModel) -> float:
+        """Mean denoising loss over the fixed timesteps."""
+        conditioning = encode_mask(self.masks, self.colors)
+        losses = [
+            denoising_loss(
+                self.backbone.unet,
+                controlnet,
+                self.backbone.scheduler,
+                self.latents,
+                self.noise,
+                torch.full((len(self.latents),), timestep, device=self.latents.device),
+                self.prompt_embeds,
+                conditioning,
+            )
+            for timestep in TIMESTEPS
+        ]
+        return round(torch.stack(losses).mean().item(), 5)
+
+    def write_samples(self, controlnet: ControlNetModel, folder: Path, step: int) -> None:
+        """A strip real | mask | synthetic with the same noise every time (the paper's Figure 4)."""
+        count = min(3, len(self.windows))
+        pixel_values = sample(
+            self.backbone,
+            controlnet,
+            self.noise[:count],
+            encode_mask(self.masks[:count], self.colors),
+            self.prompt_embeds[:count],
+            self.negative_embeds,
+            SamplingSettings(),
+        )
+        folder.mkdir(exist_ok=True)
+        real = self.windows.round().to(torch.uint8).numpy()
+        masks = color_table(self.colors)[self.masks.cpu().numpy()]
+        synthetic = decode_gray(pixel_values).cpu().numpy()
+        rows = [[real[i], masks[i], synthetic[i]] for i in range(count)]
+        sheet(rows, folder / f"step-{step:06d}.png", ["real", "mask", "synthetic"])

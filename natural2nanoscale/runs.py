@@ -1,0 +1,298 @@
+"""A run folder: config, log, atomic checkpoints, resume; and the seeds, device and signals of every loop.
+
+    RUN/config.json                 arguments, data fingerprints, versions, git commit
+    RUN/log.jsonl                   one line per logged step
+    RUN/checkpoints/step-000500/    state.safetensors, state.json, the model, and manifest.json written last
+
+A checkpoint is written under a temporary name, synced, and renamed; the older one goes only after the
+newer stands. JSON and safetensors only: nothing here reads or writes a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from natural2nanoscale.errors import InputError
+
+# ---------------------------------------------------------------------------------------------- seeds
+
+
+def seed_for(*parts: int | str) -> int:
+    """A 63-bit seed that is a function of its parts alone, so a draw depends on nothing but its name."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator_for(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded by `seed_for`: the same draws whatever device the work runs on."""
+    return torch.Generator().manual_seed(seed_for(*parts))
+
+
+def permutation_for(count: int, *parts: int | str) -> list[int]:
+    """A permutation of range(count), keyed by the parts."""
+    return torch.randperm(count, generator=generator_for(*parts)).tolist()
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (ddof 1); the latter is None for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def select_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one; InputError for a device that torch cannot use."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used here ({reason}): use auto, cpu or cuda") from error
+    return device
+
+
+# -------------------------------------------------------------------------------------------- signals
+
+
+class Interrupted(KeyboardInterrupt):
+    """A loop stopped on request after it had saved; the message says how to go on."""
+
+
+class StopSignal:
+    """Within it the first Ctrl-C or SIGTERM only sets `requested`; a second one interrupts at once."""
+
+    def __enter__(self) -> StopSignal:
+        self.requested = False
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------------------------------- run folders
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved: `step` counts optimiser steps; `tensors` are on the CPU; `path` holds the model."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    state: dict
+    path: Path
+
+
+class RunFolder:
+    """One training's folder on disk."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def log(self, row: dict) -> None:
+        """Append one line to log.jsonl."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_log(self) -> list[dict]:
+        """All whole lines of log.jsonl; a line cut off by a kill is left out."""
+        file = self.path / "log.jsonl"
+        rows = []
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def save_checkpoint(
+        self,
+        step: int,
+        tensors: dict[str, torch.Tensor],
+        state: dict,
+        save_model: Callable[[Path], None] | None = None,
+        name: str | None = None,
+    ) -> Path:
+        """Write checkpoints/step-<step> (or checkpoints/<name>) whole or not at all; return its path.
+
+        `save_model` writes the model into the folder that it is given. An older step-* checkpoint is
+        removed once this one stands; a named checkpoint replaces only its namesake.
+        """
+        parent = self.path / "checkpoints"
+        parent.mkdir(parents=True, exist_ok=True)
+        target = parent / (name or f"step-{step:06d}")
+        temporary = parent / f".tmp-{target.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+                  temporary / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
+        if save_model is not None:
+            save_model(temporary)
+        files = sorted(file for file in temporary.rglob("*") if file.is_file())
+        hashes = {str(file.relative_to(temporary)): _sha256(file) for file in files}
+        manifest = temporary / "manifest.json"
+        manifest.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+        for file in [*files, manifest]:
+            _sync(file)
+        if target.exists():  # a namesake: it steps aside, so that one of the two always stands
+            aside = parent / f".old-{target.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(target, aside)
+        os.replace(temporary, target)
+        _sync(parent)
+        for stale in parent.iterdir():
+            older = name is None and stale.name.startswith("step-") and stale != target
+            if older or stale.name.startswith(".old-"):
+                shutil.rmtree(stale)
+        return target
+
+    def load_checkpoint(self, name: str | None = None) -> Checkpoint | None:
+        """The newest whole step-* checkpoint (or the one called `name`); None when there is none.
+
+        A damaged one is passed over with a printed line. InputError when all that exist are damaged.
+        Log lines of later steps are dropped, so that a resumed log has each step once.
+        """
+        parent = self.path / "checkpoints"
+        if name is not None:
+            candidates = [path for path in (parent / name, parent / f".old-{name}") if path.is_dir()]
+        else:
+            candidates = sorted((p for p in parent.glob("step-*") if p.is_dir()), reverse=True)
+        for path in candidates:
+            damage = _damage(path)
+            if damage:
+                print(f"{path} is passed over: {damage}")
+                continue
+            saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return Checkpoint(saved["step"], load_file(path / "state.safetensors"), saved["state"], path)
+        if candidates:
+            raise InputError(f"every checkpoint in {parent} is damaged: remove {self.path} and start anew")
+        return None
+
+    def drop_log_after(self, step: int) -> None:
+        """Forget log lines of steps later than `step`: a resumed log has each step once."""
+        rows = [row for row in self.read_log() if row.get("step", 0) <= step]
+        temporary = self.path / ".log.jsonl.tmp"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(temporary, self.path / "log.jsonl")
+
+
+def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = ()) -> RunFolder:
+    """Start a run folder, or reopen it to resume.
+
+    `config` is JSON: {"kind": ..., "settings": {...}, "data": {...}}. On resume every entry must be as it
+    was, except the settings named in `may_change` (lengths and intervals).
+    Raises InputError for a non-empty folder without resume, for nothing to resume and for a changed entry.
+    """
+    out = Path(out)
+    file = out / "config.json"
+    config = json.loads(json.dumps(config))  # as it will be read back: tuples become lists
+    if resume:
+        if not file.is_file():
+            raise InputError(f"--resume finds no run in {out}: start it without --resume, or name its folder")
+        old = json.loads(file.read_text(encoding="utf-8"))
+        for part in sorted(set(config) | (set(old) - {"environment"})):
+            before, now = old.get(part), config.get(part)
+            if not isinstance(before, dict) or not isinstance(now, dict):
+                before, now = {part: before}, {part: now}
+            for key in sorted(set(before) | set(now)):
+                if before.get(key) != now.get(key) and key not in may_change:
+                    raise InputError(
+                        f"--resume of {out}: {key} was {before.get(key)} and is now {now.get(key)}, "
+                        "expected no change: give the old value or start a new run in another folder"
+                    )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} already exists: go on with --resume, or name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / ".config.json.tmp"
+    temporary.write_text(json.dumps(config | {"environment": environment()}, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+    return RunFolder(out)
+
+
+def environment() -> dict:
+    """Versions of what the numbers depend on, and the git commit where there is one."""
+    names = ("natural2nanoscale", "torch", "diffusers", "transformers", "numpy", "pillow")
+    versions: dict[str, str | None] = {}
+    for package in names:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    return {"versions": versions, "git_commit": commit, "threads": torch.get_num_threads()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as flat tensors, named optimizer.<parameter>.<entry>."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{key}": torch.as_tensor(value)
+        for index, entries in state.items()
+        for key, value in entries.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Bring back what `optimizer_tensors` gave; other names are left alone.
+
+    Moments take the memory format of their parameters: the same arithmetic as if the run had never stopped.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            if value.shape == parameters[int(index)].shape:
+                value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None: every file of the manifest has its hash."""
+    try:
+        hashes = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "its manifest is missing or unreadable"
+    for name, expected in hashes.items():
+        file = path / name
+        if not file.is_file() or _sha256(file) != expected:
+            return f"{name} is missing or does not match its hash"
+    return None

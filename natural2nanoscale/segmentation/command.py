@@ -1,0 +1,116 @@
+"""What `train_unet.py` does with its arguments: check, print the plan, train every seed, score."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from natural2nanoscale.cli import data_root
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import RunFolder, open_run, select_device
+from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
+from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak
+from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings
+from natural2nanoscale.segmentation.training import check, plan_steps, train
+from natural2nanoscale.segmentation.unet import UNet
+
+
+def train_unet(args: argparse.Namespace) -> None:
+    """Train one U-Net per seed and write their report. Raises InputError before anything is written."""
+    if not args.resume:
+        refuse_non_empty(args.out)
+    ratio = args.synthetic_ratio
+    if ratio is None:
+        ratio = 1.0 if args.synthetic or args.no_real else 0.0
+    synthetic_path = args.synthetic or (args.data or Path("data")) / "synthetic"
+    if ratio > 0 and not synthetic_path.is_dir():
+        raise InputError(f"there are no synthetic slices in {synthetic_path}: first run `python generate.py`")
+    device = select_device(args.device)
+
+    # what there is to learn from
+    root = data_root(args.data)
+    folders = {part: open_pairs(root / part) for part in ("train", "val", "test")}
+    real, validation = load_slices(folders["train"]), load_slices(folders["val"])
+    synthetic = None
+    if ratio > 0:
+        folders["synthetic"] = open_pairs(synthetic_path)
+        refuse_leak(folders["synthetic"], [folders["val"], folders["test"]])
+        synthetic = load_slices(folders["synthetic"])
+    training = combine(None if args.no_real else real, synthetic, ratio, len(real))
+    settings = choose_settings(args, folders["train"].info.origin)
+    check(training, validation, settings)
+    if folders["test"].info.classes != training.classes:
+        raise InputError(f"{root}/test has other classes than the training set: take both from one dataset")
+    hashes = {part: fingerprint(folder) for part, folder in folders.items()}
+    print_plan(training, validation, folders, settings, args.seeds, device)
+
+    # one network per seed, then the test slices
+    choices = asdict(settings) | {"seeds": args.seeds, "synthetic_ratio": ratio, "no_real": args.no_real}
+    run = open_run(
+        args.out, {"kind": "unet", "settings": choices, "data": hashes}, args.resume, (*MAY_CHANGE, "seeds")
+    )
+    for seed in range(args.seed, args.seed + args.seeds):
+        folder = RunFolder(run.path / f"seed-{seed}")
+        folder.path.mkdir(exist_ok=True)
+        train(training, validation, replace(settings, seed=seed), device, folder, args.resume)
+    report = evaluate_run(run.path, folders["test"], device)
+    write_report(run.path, report)
+    print(markdown(report))
+    print(f"report: {run.path}/report.md and report.json")
+    print(f"next: `python -m natural2nanoscale evaluate {run.path} --data DIR` scores these U-Nets elsewhere")
+
+
+def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
+    """The flags; where one is not given, what the origin recommends (printed); else the default."""
+    flags = {
+        "width": args.width,
+        "depth": args.depth,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "patience": args.patience,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    advised = {name: value for name, value in RECOMMENDED.get(origin, {}).items() if name not in given}
+    if advised:
+        values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in advised.items())
+        print(f"{values}: recommended for the {origin}")
+    return replace(
+        Settings(**advised | given),
+        max_steps=args.max_steps,
+        augment=args.augment,
+        crop=args.crop,
+        balance=args.balance,
+        learning_rate=args.lr,
+        validate_every=args.validate_every,
+        select_by=args.select,
+        checkpoint_every=args.checkpoint_every,
+        micro_batch=args.micro_batch,
+        seed=args.seed,
+    )
+
+
+def print_plan(
+    training: Slices,
+    validation: Slices,
+    folders: dict[str, PairFolder],
+    settings: Settings,
+    seeds: int,
+    device: torch.device,
+) -> None:
+    """Say what is going to happen, before it takes time."""
+    with torch.device("meta"):
+        network = UNet(training.classes.count, settings.width, settings.depth)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    per_epoch, total = plan_steps(len(training), settings)
+    sizes = ", ".join(f"{width}x{height}" for height, width in training.shapes[:3])
+    more = " and others" if len(training.shapes) > 3 else ""
+    synthetic = len(training) - training.real
+    print(f"train on  {training.real} real + {synthetic} synthetic slices of {sizes}{more}")
+    print(f"judge on  {len(validation)} validation and {len(folders['test'].stems)} test slices")
+    print(f"classes   {', '.join(training.classes.names)}")
+    print(f"network   U-Net of width {settings.width} and depth {settings.depth}: {parameters:,} parameters")
+    print(f"length    at most {total} steps, {per_epoch} per epoch, for each of {seeds} seed(s), on {device}")

@@ -1,0 +1,169 @@
+"""Scores of a U-Net run on a pair folder: report.json, which every table reads, and report.md for people."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import mean_std, select_device
+from natural2nanoscale.segmentation.batches import DeviceSlices, autocast, micro_batch_size
+from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present
+from natural2nanoscale.segmentation.mixing import Slices, load_slices
+from natural2nanoscale.segmentation.unet import UNet, load_unet, normalize
+
+
+@torch.inference_mode()
+def image_matrices(model: UNet, slices: Slices, device: torch.device) -> torch.Tensor:
+    """Confusion matrix of every slice on its own: (N,K,K) int64 on the CPU. Their sum is that of the set."""
+    model = model.to(device).eval()
+    pool = DeviceSlices(slices, device)
+    micro_batch = micro_batch_size(max(h * w for h, w in slices.shapes), model.width, device)
+    matrices = torch.zeros(len(slices), model.classes, model.classes, dtype=torch.int64)
+    for start in range(0, len(slices), micro_batch):
+        indices = list(range(start, min(start + micro_batch, len(slices))))
+        for positions, grey, masks in pool.groups(indices):
+            with autocast(device):
+                predictions = model(normalize(grey)).argmax(1)
+            for position, mask, prediction in zip(positions, masks, predictions, strict=True):
+                matrices[indices[position]] = confusion(mask, prediction, model.classes).cpu()
+    return matrices
+
+
+def score(matrices: torch.Tensor, names: Sequence[str]) -> dict:
+    """One network's scores: pooled matrix, IoU and Dice per class, mIoU, and a row per slice."""
+    pooled = matrices.sum(0)
+    return {
+        "miou": mean_present(iou(pooled)),
+        "iou": jsonable(iou(pooled)),
+        "dice": jsonable(dice(pooled)),
+        "confusion": pooled.tolist(),
+        "images": [
+            {"image": name, "miou": jsonable(iou(matrix).nanmean()[None])[0], "iou": jsonable(iou(matrix))}
+            for name, matrix in zip(names, matrices, strict=True)
+        ],
+    }
+
+
+def summarize(seeds: Sequence[dict], classes: Classes) -> dict:
+    """Mean and sample standard deviation (null for one seed) over the `score`s of several seeds."""
+    miou_mean, miou_std = mean_std([seed["miou"] for seed in seeds])
+    per_class = []
+    for class_id, name in enumerate(classes.names):
+        entry: dict = {"id": class_id, "name": name}
+        for kind in ("iou", "dice"):
+            values = [seed[kind][class_id] for seed in seeds if seed[kind][class_id] is not None]
+            entry[f"{kind}_mean"], entry[f"{kind}_std"] = mean_std(values) if values else (None, None)
+        per_class.append(entry)
+    return {"miou_mean": miou_mean, "miou_std": miou_std, "per_class": per_class}
+
+
+def trained_seeds(run: Path) -> list[Path]:
+    """The best/ folders of a run's seeds, in order; InputError when there is none."""
+    found = [path for path in Path(run).glob("seed-*/best") if path.is_dir()]
+    if not found:
+        raise InputError(f"{run} holds no trained U-Net (seed-*/best): train one with `python train_unet.py`")
+    return sorted(found, key=lambda path: int(path.parent.name.removeprefix("seed-")))
+
+
+def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
+    """Score every seed of a run on a pair folder; the returned report is what report.json holds.
+
+    Raises InputError when the run is incomplete or its classes are not those of the folder.
+    """
+    started = time.monotonic()
+    networks = [(best, *load_unet(best)) for best in trained_seeds(run)]
+    for best, _, info in networks:
+        if info.classes.names != folder.info.classes.names:
+            raise InputError(
+                f"{best} knows the classes {', '.join(info.classes.names)}, {folder.path} has "
+                f"{', '.join(folder.info.classes.names)}, expected the same names in this order"
+            )
+    slices = load_slices(folder)
+    if all((mask >= slices.classes.count).all() for mask in slices.masks):
+        raise InputError(f"no pixel of {folder.path}/masks carries a label, expected some to score on")
+    seeds = []
+    for best, model, info in networks:
+        scores = score(image_matrices(model, slices, device), folder.stems)
+        seeds.append({"seed": info.trained["seed"], "weights": str(best), "trained": info.trained} | scores)
+    facts = {"run": str(run), "data": str(folder.path), "dataset": folder.info.name}
+    facts |= {"data_fingerprint": fingerprint(folder), "slices": len(slices)}
+    summary = summarize(seeds, slices.classes)
+    return facts | summary | {"seeds": seeds, "seconds": round(time.monotonic() - started, 1)}
+
+
+def write_report(out: Path, report: dict) -> None:
+    """Write report.json and report.md into the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "report.json", report)
+    (out / "report.md").write_text(markdown(report), encoding="utf-8")
+
+
+def verdict(report: dict) -> str:
+    """One line: what the run scored on what."""
+    return (
+        f"mIoU {percent(report['miou_mean'], report['miou_std'])} % over {len(report['seeds'])} seed(s) "
+        f"on the {report['slices']} slices of {report['data']}"
+    )
+
+
+def percent(mean: float | None, std: float | None = None) -> str:
+    """A share as per cent, with its standard deviation where there is one."""
+    if mean is None:
+        return "absent"
+    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
+
+
+def markdown(report: dict) -> str:
+    """report.md: the verdict first, then classes, seeds, confusions and the hardest slices."""
+    names = [entry["name"] for entry in report["per_class"]]
+    lines = [f"**{verdict(report)}**", ""]
+    lines += ["All numbers in per cent; ± is the sample standard deviation over seeds."]
+    lines += ["", "| class | IoU | Dice |", "|---|--:|--:|"]
+    for entry in report["per_class"]:
+        scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]
+        lines.append(f"| {entry['name']} | {scores[0]} | {scores[1]} |")
+    lines += ["", "| seed | mIoU | best step | validation mIoU |", "|--:|--:|--:|--:|"]
+    for seed in report["seeds"]:
+        best = seed["trained"]["best"]
+        scores = [percent(seed["miou"]), str(best["step"]), percent(best["val_miou"])]
+        lines.append(f"| {seed['seed']} | {' | '.join(scores)} |")
+    lines += ["", "Share of each true class (rows) that was predicted as (columns), all seeds together:", ""]
+    lines += [f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
+    pooled = torch.tensor([seed["confusion"] for seed in report["seeds"]]).sum(0).double()
+    for name, row in zip(names, pooled, strict=True):
+        shares = [percent(share) for share in (row / row.sum()).tolist()] if row.sum() else ["–"] * len(names)
+        lines.append(f"| {name} | {' | '.join(shares)} |")
+    hardest = sorted(
+        (row["miou"], row["image"], seed["seed"])
+        for seed in report["seeds"]
+        for row in seed["images"]
+        if row["miou"] is not None
+    )[:5]
+    lines += ["", "| hardest slices | seed | mIoU |", "|---|--:|--:|"]
+    lines += [f"| {image} | {seed} | {percent(miou)} |" for miou, image, seed in hardest]
+    return "\n".join(lines) + "\n"
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m natural2nanoscale evaluate`."""
+    parser.add_argument("run", type=Path, help="folder of a U-Net run")
+    parser.add_argument("--data", type=Path, required=True, help="pair folder, or root of a test/")
+    parser.add_argument("--out", type=Path, help="folder for report.json and report.md (RUN/evaluate-NAME)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Score a run on --data, write both reports and print the readable one."""
+    folder = open_pairs(args.data / "test" if (args.data / "test").is_dir() else args.data)
+    report = evaluate_run(args.run, folder, select_device(args.device))
+    out = args.out or args.run / f"evaluate-{'-'.join(folder.path.resolve().parts[-2:])}"
+    write_report(out, report)
+    print(markdown(report))
+    print(f"written to {out}/report.json and report.md")

@@ -1,0 +1,43 @@
+"""Segmentation scores: counts are added up in one confusion matrix and divided once."""
+
+from __future__ import annotations
+
+import torch
+
+from natural2nanoscale.data.classes import IGNORE_ID
+
+
+def confusion(
+    truth: torch.Tensor, prediction: torch.Tensor, classes: int, ignore_id: int = IGNORE_ID
+) -> torch.Tensor:
+    """Pixels of true class i predicted as class j: two integer tensors of one shape -> (K,K) int64 counts.
+
+    Pixels whose truth is `ignore_id` do not count. The result lies on the tensors' device; matrices of
+    batches add up to that of the whole set.
+    """
+    cell = truth.long() * classes + prediction.long()
+    cell = torch.where(truth == ignore_id, classes * classes, cell)  # one more cell, cut off again
+    return torch.bincount(cell.flatten(), minlength=classes * classes + 1)[:-1].view(classes, classes)
+
+
+def iou(matrix: torch.Tensor) -> torch.Tensor:
+    """Intersection over union per class, (K,K) -> (K,) float64; NaN for a class that occurs in neither."""
+    matrix = matrix.double()
+    hits = matrix.diagonal()
+    return hits / (matrix.sum(0) + matrix.sum(1) - hits)  # 0 / 0 is NaN
+
+
+def dice(matrix: torch.Tensor) -> torch.Tensor:
+    """Dice coefficient per class, (K,K) -> (K,) float64; NaN for a class that occurs in neither."""
+    matrix = matrix.double()
+    return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
+
+
+def mean_present(scores: torch.Tensor) -> float:
+    """Mean over the classes that occur: mIoU from `iou`. NaN when there is none."""
+    return scores.nanmean().item()
+
+
+def jsonable(scores: torch.Tensor) -> list[float | None]:
+    """Scores as JSON holds them: an absent class is null."""
+    return [None if score != score else score for score in scores.tolist()]

@@ -1,0 +1,109 @@
+"""The training set of a U-Net: real slices, synthetic ones, or both in a stated ratio."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.folders import PairFolder, fingerprint
+from natural2nanoscale.errors import InputError
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices in memory: pairs of (H,W) uint8 images and masks of any sizes, the first `real` of them real."""
+
+    images: list[np.ndarray]
+    masks: list[np.ndarray]
+    classes: Classes
+    real: int
+    intensity_window: tuple[float, float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """The different (height, width), sorted."""
+        return sorted({image.shape for image in self.images})
+
+
+def load_slices(folder: PairFolder) -> Slices:
+    """All pairs of a folder; they count as real unless the folder's origin is "synthetic"."""
+    images, masks = folder.load()
+    real = 0 if folder.info.origin == "synthetic" else len(images)
+    return Slices(images, masks, folder.info.classes, real, folder.info.intensity_window)
+
+
+def combine(
+    real: Slices | None, synthetic: Slices | None = None, ratio: float = 1.0, real_count: int = 0
+) -> Slices:
+    """Real slices, then round(`ratio` x real slices) synthetic ones (paper: 1.0 gives 233 + 233 = 466).
+
+    `real` None makes a purely synthetic set, whose ratio counts from `real_count`. The synthetic slices are
+    spread evenly over the masks they were made from, always the same ones for the same folder.
+    Raises InputError when there are too few of them or the classes differ.
+    """
+    if synthetic is None:
+        if real is None:
+            raise InputError("there are neither real nor synthetic slices to train on: leave out --no-real")
+        return real
+    base = len(real) if real is not None else real_count
+    needed = math.floor(ratio * base + 0.5)
+    if needed > len(synthetic):
+        raise InputError(
+            f"--synthetic-ratio {ratio:g} of {base} real slices needs {needed} synthetic slices, found "
+            f"{len(synthetic)}: make more with `python generate.py --per-mask {math.ceil(needed / base)}`"
+        )
+    if needed == 0 and real is None:
+        raise InputError(f"--synthetic-ratio {ratio:g} with --no-real leaves nothing to train on: raise it")
+    if real is not None and real.classes != synthetic.classes:
+        raise InputError(
+            f"the real slices have classes {', '.join(real.classes.names)}, the synthetic ones "
+            f"{', '.join(synthetic.classes.names)}, or their colours differ: "
+            "generate from this dataset's masks"
+        )
+    chosen = spread_over_masks(synthetic.masks, needed)
+    images, masks = [synthetic.images[i] for i in chosen], [synthetic.masks[i] for i in chosen]
+    if real is None:
+        return Slices(images, masks, synthetic.classes, 0, synthetic.intensity_window)
+    return Slices(real.images + images, real.masks + masks, real.classes, len(real), real.intensity_window)
+
+
+def spread_over_masks(masks: Sequence[np.ndarray], count: int) -> list[int]:
+    """Indices of `count` slices, as many of every different mask as possible, in ascending order.
+
+    Slices that were made from one mask share it to the last pixel, which is how they are recognised. A round
+    that cannot serve every mask serves evenly spaced ones.
+    """
+    by_mask: dict[bytes, list[int]] = {}
+    for index, mask in enumerate(masks):
+        key = hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).digest()
+        by_mask.setdefault(key, []).append(index)
+    rounds: list[list[int]] = []
+    for indices in by_mask.values():
+        for turn, index in enumerate(indices):
+            if turn == len(rounds):
+                rounds.append([])
+            rounds[turn].append(index)
+    chosen: list[int] = []
+    for row in rounds:
+        wanted = min(count - len(chosen), len(row))
+        chosen += [row[i * len(row) // wanted] for i in range(wanted)]
+    return sorted(chosen)
+
+
+def refuse_leak(synthetic: PairFolder, held_out: Sequence[PairFolder]) -> None:
+    """Raise InputError when the synthetic slices were made from the masks of a validation or test folder."""
+    source = synthetic.info.split.get("source") or {}
+    for folder in held_out:
+        if source.get("fingerprint") == fingerprint(folder):
+            raise InputError(
+                f"the masks of {folder.path} were used to make {synthetic.path}, so its scores would be "
+                "worthless: generate from the training masks"
+            )

@@ -1,0 +1,247 @@
+"""Supervised training of a U-Net: one flat loop (paper 4.3 and 4.4)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import (
+    Interrupted,
+    RunFolder,
+    StopSignal,
+    generator_for,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from natural2nanoscale.segmentation.batches import (
+    DeviceSlices,
+    autocast,
+    draw_batch,
+    micro_batch_size,
+    read_batch,
+    slices_per_step,
+)
+from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, mean_present
+from natural2nanoscale.segmentation.mixing import Slices
+from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, initialize, normalize, save_unet
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network with its best weights, in eval mode."""
+
+    model: UNet
+    info: UNetInfo
+    best: dict  # the line of the best validation: step, loss, val_loss, val_miou, val_iou
+    rows: list[dict]  # the lines of all validations
+    steps: int  # optimiser steps taken, fewer than planned when training stopped early
+
+
+def check(training: Slices, validation: Slices, settings: Settings) -> None:
+    """Raise InputError for data and settings that cannot be trained on."""
+    if training.classes != validation.classes:
+        raise InputError(
+            f"training slices have classes {', '.join(training.classes.names)}, validation slices "
+            f"{', '.join(validation.classes.names)}, or their colours differ: take both from one dataset"
+        )
+    for name, slices in (("training", training), ("validation", validation)):
+        if all((mask == IGNORE_ID).all() for mask in slices.masks):
+            raise InputError(f"no pixel of the {len(slices)} {name} masks carries a label: check the masks")
+    if settings.crop is None and len(training.shapes) > 1:
+        (h0, w0), (h1, w1) = training.shapes[0], training.shapes[-1]
+        raise InputError(
+            f"the training slices have {len(training.shapes)} different sizes, from {w0}x{h0} to {w1}x{h1}, "
+            f"expected one: train on windows with --crop WxH, such as --crop {w0}x{h0}"
+        )
+    if settings.balance is not None:
+        synthetic, size = len(training) - training.real, slices_per_step(settings, len(training))
+        if not training.real or not synthetic:
+            raise InputError(
+                f"--balance needs real and synthetic slices, found {training.real} real and {synthetic} "
+                "synthetic: leave it out, or mix both with --synthetic-ratio"
+            )
+        if not 0 < round(settings.balance * size) < size:
+            raise InputError(
+                f"--balance {settings.balance:g} of batches of {size} leaves no slice for one of the two "
+                "kinds, expected at least one of each: change --balance or raise --batch-size"
+            )
+
+
+def plan_steps(count: int, settings: Settings) -> tuple[int, int]:
+    """Optimiser steps per epoch and in all, for `count` training slices."""
+    per_epoch = math.ceil(count / slices_per_step(settings, count))
+    return per_epoch, settings.max_steps or settings.epochs * per_epoch
+
+
+def is_better(row: dict, best: dict, select_by: str) -> bool:
+    """Whether a validation beats the best one so far ({} before the first)."""
+    if select_by == "loss":
+        return not best or row["val_loss"] < best["val_loss"]
+    return not best or row["val_miou"] > best["val_miou"]
+
+
+def accumulate_gradient(
+    model: torch.nn.Module, parts: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leave in .grad the gradient of the mean cross-entropy over all labelled pixels of all parts.
+
+    `parts` are micro-batches (images (b,1,h,w), targets (b,h,w) int64). The loss is summed over them and
+    divided once, so the result is that of one large batch, however it is cut, and a part without any
+    labelled pixel adds nothing. Returns the summed loss and the number of labelled pixels, on the device.
+    """
+    loss_sum, pixels = 0.0, 0
+    for images, masks in parts:
+        with autocast(images.device):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), masks, ignore_index=IGNORE_ID, reduction="sum")
+        loss.backward()
+        loss_sum, pixels = loss_sum + loss.detach(), pixels + (masks != IGNORE_ID).sum()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    torch._foreach_div_(gradients, pixels.clamp(min=1).float())
+    return loss_sum, pixels
+
+
+@torch.inference_mode()
+def validate(model: UNet, pool: DeviceSlices, count: int, micro_batch: int) -> tuple[float, torch.Tensor]:
+    """Mean cross-entropy over all labelled pixels and confusion matrix (K,K) of whole, unaugmented slices."""
+    model.eval()
+    loss_sum = torch.zeros((), device=pool.device)
+    matrix = torch.zeros(model.classes, model.classes, dtype=torch.int64, device=pool.device)
+    for start in range(0, count, micro_batch):
+        for _, grey, masks in pool.groups(list(range(start, min(start + micro_batch, count)))):
+            with autocast(grey.device):
+                logits = model(normalize(grey)).float()
+            loss_sum += F.cross_entropy(logits, masks.long(), ignore_index=IGNORE_ID, reduction="sum")
+            matrix += confusion(masks, logits.argmax(1), model.classes)
+    return (loss_sum / matrix.sum().clamp(min=1)).item(), matrix.cpu()
+
+
+def train(
+    training: Slices,
+    validation: Slices,
+    settings: Settings,
+    device: torch.device,
+    folder: RunFolder | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Trained:
+    """Train one U-Net; with `folder` keep log, checkpoints and best/ there, without it write nothing.
+
+    Raises Interrupted after a requested stop, once the state is saved, and InputError for unusable data or
+    a loss that is no longer finite.
+    """
+    check(training, validation, settings)
+    info = UNetInfo(settings.width, settings.depth, training.classes, training.intensity_window)
+    model = UNet(training.classes.count, settings.width, settings.depth)
+    initialize(model, generator_for(settings.seed, "weights"))
+    model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+
+    per_epoch, total_steps = plan_steps(len(training), settings)
+    validate_every = settings.validate_every or per_epoch
+    patience = settings.patience or math.inf
+    height, width = (settings.crop[1], settings.crop[0]) if settings.crop else training.shapes[0]
+    micro_batch = settings.micro_batch or micro_batch_size(height * width, settings.width, device)
+    largest = max(height * width for height, width in validation.shapes)
+    validation_batch = micro_batch_size(largest, settings.width, device)
+    pool, judge = DeviceSlices(training, device), DeviceSlices(validation, device)
+
+    # all that moves: the weights, the optimiser's moments, and these
+    step, useless, best = 0, 0, {}  # useless: validations since the best one
+    best_weights: dict[str, torch.Tensor] = {}
+    train_loss = torch.zeros(2, device=device)  # summed loss and labelled pixels since the last validation
+    rows: list[dict] = []
+
+    checkpoint = folder.load_checkpoint() if folder and resume else None
+    if checkpoint:
+        tensors = checkpoint.tensors
+        model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+        load_optimizer_tensors(optimizer, tensors)
+        train_loss.copy_(tensors["train_loss"])
+        step, useless, best = checkpoint.step, checkpoint.state["useless"], checkpoint.state["best"]
+        if best:
+            best_weights = {name: tensors[f"best.{name}"].to(device) for name in model.state_dict()}
+    if folder and resume:
+        folder.drop_log_after(step)
+        rows = folder.read_log()
+
+    def look() -> dict:
+        val_loss, matrix = validate(model, judge, len(validation), validation_batch)
+        scores = iou(matrix)
+        mean_loss = (train_loss[0] / train_loss[1].clamp(min=1)).item()
+        if not math.isfinite(mean_loss + val_loss):
+            raise InputError(f"the loss became {mean_loss} by step {step}: lower --lr and start again")
+        return {
+            "step": step,
+            "epoch": step / per_epoch,
+            "loss": mean_loss,
+            "val_loss": val_loss,
+            "val_miou": mean_present(scores),
+            "val_iou": jsonable(scores),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+
+    def save() -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in best_weights.items()}
+        tensors |= optimizer_tensors(optimizer) | {"train_loss": train_loss}
+        folder.save_checkpoint(step, tensors, {"useless": useless, "best": best})
+
+    started = time.monotonic()
+    name = f"U-Net seed {settings.seed}"
+    bar = tqdm(total=total_steps, initial=step, desc=name, unit="step", disable=not progress)
+    with StopSignal() as stop, bar:
+        while step < total_steps and useless < patience:
+            # the gradient step: summed over micro-batches, divided once
+            model.train()
+            samples = draw_batch(step, len(training), training.real, settings)
+            cuts = range(0, len(samples), micro_batch)
+            optimizer.zero_grad()
+            loss, pixels = accumulate_gradient(
+                model, (read_batch(pool, samples[cut : cut + micro_batch], settings) for cut in cuts)
+            )
+            optimizer.step()
+            step += 1
+            bar.update()
+            train_loss += torch.stack([loss, pixels.float()])
+
+            # look at the validation slices and keep the best weights
+            if step % validate_every == 0:
+                row = look()
+                train_loss.zero_()
+                rows.append(row)
+                useless += 1
+                if is_better(row, best, settings.select_by):
+                    best, useless = row, 0
+                    best_weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                if folder:
+                    folder.log(row)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", mIoU=f"{row['val_miou']:.3f}", refresh=False)
+
+            # save; the state does not know of an end, so a longer training can go on from it
+            ended = step == total_steps or useless >= patience
+            if folder and (stop.requested or ended or step % settings.checkpoint_every == 0):
+                save()
+            if stop.requested:
+                raise Interrupted(f"{folder.path} is saved at step {step}: go on with --resume" if folder else "")
+
+    # the steps after the last regular validation count as well
+    if step % validate_every:
+        row = look()
+        rows.append(row)
+        if is_better(row, best, settings.select_by):
+            best, best_weights = row, model.state_dict()
+    model.load_state_dict(best_weights)
+    info = replace(info, trained={"seed": settings.seed, "steps": step, "best": best})
+    if folder:
+        save_unet(folder.path / "best", model, info)
+    return Trained(model.eval(), info, best, rows, step)

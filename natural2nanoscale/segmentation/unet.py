@@ -1,0 +1,164 @@
+"""The U-Net of Ronneberger, Fischer and Brox (2015), by hand, and the file that holds a trained one.
+
+Deviations from the paper: convolutions are padded, so that the mask has the size of the slice, and each is
+followed by a GroupNorm, so that training does not depend on how a batch is cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.folders import write_json
+from natural2nanoscale.errors import InputError
+
+WEIGHTS_NAME = "unet.safetensors"
+
+
+def double_conv(inputs: int, outputs: int) -> nn.Sequential:
+    """Two 3x3 convolutions, each with norm and ReLU: (B,inputs,H,W) -> (B,outputs,H,W)."""
+    layers = []
+    for channels in (inputs, outputs):
+        layers += [
+            nn.Conv2d(channels, outputs, 3, padding=1, bias=False),  # the norm brings the bias
+            nn.GroupNorm(math.gcd(8, outputs), outputs),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Extend (B,C,H,W) at the right and the bottom until H and W are multiples; mirrored where possible."""
+    height, width = images.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if not bottom and not right:
+        return images
+    # A mirror image is shorter than what it mirrors: slices too small for it repeat their last pixel.
+    mode = "reflect" if bottom < height and right < width else "replicate"
+    return F.pad(images, (0, right, 0, bottom), mode=mode)
+
+
+class UNet(nn.Module):
+    """Contracting path, bottleneck, expanding path: `width` channels at the top, doubled `depth` times.
+
+    `classes` is the number of classes K. The paper's network has width 64 and depth 4.
+    """
+
+    def __init__(self, classes: int, width: int = 64, depth: int = 4):
+        super().__init__()
+        self.classes, self.width, self.depth = classes, width, depth
+        channels = [width * 2**level for level in range(depth + 1)]  # 64, 128, 256, 512, 1024
+        self.down = nn.ModuleList(
+            double_conv(inputs, outputs)
+            for inputs, outputs in zip([1, *channels[:-2]], channels[:-1], strict=True)
+        )
+        self.bottom = double_conv(channels[-2], channels[-1])
+        self.rise = nn.ModuleList(
+            nn.ConvTranspose2d(2 * outputs, outputs, 2, stride=2) for outputs in reversed(channels[:-1])
+        )
+        self.up = nn.ModuleList(double_conv(2 * outputs, outputs) for outputs in reversed(channels[:-1]))
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B,1,H,W) float in [-1,1], any H and W -> logits (B,K,H,W)."""
+        height, width = images.shape[-2:]
+        x = pad_to_multiple(images, 2**self.depth)
+        skips = []
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+            x = F.max_pool2d(x, 2)
+        x = self.bottom(x)
+        for rise, block, skip in zip(self.rise, self.up, reversed(skips), strict=True):
+            x = block(torch.cat([skip, rise(x)], dim=1))
+        return self.head(x)[..., :height, :width]
+
+
+def initialize(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw weights from a normal distribution of deviation sqrt(2 / fan_in), biases zero (U-Net paper, 3)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            # A stride-2 transposed 2x2 convolution adds up one pixel of every input channel per output pixel.
+            fan_in = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in), generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def normalize(slices: torch.Tensor) -> torch.Tensor:
+    """uint8 or float grey values (B,H,W) in 0..255 -> network input (B,1,H,W) float32 in [-1,1].
+
+    A fixed map and not the training set's mean and deviation: those would differ between the real and the
+    synthetic set, and two U-Nets that are compared would see the same test slice differently.
+    """
+    return (slices.to(torch.float32) / 127.5 - 1.0).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class UNetInfo:
+    """What a weights file knows of its network."""
+
+    width: int
+    depth: int
+    classes: Classes
+    intensity_window: tuple[float, float] | None = None  # grey values that became 0 and 255 at conversion
+    trained: dict = field(default_factory=dict)  # seed, step and validation scores of these weights
+
+    def to_json(self) -> dict:
+        return {
+            "architecture": "natural2nanoscale U-Net",
+            "width": self.width,
+            "depth": self.depth,
+            "classes": self.classes.to_json(),
+            "intensity_window": list(self.intensity_window) if self.intensity_window else None,
+            "input": "grey values 0..255 mapped to [-1,1]",
+            "trained": self.trained,
+        }
+
+
+def save_unet(folder: Path, model: UNet, info: UNetInfo) -> None:
+    """Write unet.safetensors, which describes itself in its metadata, and the same facts as config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = folder / f".{WEIGHTS_NAME}.tmp"
+    save_file(tensors, temporary, metadata={"format": "pt", "unet": json.dumps(info.to_json())})
+    temporary.replace(folder / WEIGHTS_NAME)
+    write_json(folder / "config.json", info.to_json())
+
+
+def load_unet(path: Path) -> tuple[UNet, UNetInfo]:
+    """Load a network from its weights file or the folder that holds it; on the CPU, in eval mode.
+
+    Raises InputError when the file is missing, damaged, or not one that `save_unet` wrote.
+    """
+    file = Path(path) / WEIGHTS_NAME if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise InputError(f"{file} does not exist, expected a U-Net: train one with `python train_unet.py`")
+    try:
+        with safe_open(file, framework="pt") as weights:
+            described = json.loads((weights.metadata() or {})["unet"])
+            window = described["intensity_window"]
+            info = UNetInfo(
+                int(described["width"]),
+                int(described["depth"]),
+                Classes.from_json(described["classes"]),
+                (float(window[0]), float(window[1])) if window else None,
+                dict(described["trained"]),
+            )
+            model = UNet(info.classes.count, info.width, info.depth)
+            model.load_state_dict({name: weights.get_tensor(name) for name in weights.keys()})
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{file} is not a U-Net of this program ({reason}): train one with `python train_unet.py`"
+        ) from error
+    return model.eval(), info

@@ -1,0 +1,114 @@
+"""Small stand-ins that the tests make themselves: pair folders and a backbone of Stable Diffusion's shape."""
+
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.folders import DatasetInfo, write_pairs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blobs(count: int, height: int, width: int, classes: int = 3, seed: int = 0):
+    """`count` (stem, image, mask) triples: bands of classes with a grey level and noise each."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    for i in range(count):
+        wave = 0.2 * height * np.sin(x / width * 6 + i / 3 + rng.normal(0, 0.2))
+        mask = np.clip((y + wave) * classes // height, 0, classes - 1).astype(np.uint8)
+        image = 220 - mask * (180 // classes) + rng.normal(0, 6, mask.shape)
+        yield f"slice_{i:04d}", image.clip(0, 255).astype(np.uint8), mask
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    """A data root: 4 training, 2 validation, 2 test slices of 64x32, three classes."""
+    root = tmp_path / "data"
+    info = DatasetInfo("blobs", "prepared", Classes.named("background", "cytoplasm", "nucleus"))
+    for seed, (part, count) in enumerate((("train", 4), ("val", 2), ("test", 2))):
+        write_pairs(root / part, info, blobs(count, 32, 64, seed=seed))
+    return root
+
+
+def save_tiny_backbone(folder: Path, levels: int = 2, cross_dim: int = 16) -> Path:
+    """A diffusers folder of Stable Diffusion's parts with random weights and a VAE of `levels` levels."""
+    import torch
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=32,
+    ).save_pretrained(folder / "vae")
+    UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=cross_dim,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "unet")
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=24)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=cross_dim,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=24,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    ).save_pretrained(folder / "text_encoder")
+    DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    ).save_pretrained(folder / "scheduler")
+    hint = [4, 8, 8, 8][:levels]
+    (folder / "natural2nanoscale.json").write_text(
+        f'{{"recommended": {{"learning_rate": 1e-3, "crop": [32, 32], "hint_channels": {hint}}}}}'
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory):
+    """Folder of a backbone with Stable Diffusion's parts, small and random."""
+    return save_tiny_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a front door in this process, as `python NAME ARGUMENTS` does; returns stdout and stderr."""
+
+    def run(name: str, *arguments: object, expect: int = 0) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        assert code == expect, printed.out + printed.err
+        return SimpleNamespace(stdout=printed.out, stderr=printed.err)
+
+    return run

@@ -1,0 +1,132 @@
+"""Joint warping of slices and masks against scipy, torch.rot90 and plain slicing."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from natural2nanoscale.data.augment import covering_centers, draw_window, warp
+
+
+def slices(count: int, height: int, width: int, classes: int = 5):
+    """Images (B,1,H,W) of whole grey values and masks (B,H,W) of even ids, so that a blend is never an id."""
+    generator = torch.Generator().manual_seed(height)
+    images = torch.randint(0, 256, (count, 1, height, width), generator=generator).float()
+    masks = 2 * torch.randint(0, classes, (count, height, width), generator=generator)
+    return images, masks
+
+
+def middle(shape: tuple[int, int], count: int = 1) -> torch.Tensor:
+    """The slice's centre (x, y), `count` times."""
+    return torch.tensor([[(shape[1] - 1) / 2, (shape[0] - 1) / 2]]).expand(count, 2)
+
+
+@pytest.mark.parametrize("shape", [(37, 53), (954, 1280)])
+def test_unrotated_window_is_a_part_of_the_slice(shape):
+    images, masks = slices(1, *shape)
+    top, left, h, w = 7, 5, shape[0] - 11, shape[1] - 5
+    center = torch.tensor([[left + (w - 1) / 2, top + (h - 1) / 2]])
+    image, mask = warp(images, masks, torch.zeros(1), center, (h, w))
+    cut = np.s_[top : top + h, left : left + w]
+    assert torch.equal(mask[0], masks[0][cut])
+    assert torch.equal(image[0, 0].round(), images[0, 0][cut])
+    assert (image[0, 0] - images[0, 0][cut]).abs().max() < 0.05  # of 255: grid_sample's rounded coordinates
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_quarter_turns_equal_rot90(turns):
+    images, masks = slices(2, 31, 31)
+    image, mask = warp(images, masks, torch.full((2,), 90.0 * turns), middle((31, 31), 2), (31, 31))
+    assert torch.equal(mask, torch.rot90(masks, turns, (-2, -1)))
+    assert torch.allclose(image, torch.rot90(images, turns, (-2, -1)), atol=0.05)
+
+
+@pytest.mark.parametrize("angle", [-16.0, 3.7, 44.0])
+def test_any_angle_equals_scipy(angle):
+    """scipy's own rotation, its "reflect" being half-sample symmetric as ours is."""
+    images, masks = slices(1, 40, 40)
+    images = torch.from_numpy(ndimage.gaussian_filter(images.numpy(), (0, 0, 2, 2)))
+    image, mask = warp(images, masks, torch.tensor([angle]), middle((40, 40)), (40, 40))
+    expected = ndimage.rotate(images[0, 0].numpy(), angle, reshape=False, order=1, mode="reflect")
+    assert np.abs(image[0, 0].numpy() - expected).max() < 0.05
+    ids = ndimage.rotate(masks[0].numpy(), angle, reshape=False, order=0, mode="reflect")
+    assert (mask[0].numpy() != ids).mean() < 0.005  # ties at half a pixel may fall either way
+
+
+def test_no_warp_makes_new_mask_values():
+    images, masks = slices(3, 30, 44)
+    masks[0, :10] = 255
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        draws = [draw_window(generator, (30, 44), (24, 60), 180.0) for _ in range(3)]
+        angles, centers = torch.tensor([d[0] for d in draws]), torch.tensor([d[1] for d in draws])
+        image, mask = warp(images, masks, angles, centers, (24, 60))
+        assert mask.dtype == masks.dtype
+        assert image.shape == (3, 1, 24, 60)
+        for before, after in zip(masks, mask, strict=True):
+            assert set(after.unique().tolist()) <= set(before.unique().tolist())
+        assert image.min() >= 0 and image.max() <= 255
+
+
+def test_image_and_mask_turn_together():
+    """An image that is its mask stays so, wherever the mask is locally constant, mirrored corners included."""
+    y, x = np.mgrid[:60, :80]
+    masks = torch.from_numpy(((x // 20 + y // 15) % 3)).unsqueeze(0)
+    images = 100.0 * masks.unsqueeze(1).float()
+    image, mask = warp(images, masks, torch.tensor([16.0]), torch.tensor([[20.0, 15.0]]), (60, 80))
+    flat = ndimage.maximum_filter(mask[0].numpy(), 5) == ndimage.minimum_filter(mask[0].numpy(), 5)
+    assert flat.mean() > 0.4
+    assert np.allclose(image[0, 0].numpy()[flat], 100.0 * mask[0].numpy()[flat], atol=0.05)
+
+
+def test_the_batch_changes_nothing():
+    images, masks = slices(4, 33, 47)
+    angles, centers = torch.tensor([0.0, -16.0, 5.0, 90.0]), middle((33, 47), 4) + torch.arange(4).view(4, 1)
+    image, mask = warp(images, masks, angles, centers, (20, 28))
+    for i in range(4):
+        one, ids = warp(images[i : i + 1], masks[i : i + 1], angles[i : i + 1], centers[i : i + 1], (20, 28))
+        assert torch.equal(one[0], image[i])
+        assert torch.equal(ids[0], mask[i])
+
+
+def visited(shape, size, windows) -> np.ndarray:
+    """How often each pixel of the slice lies in one of the (angle, centre) windows."""
+    places = torch.arange(shape[0] * shape[1]).view(1, *shape)
+    counts = np.zeros(shape[0] * shape[1], int)
+    for angle, center in windows:
+        _, seen = warp(torch.zeros(1, 1, *shape), places, torch.tensor([angle]), torch.tensor([center]), size)
+        counts[seen.unique().numpy()] += 1
+    return counts.reshape(shape)
+
+
+def test_drawn_windows_reach_every_pixel_and_stay_inside():
+    generator = torch.Generator().manual_seed(0)
+    windows = [draw_window(generator, (13, 18), (8, 11), 0.0) for _ in range(400)]
+    counts = visited((13, 18), (8, 11), windows)
+    assert counts.min() > 0
+    assert counts.sum() == 400 * 8 * 11  # no window is filled up by a mirror image
+    assert {window[1] for window in windows} == {(x + 5.0, y + 3.5) for x in range(8) for y in range(6)}
+
+
+@pytest.mark.parametrize(("shape", "size"), [((13, 18), (8, 11)), ((16, 16), (8, 8)), ((9, 30), (16, 16)), ((8, 8), (8, 8))])
+def test_covering_windows_hold_every_pixel(shape, size):
+    centers = covering_centers(shape, size)
+    assert visited(shape, size, [(0.0, center) for center in centers]).min() > 0
+    assert len(centers) == -(-shape[0] // size[0]) * -(-shape[1] // size[1])
+
+
+def test_angles_are_drawn_from_the_whole_range():
+    generator = torch.Generator().manual_seed(3)
+    angles = np.array([draw_window(generator, (9, 9), (9, 9), 16.0)[0] for _ in range(500)])
+    assert -16 <= angles.min() < -15 and 15 < angles.max() <= 16
+    assert abs(angles.mean()) < 1.5
+
+
+def test_a_window_larger_than_the_slice_keeps_whole_pixels():
+    """Odd differences too: at half a pixel the nearest id would repeat some columns and lose others."""
+    images, masks = slices(1, 5, 8)
+    angle, center = draw_window(torch.Generator().manual_seed(0), (5, 8), (10, 13), 0.0)
+    image, mask = warp(images, masks, torch.tensor([angle]), torch.tensor([center]), (10, 13))
+    padded = np.pad(masks[0].numpy(), ((3, 2), (3, 2)), mode="symmetric")
+    assert np.array_equal(mask[0].numpy(), padded)
+    assert np.allclose(image[0, 0].numpy(), np.pad(images[0, 0].numpy(), ((3, 2), (3, 2)), mode="symmetric"), atol=0.05)

@@ -1,0 +1,169 @@
+"""ControlNet's start, its loss and its sampling, each against diffusers' own composition."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import save_tiny_backbone
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionControlNetPipeline
+
+from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, load_backbone
+from natural2nanoscale.diffusion.controlnet import (
+    decode_latents,
+    denoising_loss,
+    latent_moments,
+    make_controlnet,
+    predict_noise,
+)
+from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["tiny", "embedded"])
+def backbone(request, tiny_backbone) -> Backbone:
+    return load_backbone(str(tiny_backbone) if request.param == "tiny" else "embedded", CPU)
+
+
+def batch(backbone: Backbone, count: int = 2, size: int = 64):
+    """Latents, noise, timesteps, prompt embeddings and conditioning of a fixed seed."""
+    generator = torch.Generator().manual_seed(1)
+    side = size // backbone.downsampling
+    shape = (count, backbone.unet.config.in_channels, side, side)
+    latents, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+    timesteps = torch.randint(1000, (count,), generator=generator)
+    conditioning = torch.rand((count, 3, size, size), generator=generator).round()
+    return latents, noise, timesteps, encode_prompts(backbone, ["dark cell", "grey nucleus"][:count]), conditioning
+
+
+def disturbed(backbone: Backbone):
+    """A ControlNet whose zero convolutions are no longer zero, as after training."""
+    controlnet = make_controlnet(backbone)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in controlnet.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return controlnet.eval()
+
+
+def test_untrained_controlnet_leaves_the_backbone_unchanged(backbone):
+    latents, _, timesteps, hidden, conditioning = batch(backbone)
+    with torch.no_grad():
+        steered = predict_noise(
+            backbone.unet, make_controlnet(backbone), latents, timesteps, hidden, conditioning
+        )
+        alone = backbone.unet(latents, timesteps, hidden).sample
+    assert torch.equal(steered, alone)
+
+
+def test_only_controlnet_learns(backbone):
+    controlnet = make_controlnet(backbone)
+    latents, noise, timesteps, hidden, conditioning = batch(backbone)
+    denoising_loss(
+        backbone.unet, controlnet, backbone.scheduler, latents, noise, timesteps, hidden, conditioning
+    ).backward()
+    # at the start the zero convolutions have gradients, and nothing of the frozen parts has
+    assert controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
+    frozen = [*backbone.unet.parameters(), *backbone.vae.parameters(), *backbone.text_encoder.parameters()]
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in frozen)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_loss_equals_plain_composition_of_diffusers(backbone, prediction_type):
+    controlnet = disturbed(backbone)
+    scheduler = DDPMScheduler.from_config(backbone.scheduler.config, prediction_type=prediction_type)
+    latents, noise, timesteps, hidden, conditioning = batch(backbone)
+    ours = denoising_loss(
+        backbone.unet, controlnet, scheduler, latents, noise, timesteps, hidden, conditioning
+    )
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    down, mid = controlnet(noisy, timesteps, hidden, conditioning, return_dict=False)
+    output = backbone.unet(
+        noisy, timesteps, hidden, down_block_additional_residuals=down, mid_block_additional_residual=mid
+    ).sample
+    alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    target = noise if prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    assert abs(ours.item() - F.mse_loss(output, target).item()) < 1e-6
+
+
+@pytest.mark.parametrize("guidance, strength, eta", [(1.0, 1.0, 0.0), (3.0, 0.7, 0.0), (2.0, 1.0, 1.0)])
+def test_sample_equals_diffusers_pipeline(backbone, guidance, strength, eta):
+    controlnet = disturbed(backbone)
+    _, noise, _, _, conditioning = batch(backbone, count=1)
+    prompt = ["a dark cell"]
+    settings = SamplingSettings(steps=5, guidance=guidance, strength=strength, eta=eta)
+    ours = sample(
+        backbone,
+        controlnet,
+        noise,
+        conditioning,
+        encode_prompts(backbone, prompt),
+        encode_prompts(backbone, [""]),
+        settings,
+        [torch.Generator().manual_seed(7)],
+    )
+    pipeline = StableDiffusionControlNetPipeline(
+        vae=backbone.vae,
+        text_encoder=backbone.text_encoder,
+        tokenizer=backbone.tokenizer,
+        unet=backbone.unet,
+        controlnet=controlnet,
+        scheduler=DDIMScheduler.from_config(
+            backbone.scheduler.config, clip_sample=False, steps_offset=1, set_alpha_to_one=False
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        prompt,
+        image=conditioning,
+        num_inference_steps=5,
+        guidance_scale=guidance,
+        controlnet_conditioning_scale=strength,
+        eta=eta,
+        latents=noise.clone(),
+        generator=[torch.Generator().manual_seed(7)],
+        output_type="latent",
+    ).images
+    decoded = decode_latents(backbone, theirs)
+    assert (ours - decoded).abs().max() < 1e-4
+
+
+def test_two_prompts_get_different_tokens(backbone):
+    one, two = backbone.tokenizer(["dark nucleus", "bright cytoplasm"]).input_ids
+    assert one != two
+    embeds = encode_prompts(backbone, ["dark nucleus", "bright cytoplasm"])
+    assert (embeds[0] - embeds[1]).abs().max() > 1e-3
+
+
+def test_moments_are_those_of_the_vae(backbone):
+    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+    mean, std = latent_moments(backbone, pixels)
+    posterior = backbone.vae.encode(pixels).latent_dist
+    scale = backbone.vae.config.scaling_factor
+    assert torch.allclose(mean, posterior.mean * scale, atol=1e-6)
+    assert torch.allclose(std, posterior.std * scale, atol=1e-6)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    folder = save_tiny_backbone(tmp_path / "backbone")
+    config = folder / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"layers_per_block": 1', '"layers_per_block": 2'))
+    with pytest.raises(InputError, match="unet"):
+        load_backbone(str(folder), CPU)
+
+
+def test_parts_of_two_models_are_refused(tmp_path, tiny_backbone):
+    folder = save_tiny_backbone(tmp_path / "backbone", cross_dim=8)
+    (folder / "text_encoder").rename(folder / "unused")
+    (folder / "text_encoder").symlink_to(tiny_backbone / "text_encoder")
+    with pytest.raises(InputError, match="attends to 8 features"):
+        load_backbone(str(folder), CPU)
+
+
+def test_missing_backbone_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="--backbone embedded"):
+        load_backbone("nobody/such-a-model", CPU)

@@ -1,0 +1,156 @@
+"""The fine-tuning loop and the synthesis, through the scripts' own entry points, on a tiny backbone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from natural2nanoscale.data.folders import open_pairs, read_gray, save_png
+from natural2nanoscale.diffusion.backbone import load_backbone
+from natural2nanoscale.diffusion.command import read_prompts
+from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows
+from natural2nanoscale.diffusion.training import FineTuning
+
+@pytest.fixture
+def train(script, data_folder, tiny_backbone, tmp_path):
+    """Run train_controlnet.py with a few more arguments into tmp_path / out."""
+
+    def run(out: str, *arguments: object, expect: int = 0):
+        return script(
+            "train_controlnet.py",
+            *("--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / out),
+            *("--sample-every", 4, "--checkpoint-every", 4, "--latent-variants", 3),
+            *arguments,
+            expect=expect,
+        )
+
+    return run
+
+
+def test_eight_steps_equal_four_and_four_more(train, tmp_path):
+    train("whole", "--max-steps", 8)
+    train("parts", "--max-steps", 4)
+    train("parts", "--max-steps", 8, "--resume")
+    for file in ("state.safetensors", "controlnet/diffusion_pytorch_model.safetensors"):
+        one = load_file(tmp_path / "whole/checkpoints/step-000008" / file)
+        two = load_file(tmp_path / "parts/checkpoints/step-000008" / file)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not (tmp_path / "parts/checkpoints/step-000004").exists()
+    assert sorted(p.name for p in (tmp_path / "whole/samples").iterdir()) == [
+        f"step-00000{step}.png" for step in (0, 4, 8)
+    ]
+    logs = [(tmp_path / run / "log.jsonl").read_text() for run in ("whole", "parts")]
+    assert "validation_loss" in logs[0]
+    finals = [[line for line in log.splitlines() if '"step": 8' in line and "val" in line] for log in logs]
+    assert finals[0] == finals[1]
+
+
+def test_no_silent_start_and_no_silent_resume(train, tmp_path):
+    assert "--resume finds no run" in train("run", "--max-steps", 1, "--resume", expect=2).stderr
+    assert not (tmp_path / "run").exists()
+    train("run", "--max-steps", 1)
+    assert "already exists" in train("run", "--max-steps", 2, expect=2).stderr
+    error = train("run", "--max-steps", 2, "--lr", 0.5, "--resume", expect=2).stderr
+    assert "learning_rate was 0.001 and is now 0.5" in error and "Traceback" not in error
+
+
+def test_damaged_checkpoint_is_refused_in_a_sentence(train, tmp_path):
+    train("run", "--max-steps", 1)
+    weights = tmp_path / "run/checkpoints/step-000001/controlnet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    error = train("run", "--max-steps", 2, "--resume", expect=2).stderr
+    assert "damaged" in error and "Traceback" not in error
+
+
+def test_generation(script, train, data_folder, tmp_path):
+    train("run", "--max-steps", 1)
+    make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 2)
+    out = data_folder / "synthetic"
+    script(*make, "--per-mask", 1, "--batch-size", 1)
+    first = {file.name: file.read_bytes() for file in (out / "images").iterdir()}
+    assert len(first) == 4
+
+    # a second call makes only what is missing; a longer one extends; whole pairs with the source's masks
+    (out / "images/slice_0002_s000.png").unlink()
+    assert "1 new slices" in script(*make, "--per-mask", 1).stdout
+    script(*make, "--per-mask", 2, "--batch-size", 3)
+    pairs = open_pairs(out)
+    assert len(pairs.stems) == 8
+    assert all((out / "images" / name).read_bytes() == content for name, content in first.items())
+    assert np.array_equal(pairs.mask("slice_0003_s001"), read_gray(data_folder / "train/masks/slice_0003.png"))
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert len({row["seed"] for row in rows}) == 8 and len(rows) == 8
+    assert all(row["prompt"] in read_prompts(None) for row in rows)
+    assert not np.array_equal(pairs.image("slice_0003_s000"), pairs.image("slice_0003_s001"))
+
+    # other settings are refused and nothing changes
+    error = script(*make, "--guidance", 3, expect=2).stderr
+    assert "another guidance" in error and len(list((out / "images").iterdir())) == 8
+
+    # seeds, noise and prompts do not depend on the batch; pixels agree to a grey level
+    script(*make, "--per-mask", 2, "--batch-size", 4, "--out", tmp_path / "again")
+    again = open_pairs(tmp_path / "again")
+    difference = np.stack([np.abs(again.image(s).astype(int) - pairs.image(s)) for s in pairs.stems])
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    assert {json.dumps(row) for row in rows} == set((tmp_path / "again/manifest.jsonl").read_text().splitlines())
+
+
+def test_sizes_off_the_grid_keep_their_size(script, train, data_folder, tmp_path):
+    train("run", "--max-steps", 1)
+    for part in ("images", "masks"):
+        for file in (data_folder / "train" / part).iterdir():
+            pixels = read_gray(file)[:29, :51]
+            file.unlink()
+            save_png(file, pixels)
+    script(
+        "generate.py",
+        *("--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 1, "--out", tmp_path / "odd"),
+    )
+    assert open_pairs(tmp_path / "odd").image("slice_0001_s000").shape == (29, 51)
+
+
+def test_generate_before_training_names_the_command(script, data_folder, tmp_path):
+    error = script("generate.py", "--data", data_folder, "--controlnet", tmp_path / "none", expect=2).stderr
+    assert "python train_controlnet.py" in error and "Traceback" not in error
+    assert not (data_folder / "synthetic").exists()
+
+
+def test_windows_reach_every_pixel_and_keep_the_labels(tiny_backbone):
+    image = np.arange(40 * 70, dtype=np.float32).reshape(40, 70) / 12
+    mask = np.zeros((40, 70), np.uint8)
+    mask[:, 50:] = 2
+    mask[30:] = 255
+    settings = FineTuning(crop=(32, 32), learning_rate=1e-3, noise=0.0)
+    windows, ids = augmented_windows(image.astype(np.uint8), mask, settings, 0, range(10))
+    assert windows.shape == ids.shape == (10, 32, 32)
+    assert set(ids.unique().tolist()) <= {0, 2, 255}
+    # the first 3 x 2 windows are a grid of plain crops that holds every pixel
+    for window, (y, x) in zip(windows, [(0, 0), (0, 19), (0, 38), (8, 0), (8, 19), (8, 38)], strict=False):
+        crop = torch.from_numpy(image.astype(np.uint8)[y : y + 32, x : x + 32]).float()
+        assert torch.allclose(window, crop, atol=0.01)
+
+
+def test_cached_latents_are_those_of_encoding_every_step(tiny_backbone, data_folder):
+    backbone = load_backbone(str(tiny_backbone), torch.device("cpu"))
+    folder = open_pairs(data_folder / "train")
+    cached, plain = (
+        LatentCache(backbone, folder, FineTuning((32, 32), 1e-3, latent_variants=k)) for k in (3, 0)
+    )
+    for kept, fresh in zip(cached.batch([1, 3], epoch=2), plain.batch([1, 3], epoch=2), strict=True):
+        assert torch.allclose(kept.float(), fresh.float(), atol=1e-5)
+    # after the last variant the first comes round again
+    assert torch.equal(cached.batch([0], epoch=3)[0], cached.batch([0], epoch=0)[0])
+
+
+def test_killed_run_resumes(train, tmp_path):
+    """A checkpoint half written by kill -9 stands under a temporary name and is never loaded."""
+    train("run", "--max-steps", 4)
+    checkpoints = tmp_path / "run/checkpoints"
+    shutil.copytree(checkpoints / "step-000004", checkpoints / ".tmp-step-000008")
+    (tmp_path / "run/log.jsonl").open("a").write('{"step": 5, "lo')
+    train("run", "--max-steps", 5, "--resume")
+    assert [path.name for path in checkpoints.glob("step-*")] == ["step-000005"]

@@ -1,0 +1,80 @@
+"""The U-Net: sizes, the paper's channels, initial weights, and the file that describes itself."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import generator_for
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, initialize, load_unet, normalize, save_unet
+
+CLASSES = Classes.named("background", "cytoplasm", "nucleus")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 37), (1, 1), (3, 100), (17, 16)])
+def test_logits_have_the_size_of_any_slice(size):
+    model = UNet(3, width=4, depth=4)
+    logits = model(torch.rand(2, 1, *size))
+    assert logits.shape == (2, 3, *size) and logits.isfinite().all()
+
+
+def test_paper_network_has_the_papers_channels():
+    with torch.device("meta"):
+        model = UNet(2, width=64, depth=4)
+    assert [block[0].out_channels for block in model.down] == [64, 128, 256, 512]
+    assert model.bottom[0].out_channels == 1024
+    assert [block[0].in_channels for block in model.up] == [1024, 512, 256, 128]
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+    assert len(convolutions) == 23  # as counted in the paper, section 2
+
+
+def test_every_parameter_moves_and_every_pixel_within_reach_matters():
+    model = UNet(2, width=4, depth=2)
+    initialize(model, generator_for("test"))
+    image = torch.rand(1, 1, 40, 40, requires_grad=True)
+    model(image)[0, 0, 20, 20].backward()
+    assert (image.grad[0, 0, 16:25, 16:25] != 0).all()
+    body = [parameter for name, parameter in model.named_parameters() if "head" not in name]
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in body)
+
+
+def test_initial_weights_keep_the_signal_and_depend_on_the_seed_alone():
+    one, two, other = UNet(3, 16, 3), UNet(3, 16, 3), UNet(3, 16, 3)
+    initialize(one, generator_for(5))
+    torch.manual_seed(77)
+    initialize(two, generator_for(5))
+    initialize(other, generator_for(6))
+    kernel = one.down[1][0].weight
+    assert abs(kernel.std().item() / math.sqrt(2 / (16 * 9)) - 1) < 0.05
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(kernel, other.down[1][0].weight)
+
+
+def test_saved_network_knows_itself_and_computes_the_same(tmp_path):
+    model = UNet(3, width=4, depth=2).eval()
+    save_unet(tmp_path / "best", model, UNetInfo(4, 2, CLASSES, (12.5, 900.0), {"step": 7}))
+    for path in (tmp_path / "best", tmp_path / "best" / "unet.safetensors"):
+        loaded, info = load_unet(path)
+        assert info == UNetInfo(4, 2, CLASSES, (12.5, 900.0), {"step": 7})
+        image = normalize(torch.randint(0, 256, (1, 20, 30), dtype=torch.uint8))
+        assert torch.equal(loaded(image), model(image))
+
+
+def test_foreign_damaged_and_missing_weights_are_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist.*train_unet.py"):
+        load_unet(tmp_path)
+    file = tmp_path / "unet.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    with pytest.raises(InputError, match="not a U-Net"):
+        load_unet(file)
+    file.write_bytes(b"\x00" * 30)
+    with pytest.raises(InputError, match="not a U-Net"):
+        load_unet(file)
+
+
+def test_grey_values_map_to_minus_one_and_one():
+    images = normalize(torch.tensor([[[0, 255]]], dtype=torch.uint8))
+    assert images.shape == (1, 1, 1, 2) and images.flatten().tolist() == [-1.0, 1.0]

@@ -1,0 +1,280 @@
+"""U-Net training: exact micro-batches and resume, seeded order, mixing, early stopping, reports, refusals."""
+
+import json
+import runpy
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from natural2nanoscale.data.classes import IGNORE_ID, Classes
+from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import Interrupted, RunFolder, generator_for
+from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
+from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
+from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak, spread_over_masks
+from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.training import accumulate_gradient, check, train, validate
+from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
+
+CLASSES = Classes.named("background", "cell")
+CPU = torch.device("cpu")
+SMALL = Settings(width=4, depth=2, batch_size=4, max_steps=8, augment="rotation", patience=0)
+
+
+def blobs(count: int, seed: int, shape: tuple[int, int] = (24, 32), real: bool = True) -> Slices:
+    """Bright discs on a dark ground, noisy enough that a network has something to learn."""
+    random = np.random.default_rng(seed)
+    images, masks = [], []
+    for _ in range(count):
+        y, x = np.ogrid[: shape[0], : shape[1]]
+        center = random.uniform(6, 18, 2)
+        mask = ((y - center[0]) ** 2 + (x - center[1]) ** 2 < 36).astype(np.uint8)
+        images.append(np.clip(90 + 60 * mask + random.normal(0, 25, shape), 0, 255).astype(np.uint8))
+        masks.append(mask)
+    return Slices(images, masks, CLASSES, count if real else 0)
+
+
+def write(path: Path, slices: Slices, origin: str = "prepared", split: dict | None = None) -> Path:
+    items = [(f"s_{i}", *pair) for i, pair in enumerate(zip(slices.images, slices.masks, strict=True))]
+    write_pairs(path, DatasetInfo("blobs", origin, slices.classes, split=split or {}), items)
+    return path
+
+
+# ------------------------------------------------------------------------------------- gradient step
+
+
+def test_micro_batches_give_the_gradient_of_the_big_batch():
+    model = UNet(2, 8, 2)
+    initialize(model, generator_for("gradient"))
+    images, masks = read_batch(DeviceSlices(blobs(8, 1), CPU), [(0, i) for i in range(8)], SMALL)
+    masks[2, :10] = IGNORE_ID
+    masks[6:] = IGNORE_ID  # with micro-batches of two, one holds no label at all
+    F.cross_entropy(model(images), masks, ignore_index=IGNORE_ID).backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    for size in (1, 2, 8):
+        model.zero_grad()
+        loss, pixels = accumulate_gradient(model, zip(images.split(size), masks.split(size), strict=True))
+        assert pixels == (masks != IGNORE_ID).sum()
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-6)
+
+
+def test_batch_without_any_label_leaves_a_zero_gradient():
+    model = UNet(2, 4, 2)
+    accumulate_gradient(model, [(torch.rand(2, 1, 8, 8), torch.full((2, 8, 8), IGNORE_ID))])
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_training_learns():
+    settings = replace(SMALL, max_steps=40, learning_rate=5e-3)
+    trained = train(blobs(8, 1), blobs(4, 2), settings, CPU, progress=False)
+    assert trained.best["val_miou"] > 0.8 and trained.steps == 40
+
+
+# -------------------------------------------------------------------------------------------- resume
+
+
+def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path):
+    training, validation = blobs(6, 1), blobs(3, 2)
+    settings = replace(SMALL, validate_every=3)  # 4 is no multiple: the resumed run must not see its end
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    for folder in (once, twice):
+        folder.mkdir()
+    whole = train(training, validation, settings, CPU, RunFolder(once), progress=False)
+    train(training, validation, replace(settings, max_steps=4), CPU, RunFolder(twice), progress=False)
+    resumed = train(training, validation, settings, CPU, RunFolder(twice), resume=True, progress=False)
+
+    last = [next((folder / "checkpoints").glob("step-*")) / "state.safetensors" for folder in (once, twice)]
+    a, b = (load_file(file) for file in last)
+    assert a.keys() == b.keys() and any(name.startswith("best.") for name in a)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert resumed.best["step"] == whole.best["step"]
+    rows = [[row | {"seconds": 0} for row in RunFolder(folder).read_log()] for folder in (once, twice)]
+    assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [3, 6]
+    one, two = (load_file(folder / "best" / "unet.safetensors") for folder in (once, twice))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    training, validation = blobs(6, 1), blobs(3, 2)
+
+    def validate_and_stop(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return validate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("natural2nanoscale.segmentation.training.validate", validate_and_stop)
+        with pytest.raises(Interrupted, match="saved at step 2: .*--resume"):
+            train(training, validation, SMALL, CPU, RunFolder(tmp_path), progress=False)
+    resumed = train(training, validation, SMALL, CPU, RunFolder(tmp_path), resume=True, progress=False)
+    whole = train(training, validation, SMALL, CPU, progress=False)
+    assert resumed.best | {"seconds": 0} == whole.best | {"seconds": 0}
+    assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
+
+
+def test_early_stopping_restores_the_best_weights(tmp_path):
+    settings = replace(SMALL, max_steps=300, patience=2, learning_rate=0.05, augment="none")
+    trained = train(blobs(4, 1), blobs(2, 9), settings, CPU, RunFolder(tmp_path), progress=False)
+    losses = [row["val_loss"] for row in trained.rows]
+    assert trained.steps < 300 and len(losses) >= 3
+    assert trained.best["val_loss"] == min(losses) == losses[-3]
+    shorter = replace(settings, max_steps=trained.best["step"])
+    again = train(blobs(4, 1), blobs(2, 9), shorter, CPU, progress=False)
+    model, info = load_unet(tmp_path / "best")
+    assert info.trained["best"] == trained.best
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.model.parameters(), strict=True))
+
+
+# ---------------------------------------------------------------------------------- order and mixing
+
+
+def test_plain_epoch_takes_every_slice_once_and_the_order_does_not_depend_on_the_batch_size():
+    def epoch(size):
+        steps = -(-10 // size)
+        settings = replace(SMALL, batch_size=size)
+        return [pair for step in range(steps, 2 * steps) for pair in draw_batch(step, 10, 10, settings)]
+
+    assert sorted(index for _, index in epoch(4)) == list(range(10))
+    assert epoch(4) == epoch(3) == epoch(512) and {e for e, _ in epoch(4)} == {1}
+
+
+def test_full_batches_are_full_and_see_every_slice_equally_often():
+    settings = replace(SMALL, batch_size=7, full_batches=True)
+    batches = [draw_batch(step, 3, 3, settings) for step in range(9)]
+    assert all(len(batch) == 7 for batch in batches)
+    drawn = [pair for batch in batches for pair in batch]
+    assert len(set(drawn)) == 63  # no (epoch, index) twice
+    assert np.bincount([index for _, index in drawn]).tolist() == [21, 21, 21]
+
+
+def test_balance_gives_every_batch_its_share_of_real_slices():
+    settings = replace(SMALL, batch_size=8, balance=0.5)
+    batches = [draw_batch(step, 3 + 40, 3, settings) for step in range(10)]
+    assert all(sum(index < 3 for _, index in batch) == 4 and len(batch) == 8 for batch in batches)
+    synthetic = [index for batch in batches for _, index in batch if index >= 3]
+    assert sorted(synthetic) == list(range(3, 43))
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone():
+    small, large = blobs(2, 1), blobs(2, 2, (40, 30))
+    mixed = Slices(small.images + large.images, small.masks + large.masks, CLASSES, 4)
+    pool, settings = DeviceSlices(mixed, CPU), replace(SMALL, crop=(20, 16))
+    images, masks = read_batch(pool, [(3, 0), (3, 2)], settings)
+    assert images.shape == (2, 1, 16, 20) and masks.shape == (2, 16, 20) and masks.dtype == torch.int64
+    alone, _ = read_batch(pool, [(3, 2)], settings)
+    torch.testing.assert_close(images[1:], alone, rtol=0, atol=1e-6)
+    later, _ = read_batch(pool, [(4, 2)], settings)
+    assert not torch.equal(alone, later)
+    assert set(masks.unique().tolist()) <= {0, 1}
+
+
+def test_without_augmentation_the_network_sees_the_slices_untouched():
+    slices = blobs(3, 1)
+    images, masks = read_batch(DeviceSlices(slices, CPU), [(0, 2), (0, 0)], replace(SMALL, augment="none"))
+    assert np.array_equal(((images[0, 0] + 1) * 127.5).round().numpy(), slices.images[2])
+    assert np.array_equal(masks[1].numpy(), slices.masks[0])
+
+
+def test_ratio_adds_synthetic_slices_spread_evenly_over_their_masks():
+    masks = [np.full((2, 2), k // 3, np.uint8) for k in range(12)]  # four masks, three slices of each
+    assert spread_over_masks(masks, 4) == [0, 3, 6, 9]
+    assert spread_over_masks(masks, 2) == [0, 6]
+    assert np.bincount([i // 3 for i in spread_over_masks(masks, 10)]).tolist() == [3, 2, 3, 2]
+    assert spread_over_masks(masks, 12) == list(range(12))
+    real, synthetic = blobs(4, 1), blobs(6, 2, real=False)
+    both = combine(real, synthetic, 1.5)
+    assert (len(both), both.real) == (10, 4) and both.images[0] is real.images[0]
+    only = combine(None, synthetic, 1.0, real_count=4)
+    assert (len(only), only.real) == (4, 0)
+    with pytest.raises(InputError, match=r"needs 8 .* found 6.*--per-mask 2"):
+        combine(real, synthetic, 2.0)
+
+
+def test_synthetic_slices_from_test_masks_are_refused(tmp_path):
+    train_folder = open_pairs(write(tmp_path / "train", blobs(2, 1)))
+    test_folder = open_pairs(write(tmp_path / "test", blobs(2, 2)))
+    for source, allowed in ((train_folder, True), (test_folder, False)):
+        split = {"source": {"part": source.path.name, "fingerprint": fingerprint(source)}}
+        path = write(tmp_path / f"synthetic-{source.path.name}", blobs(2, 3), "synthetic", split)
+        if allowed:
+            refuse_leak(open_pairs(path), [test_folder])
+        else:
+            with pytest.raises(InputError, match="were used to make"):
+                refuse_leak(open_pairs(path), [test_folder])
+    assert load_slices(open_pairs(path)).real == 0
+
+
+# ------------------------------------------------------------------------------------------ refusals
+
+
+def test_unusable_data_is_refused_with_the_flag_that_helps():
+    small, large = blobs(2, 1), blobs(2, 1, (40, 30))
+    mixed = Slices(small.images + large.images, small.masks + large.masks, CLASSES, 4)
+    with pytest.raises(InputError, match="--crop"):
+        check(mixed, small, SMALL)
+    check(mixed, mixed, replace(SMALL, crop=(16, 16)))
+    with pytest.raises(InputError, match="--balance"):
+        check(small, small, replace(SMALL, balance=0.5))
+    with pytest.raises(InputError, match="classes"):
+        check(small, replace(small, classes=Classes.named("a", "b", "c")), SMALL)
+    blank = replace(small, masks=[np.full((24, 32), IGNORE_ID, np.uint8)] * 2)
+    with pytest.raises(InputError, match="label"):
+        check(small, blank, SMALL)
+
+
+# ------------------------------------------------------------------------------------------- reports
+
+
+def test_scores_pool_the_matrix_and_spread_over_seeds():
+    matrices = torch.tensor([[[90, 10], [0, 0]], [[0, 0], [50, 50]]])
+    one = score(matrices, ["a", "b"])
+    assert one["iou"] == [90 / 150, 50 / 110] and one["images"][0]["iou"] == [0.9, 0.0]
+    summary = summarize([one | {"miou": 0.5}, one | {"miou": 0.7}], CLASSES)
+    assert summary["miou_mean"] == pytest.approx(0.6) and summary["miou_std"] == pytest.approx(0.02**0.5)
+    assert summarize([one], CLASSES)["miou_std"] is None
+
+
+def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "data"
+    for part, seed in (("train", 1), ("val", 2), ("test", 3)):
+        write(root / part, blobs(4, seed))
+    script = Path(__file__).parents[1] / "train_unet.py"
+
+    def call(*extra):
+        flags = ["--data", root, "--width", 4, "--depth", 2, "--max-steps", 3, "--seeds", 2]
+        flags += ["--device", "cpu", "--synthetic-ratio", 1.0, "--out", tmp_path / "run", *extra]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in (script, *flags)])
+        runpy.run_path(str(script), run_name="__main__")
+
+    def refused(*extra):
+        with pytest.raises(SystemExit) as stopped:
+            call(*extra)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    assert "generate.py" in refused() and not (tmp_path / "run").exists()
+    write(root / "synthetic", blobs(4, 4), "synthetic")
+    call()
+    assert "4 real + 4 synthetic" in capsys.readouterr().out
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [seed["seed"] for seed in report["seeds"]] == [0, 1] and 0 <= report["miou_mean"] <= 1
+    assert [entry["name"] for entry in report["per_class"]] == ["background", "cell"]
+    assert (tmp_path / "run" / "report.md").read_text().startswith("**mIoU ")
+    assert "not an empty folder" in refused()  # not a second time into the same folder
+    assert "width" in refused("--resume", "--width", 8)
+    call("--max-steps", 5, "--resume")
+    assert load_unet(tmp_path / "run" / "seed-1" / "best")[1].trained["steps"] == 5
+
+    other = write(tmp_path / "other", replace(blobs(2, 5), classes=Classes.named("background", "nucleus")))
+    with pytest.raises(InputError, match="nucleus"):
+        evaluate_run(tmp_path / "run", open_pairs(other), CPU)
+    again = evaluate_run(tmp_path / "run", open_pairs(root / "test"), CPU)
+    assert again["seeds"][0]["trained"]["steps"] == 5 and "| cell | " in markdown(again)

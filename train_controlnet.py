@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Fine-tune ControlNet over a frozen natural-image backbone on annotated EM slices."""
+
+import argparse
+from pathlib import Path
+
+from natural2nanoscale.cli import at_least, data_root, main_guard, size
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
+    add("--out", type=Path, default=Path("runs/controlnet"), help="run folder")
+    add("--backbone", default="auto", help="auto, embedded, a diffusers folder, or a hub id")
+    add("--prompts", type=Path, help="text file, one prompt per line (default: 37 prompts for EM)")
+    add("--epochs", type=at_least(1), default=600, help="passes over the training slices")
+    add("--max-steps", type=at_least(1), help="optimiser steps, in place of --epochs")
+    add("--batch-size", type=at_least(1), default=2, help="slices per step")
+    add("--crop", type=size, metavar="WxH", help="training window in pixels (default: the backbone's)")
+    add("--lr", type=at_least(0.0, float), help="learning rate (default: the backbone's)")
+    add("--rotation", type=at_least(0.0, float), default=16.0, help="largest angle in degrees")
+    add("--noise", type=at_least(0.0, float), default=4.0, help="largest Gaussian noise in grey levels")
+    add("--latent-variants", type=at_least(0), default=16, metavar="K",
+        help="augmented windows per slice whose latents are cached; 0 encodes at every step")
+    add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
+    add("--checkpoint-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between checkpoints")
+    add("--sample-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between sample strips")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the frozen U-Net")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    from natural2nanoscale.diffusion.command import train_controlnet
+
+    train_controlnet(args, data_root(args.data))
+
+
+if __name__ == "__main__":
+    main_guard(main)
