@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least, main_guard, size
+from natural2nanoscale.cli import at_least, data_root, main_guard, size
 from natural2nanoscale.segmentation.settings import Settings, recommended_help
 
 
@@ -55,9 +55,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from natural2nanoscale.segmentation.command import train_unet
+    from natural2nanoscale.segmentation.command import plan_synthetic, train_unet
 
-    train_unet(args)
+    plan_synthetic(args)  # refuses what is out of order before any data is made
+    train_unet(args, data_root(args.data))
 
 
 if __name__ == "__main__":

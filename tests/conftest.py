@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,20 +96,42 @@ def tiny_backbone(tmp_path_factory):
 
 
 @pytest.fixture
-def script(monkeypatch, capsys):
-    """Run a front door in this process, as `python NAME ARGUMENTS` does; returns stdout and stderr."""
+def front_door(monkeypatch, capsys):
+    """Run a function of a front door in this process under given arguments; returns stdout and stderr."""
 
-    def run(name: str, *arguments: object, expect: int = 0) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    def run(start, *arguments: object, expect: int = 0) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         capsys.readouterr()
         code = 0
         try:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
+            start()
         except SystemExit as stop:
             code = stop.code
         printed = capsys.readouterr()
         assert code == expect, printed.out + printed.err
         return SimpleNamespace(stdout=printed.out, stderr=printed.err)
+
+    return run
+
+
+@pytest.fixture
+def script(front_door):
+    """`python NAME ARGUMENTS`, in this process."""
+
+    def run(name: str, *arguments: object, expect: int = 0) -> SimpleNamespace:
+        start = partial(runpy.run_path, str(ROOT / name), run_name="__main__")
+        return front_door(start, name, *arguments, expect=expect)
+
+    return run
+
+
+@pytest.fixture
+def verb(front_door):
+    """`python -m natural2nanoscale VERB ARGUMENTS`, in this process."""
+
+    def run(*arguments: object, expect: int = 0) -> SimpleNamespace:
+        start = partial(runpy.run_module, "natural2nanoscale", run_name="__main__", alter_sys=False)
+        return front_door(start, "natural2nanoscale", *arguments, expect=expect)
 
     return run

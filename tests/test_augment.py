@@ -69,9 +69,9 @@ def test_no_warp_makes_new_mask_values():
 
 
 def test_image_and_mask_turn_together():
-    """An image that is its mask stays so, wherever the mask is locally constant, mirrored corners included."""
+    """An image that is its mask stays so, where the mask is locally constant, mirrored corners included."""
     y, x = np.mgrid[:60, :80]
-    masks = torch.from_numpy(((x // 20 + y // 15) % 3)).unsqueeze(0)
+    masks = torch.from_numpy((x // 20 + y // 15) % 3).unsqueeze(0)
     images = 100.0 * masks.unsqueeze(1).float()
     image, mask = warp(images, masks, torch.tensor([16.0]), torch.tensor([[20.0, 15.0]]), (60, 80))
     flat = ndimage.maximum_filter(mask[0].numpy(), 5) == ndimage.minimum_filter(mask[0].numpy(), 5)
@@ -108,7 +108,9 @@ def test_drawn_windows_reach_every_pixel_and_stay_inside():
     assert {window[1] for window in windows} == {(x + 5.0, y + 3.5) for x in range(8) for y in range(6)}
 
 
-@pytest.mark.parametrize(("shape", "size"), [((13, 18), (8, 11)), ((16, 16), (8, 8)), ((9, 30), (16, 16)), ((8, 8), (8, 8))])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((13, 18), (8, 11)), ((16, 16), (8, 8)), ((9, 30), (16, 16)), ((8, 8), (8, 8))]
+)
 def test_covering_windows_hold_every_pixel(shape, size):
     centers = covering_centers(shape, size)
     assert visited(shape, size, [(0.0, center) for center in centers]).min() > 0
@@ -129,4 +131,6 @@ def test_a_window_larger_than_the_slice_keeps_whole_pixels():
     image, mask = warp(images, masks, torch.tensor([angle]), torch.tensor([center]), (10, 13))
     padded = np.pad(masks[0].numpy(), ((3, 2), (3, 2)), mode="symmetric")
     assert np.array_equal(mask[0].numpy(), padded)
-    assert np.allclose(image[0, 0].numpy(), np.pad(images[0, 0].numpy(), ((3, 2), (3, 2)), mode="symmetric"), atol=0.05)
+    assert np.allclose(
+        image[0, 0].numpy(), np.pad(images[0, 0].numpy(), ((3, 2), (3, 2)), mode="symmetric"), atol=0.05
+    )

@@ -1,4 +1,4 @@
-"""Classes and palette: K classes are a prefix of K + 1, and colour masks come back exactly, through PNG as well."""
+"""Classes and palette: K classes are a prefix of K + 1, and colour masks come back exactly, through PNG."""
 
 import numpy as np
 import pytest
@@ -13,6 +13,14 @@ def test_palette_starts_as_in_the_paper_and_grows_by_prefixes():
     assert palette(3) == ((255, 0, 0), (0, 255, 0), (0, 0, 255))
     for count in range(2, MAX_CLASSES):
         assert palette(count) == palette(count + 1)[:count]
+
+
+def test_each_further_color_lies_farthest_from_those_before():
+    colors = np.array([IGNORE_COLOR, *palette(MAX_CLASSES)])
+    grid = np.stack(np.meshgrid(*[np.arange(0, 256, 51)] * 3), -1).reshape(-1, 3)
+    for count in range(4, MAX_CLASSES + 1):
+        farthest = ((grid[:, None] - colors[:count]) ** 2).sum(-1).min(1).max()
+        assert ((colors[count] - colors[:count]) ** 2).sum(-1).min() == farthest
 
 
 def test_palette_colors_are_distinct_and_none_is_black():

@@ -11,7 +11,9 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, natural_order, open_pairs, write_pairs
 from natural2nanoscale.errors import InputError
 
-INFO = DatasetInfo("cells", "prepared", Classes.named("a", "b", "c"), (120.0, 40000.0), 8.0, {"rule": "block"})
+INFO = DatasetInfo(
+    "cells", "prepared", Classes.named("a", "b", "c"), (120.0, 40000.0), 8.0, {"rule": "block"}
+)
 
 
 def triples(*stems: str, shape: tuple[int, int] = (6, 9)):
@@ -97,9 +99,9 @@ def describe(folder, **changes):
         (lambda f: (f.path / "masks/slice_10.png").unlink(), "without a mask .*'slice_10'"),
         (lambda f: (f.path / "images/slice_10.png").unlink(), "without an image .*'slice_10'"),
         (lambda f: (f.path / "masks/slice_9.png").rename(f.path / "masks/slice_9.tif"), "without a mask"),
-        (lambda f: save(f, "images/slice_9.tif", np.zeros((6, 9), np.uint8)), "two pictures of the stem 'slice_9'"),
+        (lambda f: save(f, "images/slice_9.tif", np.zeros((6, 9), np.uint8)), "two pictures .*'slice_9'"),
         (lambda f: save(f, "masks/slice_9.png", np.zeros((9, 6), np.uint8)), "9x6 but its mask is 6x9"),
-        (lambda f: save(f, "masks/slice_9.png", np.full((6, 9), 7, np.uint8)), r"slice_9.png has mask values 7 \(54 px\)"),
+        (lambda f: save(f, "masks/slice_9.png", np.full((6, 9), 7, np.uint8)), r"has .* 7 \(54 px\)"),
         (lambda f: save(f, "images/slice_9.png", np.zeros((6, 9), np.uint16)), "I;16 picture.*prepare"),
         (lambda f: save(f, "images/slice_9.png", np.zeros((6, 9, 3), np.uint8)), "RGB picture.*prepare"),
         (indexed, "P picture.*prepare"),
@@ -135,7 +137,7 @@ def test_cut_and_flipped_files_give_one_kind_of_error(tmp_path):
         file = folder.path / "images" / f"a{suffix}"
         Image.fromarray(pixels).save(file)
         whole = np.frombuffer(file.read_bytes(), np.uint8)
-        for _ in range(150):
+        for _ in range(60):
             damaged = whole.copy()
             damaged[rng.integers(0, len(whole), 3)] = rng.integers(0, 256, 3)
             file.write_bytes(damaged[: rng.integers(1, len(whole) + 1)].tobytes())

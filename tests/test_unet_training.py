@@ -117,7 +117,8 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
     resumed = train(training, validation, SMALL, CPU, RunFolder(tmp_path), resume=True, progress=False)
     whole = train(training, validation, SMALL, CPU, progress=False)
     assert resumed.best | {"seconds": 0} == whole.best | {"seconds": 0}
-    assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
+    one, two = resumed.model.parameters(), whole.model.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_early_stopping_restores_the_best_weights(tmp_path):

@@ -61,7 +61,7 @@ def draw_window(
 
 
 def covering_centers(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[float, float]]:
-    """Centres (x, y) of the fewest evenly spaced windows of `size` that together hold all pixels of `shape`."""
+    """Centres (x, y) of the fewest evenly spaced windows of `size` that jointly hold all of `shape`."""
 
     def along(length: int, window: int) -> list[float]:
         count = max(1, math.ceil(length / window))

@@ -15,7 +15,6 @@ IGNORE_COLOR = (0, 0, 0)
 MAX_CLASSES = 64
 
 
-@lru_cache
 def palette(count: int) -> tuple[tuple[int, int, int], ...]:
     """`count` RGB colours in 0..255: red, green, blue (paper 4.2.1), then blends of them.
 
@@ -24,6 +23,12 @@ def palette(count: int) -> tuple[tuple[int, int, int], ...]:
     """
     if not 2 <= count <= MAX_CLASSES:
         raise InputError(f"a dataset has 2 to {MAX_CLASSES} classes, found {count}")
+    return _all_colors()[:count]
+
+
+@lru_cache
+def _all_colors() -> tuple[tuple[int, int, int], ...]:
+    """The palette of MAX_CLASSES classes."""
     chosen = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     grid = list(product((0, 51, 102, 153, 204, 255), repeat=3))
 
@@ -31,11 +36,11 @@ def palette(count: int) -> tuple[tuple[int, int, int], ...]:
         return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
 
     nearest = {color: min(distance(color, other) for other in [*chosen, IGNORE_COLOR]) for color in grid}
-    while len(chosen) < count:
+    while len(chosen) < MAX_CLASSES:
         best = max(grid, key=nearest.__getitem__)  # max keeps the first of equals: deterministic
         chosen.append(best)
         nearest = {color: min(d, distance(color, best)) for color, d in nearest.items()}
-    return tuple(chosen[:count])
+    return tuple(chosen)
 
 
 def color_table(colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:

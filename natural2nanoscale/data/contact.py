@@ -37,7 +37,7 @@ def sheet(
         sum(widths) + MARGIN * (columns + 1),
         title_height + sum(height + label_height + MARGIN for height in heights) + MARGIN,
     )
-    canvas = Image.new("RGB", size, "white")
+    canvas = Image.new("RGB", size, (224, 224, 224))  # no class has this colour
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     lefts = [MARGIN + sum(widths[:i]) + MARGIN * i for i in range(columns)]
     for left, title in zip(lefts, titles, strict=False):

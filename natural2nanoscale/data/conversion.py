@@ -15,22 +15,21 @@ from natural2nanoscale.data import splits
 from natural2nanoscale.data.contact import contact_sheet
 from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, write_pairs
 from natural2nanoscale.data.intensity import Histogram, to_bytes
-from natural2nanoscale.data.labels import LabelRule, PageCodes, count_codes, decide_labels
+from natural2nanoscale.data.labels import LabelRule, PageCodes, decide_labels
 from natural2nanoscale.data.pairing import check_sizes, list_pages, pair_pages
 from natural2nanoscale.data.prepare import Preparation
 from natural2nanoscale.data.sources import Page, Reader
 from natural2nanoscale.errors import InputError
 
 Pair = tuple[Page, Page]  # a slice and its mask
+MAX_CODES = 4096  # different values or colours that are worth counting in one mask
 
 
 def prepare(settings: Preparation) -> None:
     """Write the data root `settings.out`: a pair folder per part, and a contact sheet.
 
-    Prints what it decides.
-
-    Everything is read and checked before anything is written, and the root is renamed into place at the end.
-    Raises InputError for whatever cannot be converted without guessing.
+    Prints what it decides. Everything is read and checked before anything is written, and the root is
+    renamed into place at the end. Raises InputError for whatever cannot be converted without guessing.
     """
     out = settings.out.resolve()
     refuse_non_empty(out)
@@ -121,6 +120,10 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
         f"split by {settings.split}: {counts} slices"
         + (f", {parts.count(None)} in gaps" if None in parts else "")
     )
+    if settings.split == "random":
+        print(
+            "note: at random, neighbours in a stack come to training and to test, which flatters the scores"
+        )
     for part, names in description.get("groups", {}).items():
         print(f"  {part}: {', '.join(names)}")
     return parts, description
@@ -129,9 +132,7 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
 def safe_stems(pairs: list[Pair]) -> list[str]:
     """File stems of letters, digits and . _ - + = only, so that no name can leave its folder."""
     stems = [re.sub(r"[^\w.+=-]", "_", image.stem).lstrip(".") or "_" for image, _mask in pairs]
-    stems = [
-        stem.encode()[:180].decode(errors="ignore") for stem in stems
-    ]  # file systems end names at 255 bytes
+    stems = [stem.encode()[:180].decode(errors="ignore") for stem in stems]  # names end at 255 bytes
     for i, stem in enumerate(stems):
         if stem in stems[:i]:
             first = pairs[stems.index(stem)][0]
@@ -146,8 +147,10 @@ def survey(
     codes, histogram, kinds, colored = [], Histogram(), {}, []
     for (image_page, mask_page), part in zip(pairs, parts, strict=True):
         pixels, unequal = images.image(image_page)
-        values, colors = masks.mask(mask_page)
-        codes.append(PageCodes(mask_page, count_codes(values), count_codes(colors)))
+        mask = masks.mask(mask_page)
+        codes.append(PageCodes(mask_page, mask.value_counts(), mask.color_counts()))
+        if max(len(counts or ()) for counts in (codes[-1].values, codes[-1].colors)) > MAX_CODES:
+            break  # no mask, as decide_labels will say; counting on would fill the memory
         kinds.setdefault(pixels.dtype == np.uint8, image_page)
         if unequal:
             colored.append(image_page)
@@ -190,14 +193,14 @@ def convert(
         if window:
             outside += int(((pixels < window[0]) | (pixels > window[1])).sum())
             total += pixels.size
-        image, mask = to_bytes(pixels, window), rule.apply(*masks.mask(mask_page))
+        image, mask = to_bytes(pixels, window), rule.apply(masks.mask(mask_page))
         if settings.size is None:
             yield stem, image, mask
             continue
         width, height = settings.size
         for x, y in tile_corners(image.shape, settings.size, settings.tiles):
             cut = np.s_[y : y + height, x : x + width]
-            yield f"{stem}_x{x:04d}_y{y:04d}", image[cut], mask[cut]
+            yield f"{stem}_y{y:04d}_x{x:04d}", image[cut], mask[cut]
     if total and outside / total > 0.02:
         print(
             f"note: {100 * outside / total:.1f} % of the pixels of {part} lie outside the training part's "

@@ -22,7 +22,8 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 # what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
 PICTURE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
-    OverflowError, MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
+    OverflowError,
+    MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, palette
-from natural2nanoscale.data.sources import Page
+from natural2nanoscale.data.sources import MaskPixels, Page
 from natural2nanoscale.errors import InputError
 
 
@@ -31,20 +31,11 @@ class LabelRule:
     table: dict[int, int]
     notes: tuple[str, ...]
 
-    def apply(self, values: np.ndarray | None, colors: np.ndarray | None) -> np.ndarray:
-        """Values or colours (H,W) as read from a page -> class ids (H,W) uint8."""
+    def apply(self, mask: MaskPixels) -> np.ndarray:
+        """(H,W) uint8 class ids of a mask whose values or colours are all in the table."""
         codes = np.array(sorted(self.table))
         ids = np.array([self.table[int(code)] for code in codes], np.uint8)
-        return ids[np.searchsorted(codes, colors if self.by_color else values)]
-
-
-def count_codes(codes: np.ndarray | None) -> dict[int, int] | None:
-    if codes is None:
-        return None
-    if 0 <= codes.min() and codes.max() < 65536:
-        counts = np.bincount(codes.ravel())
-        return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
-    return {int(code): int(n) for code, n in zip(*np.unique(codes, return_counts=True), strict=True)}
+        return ids[np.searchsorted(codes, mask.codes(self.by_color))]
 
 
 def decide_labels(
@@ -98,9 +89,11 @@ def _value_rule(pages: list[PageCodes], names: tuple[str, ...], mapping: dict[in
     strays = [value for value in rest if not 0 <= value < count]
     if strays:
         ranks = ",".join(f"{v}={i}" for i, v in enumerate(sorted(total)) if v != i)
-        remedy = f"`--map {','.join(f'{v}=ignore' for v in strays[:4])}`"
+        remedy = f"map or ignore them, `--map {','.join(f'{v}=ignore' for v in strays[:4])}`"
         if not names and len(total) <= MAX_CLASSES:
             remedy += f" or `--map {ranks}`, or name all classes with --classes"
+        if len(strays) > MAX_CLASSES:
+            remedy = "save them as class ids, since so many values look like object numbers or grey values"
         expected = f"0..{count - 1}" if count else "ids that count from 0"
         _refuse_strays([(p.page, p.values) for p in pages], strays, str, expected, remedy)
     table |= {value: value for value in rest}
@@ -171,12 +164,10 @@ def _refuse_strays(pages: list, strays: list[int], show, expected: str, remedy: 
     affected = [(page, counts) for page, counts in pages if any(code in counts for code in strays)]
     page, counts = affected[0]
     here = [code for code in strays if code in counts]
-    found = ", ".join(f"{show(code)} ({counts[code]} px)" for code in here[:6]) + (
-        ", ..." if len(here) > 6 else ""
-    )
+    found = ", ".join(f"{show(code)} ({counts[code]} px)" for code in here[:6]) + ", ..." * (len(here) > 6)
     raise InputError(
         f"{page} has mask values {found} that are no class (in {len(affected)} of {len(pages)} masks), "
-        f"expected {expected}: map or ignore them, {remedy}"
+        f"expected {expected}: {remedy}"
     )
 
 

@@ -65,6 +65,8 @@ def pair_pages(
             f"{len(lonely[1])} masks without an image ({shown[1]}): give image and mask the same name"
             + (", or leave these out with --only-pairs" if pairs else "")
         )
+    if lonely[0] or lonely[1]:
+        print(f"left out without a partner: {len(lonely[0])} images and {len(lonely[1])} masks")
     return pairs
 
 

@@ -17,16 +17,16 @@ class Greys:
 
     resin: float = 226.0
     cytoplasm: float = 104.0
-    nucleus: float = 116.0  # nucleoplasm between the clumps, which bring its mean below the cytoplasm's
-    cell_spread: float = 7.0  # standard deviation between cells, shared by cytoplasm and nucleus of one cell
+    nucleus: float = 120.0  # nucleoplasm between the clumps, which bring its mean below the cytoplasm's
+    cell_spread: float = 6.0  # standard deviation between cells, shared by cytoplasm and nucleus of one cell
     nucleus_spread: float = 5.0  # further standard deviation between nuclei
-    granules: float = 13.0  # cytoplasm, scale 1.2
+    granules: float = 16.0  # cytoplasm, scale 1.2
     mottling: float = 7.0  # cytoplasm, scale 4
-    chromatin: float = 48.0  # how much darker than nucleoplasm a clump is
-    nucleolus: float = 56.0
+    chromatin: float = 54.0  # how much darker than nucleoplasm a clump is
+    nucleolus: float = 60.0
     cistern: float = 24.0  # how much darker than cytoplasm the endoplasmic reticulum is
     membrane: float = 46.0  # how much darker than its surroundings a membrane is
-    envelope: float = 36.0
+    envelope: float = 42.0
     curtain: float = 2.5  # vertical milling stripes
     drift_gain: float = 0.03  # slice to slice, relative
     drift_offset: float = 3.0

@@ -27,7 +27,7 @@ class Anatomy:
     ragged: float = 4.5  # reach of overhangs; droplets fall further
     cell_pitch: tuple[float, float] = (66.0, 70.0)  # z, x: mean distance of cells
     cell_jitter: float = 0.13  # of the pitch
-    radii: tuple[tuple[float, float], ...] = ((19.0, 25.0), (19.5, 25.5), (22.0, 32.0))  # of nuclei: z, y, x
+    radii: tuple[tuple[float, float], ...] = ((18.5, 24.5), (19.0, 25.0), (21.5, 31.5))  # of nuclei: z, y, x
     wobble: float = 0.14  # of the nuclear radius
     notched: float = 0.35  # share of nuclei with an indentation
 
@@ -104,7 +104,7 @@ def grow_cells(
         notch=np.concatenate([centre + direction(count) * radii * 1.05, notch_radius[:, None]], 1),
         nucleoli=np.concatenate([nucleoli, nucleolus_radius[..., None]], 2),
         grey=np.stack([shared, shared + rng.normal(0, greys.nucleus_spread, count)], 1),
-        clumping=rng.normal(0, 0.3, count),
+        clumping=rng.normal(0, 0.2, count),
     )
 
 
@@ -123,11 +123,13 @@ def cut(
 
     # whose territory, and how far to its wall: a Voronoi diagram in bent coordinates
     position = (z + 6 * fields["drift"], y, x + 7 * slow + 2.5 * wobble)
-    site_z, site_x = cells.site.T[..., None, None]
+    near = np.flatnonzero(np.abs(cells.site[:, 0] - z) < 1.8 * anatomy.cell_pitch[0])  # none beyond matters
+    site_z, site_x = cells.site[near].T.astype(np.float32)[..., None, None]
     squares = (position[0] - site_z) ** 2 + (position[2] - site_x) ** 2
-    owner, nearest = squares.argmin(0), squares.min(0)
-    np.put_along_axis(squares, owner[None], np.inf, 0)
-    apart = np.linalg.norm(cells.site[owner] - cells.site[squares.argmin(0)], axis=-1)
+    first, nearest = squares.argmin(0), squares.min(0)
+    np.put_along_axis(squares, first[None], np.inf, 0)
+    owner, other = near[first], near[squares.argmin(0)]
+    apart = np.hypot(*np.moveaxis(cells.site[owner] - cells.site[other], -1, 0))
     wall = (squares.min(0) - nearest) / (2 * apart)
 
     below_surface = y - anatomy.surface - 0.6 * slow
@@ -174,7 +176,7 @@ def paint(
     plain = greys.nucleus + cells.grey[owner, 1]
     density = fields["clump"] + 0.4 * mottle - 0.35 + cells.clumping[owner]
     density = density + 1.1 * np.exp(-np.maximum(inner, 0) / 2.5)
-    nucleoplasm = plain - greys.chromatin * textures.soft_step(density, 1.2) + 5 * grain
+    nucleoplasm = plain - greys.chromatin * textures.soft_step(density, 1.2) + 4 * grain
     for which in range(cells.nucleoli.shape[1]):
         nucleolus = cells.nucleoli[owner, which]
         depth = nucleolus[..., 3] * (1 + 0.25 * mottle) - distance(plane.position, nucleolus)

@@ -85,8 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from natural2nanoscale.data.check import report
     from natural2nanoscale.data.conversion import prepare
+    from natural2nanoscale.data.inspection import report
 
     settings = settings_of(args)
     prepare(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,42 @@ class Page:
 
     def __str__(self) -> str:
         return str(self.path) if self.pages == 1 else f"{self.path} page {self.index + 1} of {self.pages}"
+
+
+GREYS = np.arange(256, dtype=np.int32) * 0x010101
+
+
+@dataclass(frozen=True)
+class MaskPixels:
+    """A mask as plain values (H,W) int32, or as colours 0xRRGGBB (H,W) int32, the other one None.
+
+    table: (256,) the colour of each value, that of a grey one having equal channels.
+    """
+
+    values: np.ndarray | None
+    colors: np.ndarray | None
+    table: np.ndarray
+
+    def codes(self, by_color: bool) -> np.ndarray:
+        """(H,W) values or colours, of a mask that can be read that way."""
+        if not by_color:
+            return self.values
+        return self.table[self.values] if self.colors is None else self.colors
+
+    def value_counts(self) -> dict[int, int] | None:
+        """Pixels of every value."""
+        return None if self.values is None else count(self.values)
+
+    def color_counts(self) -> dict[int, int] | None:
+        """Pixels of every colour; None where values beyond 255 have no colour."""
+        if self.colors is not None:
+            return count(self.colors)
+        counts: Counter = Counter()
+        for value, pixels in count(self.values).items():
+            if not 0 <= value <= 255:
+                return None
+            counts[int(self.table[value])] += pixels
+        return dict(counts)
 
 
 class Reader:
@@ -121,31 +158,25 @@ class Reader:
             return pixels[..., 0], False
         return np.round(pixels.mean(axis=-1, dtype=np.float32)).astype(np.uint8), True
 
-    def mask(self, page: Page) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Mask as plain values and as colours 0xRRGGBB, both (H,W) int32; None where it is not of that kind.
-
-        A palette picture's value is its index. Greys are both: a value and a colour of equal channels.
-        """
+    def mask(self, page: Page) -> MaskPixels:
+        """The mask as values and as colours; a palette picture's value is its index."""
         picture = self.raw(page)
         if picture.mode == "P":
-            values = np.asarray(picture).astype(np.int32)
             table = np.zeros((256, 3), np.int32)
             entries = np.array(picture.getpalette("RGB"), np.int32).reshape(-1, 3)[:256]
             table[: len(entries)] = entries
-            return values, packed(table)[values]
+            return MaskPixels(np.asarray(picture).astype(np.int32), None, packed(table))
         pixels = pixels_of(picture, page)
         if pixels.ndim == 3:
-            equal = not (pixels != pixels[..., :1]).any()
-            return (pixels[..., 0].astype(np.int32) if equal else None), packed(pixels)
+            if (pixels != pixels[..., :1]).any():
+                return MaskPixels(None, packed(pixels), GREYS)
+            pixels = pixels[..., 0]
         values = pixels.astype(np.int32)
         if pixels.dtype == np.float32 and not np.array_equal(values, pixels):
-            raise InputError(
-                f"{page} is a mask with fractions, expected whole class ids: save it as integers"
-            )
+            raise InputError(f"{page} is a mask with fractions, expected whole class ids: save integers")
         if picture.mode == "L" and self.bits in (2, 4):  # Pillow stretched these to 0..255: no ids any more
             values = values * (2**self.bits - 1) // 255
-        colors = values * 0x010101 if values.min() >= 0 and values.max() <= 255 else None
-        return values, colors
+        return MaskPixels(values, None, GREYS)
 
 
 def unreadable(what: object, error: BaseException) -> InputError:
@@ -157,15 +188,23 @@ def unreadable(what: object, error: BaseException) -> InputError:
 
 def packed(colors: np.ndarray) -> np.ndarray:
     """(...,3) RGB in 0..255 -> (...) int32 0xRRGGBB."""
-    return colors.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    red, green, blue = (colors[..., i].astype(np.int32) for i in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def count(codes: np.ndarray) -> dict[int, int]:
+    """Pixels of every whole number in an array."""
+    if codes.min() >= 0 and codes.max() < 2**16:
+        counts = np.bincount(codes.ravel())
+        return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
+    return {int(code): int(n) for code, n in zip(*np.unique(codes, return_counts=True), strict=True)}
 
 
 def bits_per_sample(picture: Image.Image) -> int:
     """Bits of one channel of a picture that is open but not yet decoded."""
     if picture.format == "PNG":
-        depth = (
-            re.search(r";(\d+)", str(picture.tile[0].args)) if picture.tile else None
-        )  # such as L;2, RGB;16B
+        modes = picture.tile[0].args if picture.tile else ""  # such as L;2 or RGB;16B
+        depth = re.search(r";(\d+)", str(modes))
         return int(depth[1]) if depth else 8
     if 2 in picture.tag_v2.get(339, ()) and picture.mode == "L":
         raise ValueError("signed 8-bit pixels, expected unsigned ones")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, select_device
@@ -19,20 +18,28 @@ from natural2nanoscale.segmentation.training import check, plan_steps, train
 from natural2nanoscale.segmentation.unet import UNet
 
 
-def train_unet(args: argparse.Namespace) -> None:
-    """Train one U-Net per seed and write their report. Raises InputError before anything is written."""
+def plan_synthetic(args: argparse.Namespace) -> tuple[Path, float]:
+    """Folder and ratio of the synthetic slices; InputError when they are missing or --out is taken.
+
+    To be called first: it needs no data and writes nothing.
+    """
     if not args.resume:
         refuse_non_empty(args.out)
     ratio = args.synthetic_ratio
     if ratio is None:
         ratio = 1.0 if args.synthetic or args.no_real else 0.0
-    synthetic_path = args.synthetic or (args.data or Path("data")) / "synthetic"
-    if ratio > 0 and not synthetic_path.is_dir():
-        raise InputError(f"there are no synthetic slices in {synthetic_path}: first run `python generate.py`")
+    path = args.synthetic or (args.data or Path("data")) / "synthetic"
+    if ratio > 0 and not path.is_dir():
+        raise InputError(f"there are no synthetic slices in {path}: first run `python generate.py`")
+    return path, ratio
+
+
+def train_unet(args: argparse.Namespace, root: Path) -> None:
+    """Train one U-Net per seed on root/train, write the report of their scores on root/test."""
+    synthetic_path, ratio = plan_synthetic(args)
     device = select_device(args.device)
 
     # what there is to learn from
-    root = data_root(args.data)
     folders = {part: open_pairs(root / part) for part in ("train", "val", "test")}
     real, validation = load_slices(folders["train"]), load_slices(folders["val"])
     synthetic = None

@@ -151,16 +151,8 @@ def markdown(report: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m natural2nanoscale evaluate`."""
-    parser.add_argument("run", type=Path, help="folder of a U-Net run")
-    parser.add_argument("--data", type=Path, required=True, help="pair folder, or root of a test/")
-    parser.add_argument("--out", type=Path, help="folder for report.json and report.md (RUN/evaluate-NAME)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-
-
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Score a run on --data, write both reports and print the readable one."""
+    """The verb `evaluate`: score a run on --data, write both reports, print the readable one."""
     folder = open_pairs(args.data / "test" if (args.data / "test").is_dir() else args.data)
     report = evaluate_run(args.run, folder, select_device(args.device))
     out = args.out or args.run / f"evaluate-{'-'.join(folder.path.resolve().parts[-2:])}"

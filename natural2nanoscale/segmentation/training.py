@@ -232,7 +232,8 @@ def train(
             if folder and (stop.requested or ended or step % settings.checkpoint_every == 0):
                 save()
             if stop.requested:
-                raise Interrupted(f"{folder.path} is saved at step {step}: go on with --resume" if folder else "")
+                where = f"{folder.path} is saved at step {step}: " if folder else ""
+                raise Interrupted(where + "go on with --resume")
 
     # the steps after the last regular validation count as well
     if step % validate_every:

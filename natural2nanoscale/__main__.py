@@ -1,0 +1,103 @@
+"""The verbs: `python -m natural2nanoscale [VERB]`; without one, the demo."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from natural2nanoscale.cli import at_least, main_guard, size
+
+VERBS = {
+    "demo": "the whole loop at embedded scale, from a few slices to a table (the default)",
+    "phantom": "write the embedded dataset, a procedural FIB-SEM phantom",
+    "prepare": "turn EM files and masks into train/, val/ and test/ pair folders",
+    "check": "look over a data root before training, without a GPU",
+    "evaluate": "score a U-Net run on any pair folder",
+    "backbone": "train the embedded backbone on dead-leaves images",
+}
+
+
+def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/demo"), help="run folder; a stopped demo goes on in it")
+    add("--data", type=Path, help="prepared data root to draw slices from (default: a phantom)")
+    add("--backbone", default="auto", help="auto, embedded, a diffusers folder, or a hub id")
+    add("--slices", type=at_least(1), default=8, help="annotated slices to learn from")
+    add("--redraws", type=at_least(1), default=1, help="repetitions with other slices and ControlNets")
+    add("--seeds", type=at_least(1), default=3, help="U-Nets per condition and redraw")
+    add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
+    add("--crop", type=size, metavar="WxH", help="training window of ControlNet and U-Nets in pixels")
+    add("--controlnet-steps", type=at_least(1), default=1200, metavar="N", help="fine-tuning steps")
+    add("--per-mask", type=at_least(1), default=8, metavar="N", help="synthetic slices per mask")
+    add("--unet-width", type=at_least(1), default=12, metavar="N", help="channels at the top of the U-Net")
+    add("--unet-depth", type=at_least(1), default=3, metavar="N", help="halvings in the U-Net")
+    add("--unet-steps", type=at_least(1), default=150, metavar="N", help="steps of every U-Net")
+    add("--unet-batch", type=at_least(2), default=4, metavar="N", help="slices per step")
+    add("--validations", type=at_least(1), default=10, metavar="N", help="looks at the validation slices")
+    add("--device", default="auto", help="auto, cpu or cuda")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Only the verb that was asked for builds its arguments, so that help does not wait for imports."""
+    verb = next((word for word in sys.argv[1:2] if word in VERBS), "demo")
+    parser = argparse.ArgumentParser(prog="natural2nanoscale", description=__doc__.splitlines()[0])
+    choices = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name, text in VERBS.items():
+        formatter = argparse.ArgumentDefaultsHelpFormatter if name == "demo" else argparse.HelpFormatter
+        sub = choices.add_parser(name, help=text, description=text, formatter_class=formatter)
+        if name == verb:
+            add_arguments(name, sub)
+    words = sys.argv[1:]
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words = ["demo", *words]
+    return parser.parse_args(words)
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    if verb == "demo":
+        add_demo_arguments(parser)
+    elif verb == "phantom":
+        from natural2nanoscale.data.phantom import add_arguments as add
+
+        add(parser)
+    elif verb == "prepare":
+        from natural2nanoscale.data.prepare import add_arguments as add
+
+        add(parser)
+    elif verb == "check":
+        from natural2nanoscale.data.check import add_arguments as add
+
+        add(parser)
+    elif verb == "evaluate":
+        parser.add_argument("run", type=Path, help="folder of a U-Net run")
+        parser.add_argument("--data", type=Path, required=True, help="pair folder, or root of a test/")
+        parser.add_argument("--out", type=Path, help="folder for both reports (default: inside RUN)")
+        parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    elif verb == "backbone":
+        parser.add_argument("--out", type=Path, required=True, help="run folder")
+
+
+def main() -> None:
+    main_guard(run_verb)
+
+
+def run_verb() -> None:
+    args = parse_arguments()
+    if args.verb == "demo":
+        from natural2nanoscale.study.demo import run_demo as run
+    elif args.verb == "phantom":
+        from natural2nanoscale.data.phantom import run
+    elif args.verb == "prepare":
+        from natural2nanoscale.data.prepare import run
+    elif args.verb == "check":
+        from natural2nanoscale.data.check import run
+    elif args.verb == "evaluate":
+        from natural2nanoscale.segmentation.evaluation import run_evaluate as run
+    else:
+        from natural2nanoscale.diffusion.pretraining import run
+    run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The whole loop at embedded scale: slices, ControlNet, synthesis, U-Nets under equal budgets, and a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from natural2nanoscale.cli import data_root
+from natural2nanoscale.data.contact import colored, sheet
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json, write_pairs
+from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
+from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
+from natural2nanoscale.diffusion.command import fitting_crop, read_prompts
+from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.synthesis import synthesize
+from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import RunFolder, open_run, permutation_for, select_device
+from natural2nanoscale.segmentation.evaluation import image_matrices, score
+from natural2nanoscale.segmentation.mixing import combine, load_slices
+from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.training import train
+from natural2nanoscale.study.table import markdown
+
+CONDITIONS = (  # name, with real slices, with synthetic slices, U-Net augmentation
+    ("real", True, False, "none"),
+    ("synthetic", False, True, "none"),
+    ("real + rotation", True, False, "rotation"),
+    ("real + synthetic", True, True, "none"),
+    ("real + synthetic + rotation", True, True, "rotation"),
+)
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Budgets of the demo: every U-Net takes equally many steps of equally many slices."""
+
+    slices: int = 8  # annotated slices: all that ControlNet and the U-Nets learn from
+    redraws: int = 1  # repetitions with other slices, another ControlNet and other synthetic slices
+    seeds: int = 3  # U-Nets per condition and redraw
+    seed: int = 0
+    controlnet_steps: int = 1200
+    per_mask: int = 8  # synthetic slices per annotated one
+    unet_width: int = 12
+    unet_depth: int = 3
+    unet_steps: int = 150
+    unet_batch: int = 4  # slices per step; half of them real where real and synthetic are mixed
+    validations: int = 10  # the best of them, by validation mIoU, is what the test slices see
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Run or continue the demo in args.out; print the table and write report.md and the pictures."""
+    started = time.monotonic()
+    settings = DemoSettings(
+        args.slices, args.redraws, args.seeds, args.seed, args.controlnet_steps, args.per_mask,
+        args.unet_width, args.unet_depth, args.unet_steps, args.unet_batch, args.validations,
+    )  # fmt: skip
+    device = select_device(args.device)
+    root = data_root(args.data) if args.data else None
+    origin = "phantom" if root is None else open_pairs(root / "train").info.origin
+    name = backbone_name(args.backbone, origin)
+    backbone = load_backbone(name, device)
+    config = {
+        "kind": "demo",
+        "settings": asdict(settings) | {"crop": args.crop},
+        "backbone": backbone.fingerprint,
+        "data": {"train": fingerprint(open_pairs(root / "train"))} if root else {},
+    }
+    run = open_run(args.out, config, (args.out / "config.json").is_file(), ("redraws", "seeds"))
+    for redraw in range(settings.redraws):
+        folders = draw_folders(run.path / f"redraw-{redraw}", root, settings, redraw)
+        synthetic = make_synthetic(run.path / f"redraw-{redraw}", backbone, folders, settings, redraw, args.crop)
+        compare(run, folders | {"synthetic": synthetic}, settings, redraw, args.crop, device)
+        picture_row(run.path / f"redraw-{redraw}.png", folders["train"], synthetic)
+    rows = run.read_log()
+    report = markdown(rows, asdict(settings), name, folders)
+    (run.path / "report.md").write_text(report, encoding="utf-8")
+    write_json(run.path / "results.json", rows)
+    print(f"\n{report}\n{run.path}/report.md, {run.path}/redraw-0.png; {time.monotonic() - started:.0f} s")
+
+
+def draw_folders(
+    out: Path, root: Path | None, settings: DemoSettings, redraw: int
+) -> dict[str, PairFolder]:
+    """train (the few slices that were drawn), val and test of one redraw.
+
+    Without a data root each redraw has a phantom of its own; with one it draws other training slices.
+    """
+    if root is None:
+        root = out / "phantom"
+        if not root.exists():
+            write_phantom(root, PhantomSettings(seed=settings.seed + redraw))
+    pool = open_pairs(root / "train")
+    if len(pool.stems) < settings.slices:
+        raise InputError(
+            f"{root}/train has {len(pool.stems)} slices, expected at least --slices {settings.slices}"
+        )
+    if not (out / "train" / "dataset.json").is_file():
+        order = permutation_for(len(pool.stems), settings.seed, "slices", redraw)
+        chosen = [pool.stems[i] for i in sorted(order[: settings.slices])]
+        write_pairs(out / "train", pool.info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
+    return {"train": open_pairs(out / "train")} | {part: open_pairs(root / part) for part in ("val", "test")}
+
+
+def make_synthetic(
+    out: Path,
+    backbone: Backbone,
+    folders: dict[str, PairFolder],
+    settings: DemoSettings,
+    redraw: int,
+    crop: tuple[int, int] | None,
+) -> PairFolder:
+    """Fine-tune a ControlNet on the drawn slices and draw new ones from their masks, or go on with both."""
+    prompts = read_prompts(None)
+    tuning = FineTuning(
+        crop=fitting_crop(crop or backbone.recommended.crop, backbone),
+        learning_rate=backbone.recommended.learning_rate,
+        max_steps=settings.controlnet_steps,
+        seed=settings.seed + redraw,
+        checkpoint_every=500,
+        sample_every=400,
+    )
+    begun = RunFolder(out / "controlnet").load_checkpoint() is not None
+    if not begun:
+        (out / "controlnet" / "config.json").unlink(missing_ok=True)  # stopped before the first checkpoint
+    config = {"kind": "controlnet", "settings": asdict(tuning), "backbone": {"name": backbone.name}}
+    run = open_run(out / "controlnet", config, begun, MAY_CHANGE)
+    fine_tune(run, backbone, folders["train"], folders["val"], prompts, tuning, begun)
+    synthesize(
+        out / "synthetic",
+        backbone,
+        load_trained(out / "controlnet", backbone),
+        folders["train"],
+        prompts,
+        SamplingSettings(),
+        settings.per_mask,
+        seed=settings.seed + redraw,
+    )
+    return open_pairs(out / "synthetic")
+
+
+def compare(
+    run: RunFolder,
+    folders: dict[str, PairFolder],
+    settings: DemoSettings,
+    redraw: int,
+    crop: tuple[int, int] | None,
+    device: torch.device,
+) -> None:
+    """Train and score a U-Net for every condition and seed; each result is a line of the demo's log."""
+    slices = {part: load_slices(folder) for part, folder in folders.items()}
+    done = {(row["redraw"], row["condition"], row["seed"]) for row in run.read_log()}
+    for condition, with_real, with_synthetic, augment in CONDITIONS:
+        training = combine(
+            slices["train"] if with_real else None,
+            slices["synthetic"] if with_synthetic else None,
+            settings.per_mask,
+            len(slices["train"]),
+        )
+        for seed in range(settings.seeds):
+            if (redraw, condition, seed) in done:
+                continue
+            trained = train(
+                training,
+                slices["val"],
+                Settings(
+                    width=settings.unet_width,
+                    depth=settings.unet_depth,
+                    max_steps=settings.unet_steps,
+                    batch_size=settings.unet_batch,
+                    full_batches=True,
+                    balance=0.5 if with_real and with_synthetic else None,
+                    augment=augment,
+                    crop=crop,
+                    validate_every=settings.unet_steps // settings.validations,
+                    patience=None,
+                    select_by="miou",
+                    seed=seed,
+                ),
+                device,
+            )
+            matrices = image_matrices(trained.model, slices["test"], device)
+            scores = score(matrices, folders["test"].stems)
+            row = {"redraw": redraw, "condition": condition, "seed": seed, "validation": trained.best["val_miou"]}
+            row |= {key: scores[key] for key in ("miou", "iou", "confusion")}
+            run.log(row | {"images": matrices.tolist()})
+
+
+def picture_row(path: Path, train_folder: PairFolder, synthetic: PairFolder, count: int = 3) -> None:
+    """real | mask | synthetic for a few of the masks."""
+    rows = []
+    for stem in train_folder.stems[:: max(1, len(train_folder.stems) // count)][:count]:
+        mask = colored(train_folder.mask(stem), train_folder.info.classes)
+        rows.append([train_folder.image(stem), mask, synthetic.image(f"{stem}_s000")])
+    sheet(rows, path, ["real", "mask", "synthetic"])

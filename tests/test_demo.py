@@ -1,0 +1,61 @@
+"""The demo's loop from slices to table, at toy scale."""
+
+import json
+
+import pytest
+
+from natural2nanoscale.study.table import difference
+
+TOY = [
+    *("--slices", 2, "--redraws", 2, "--seeds", 1, "--controlnet-steps", 2, "--per-mask", 2, "--crop", "32x32"),
+    *("--unet-width", 4, "--unet-depth", 2, "--unet-steps", 4, "--unet-batch", 2, "--validations", 2),
+]
+
+
+def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_path):
+    command = ["demo", "--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "demo", *TOY]
+    printed = verb(*command).stdout
+    out = tmp_path / "demo"
+    rows = json.loads((out / "results.json").read_text())
+    assert len(rows) == 2 * 5 and len({row["condition"] for row in rows}) == 5
+    report = (out / "report.md").read_text()
+    assert report in printed
+    for row in rows:  # each cell of the table is the mean of what the log holds
+        pair = [other["miou"] for other in rows if other["condition"] == row["condition"]]
+        assert f"| {row['condition']} | {100 * sum(pair) / 2:.1f} ± " in report
+    # redraws differ in slices, ControlNet and synthetic slices; no synthetic slice comes from another mask
+    drawn = [sorted(p.name for p in (out / f"redraw-{r}/train/images").iterdir()) for r in (0, 1)]
+    made = [sorted(p.name for p in (out / f"redraw-{r}/synthetic/images").iterdir()) for r in (0, 1)]
+    assert all(len(names) == 2 for names in drawn) and all(len(names) == 4 for names in made)
+    assert {name[:10] for name in made[0]} == {name[:10] for name in drawn[0]}
+
+    # a stopped demo goes on: the cell that is missing comes back as it was, the others are left alone
+    log = (out / "log.jsonl").read_text().splitlines()
+    (out / "log.jsonl").write_text("\n".join(log[:-1]) + "\n")
+    verb(*command)
+    again = (out / "log.jsonl").read_text().splitlines()
+    assert again == log
+    # and refuses other settings
+    assert "was" in verb(*command, "--per-mask", 3, expect=2).stderr
+
+
+def test_too_few_slices_is_one_sentence(verb, data_folder, tiny_backbone, tmp_path):
+    command = ["demo", "--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "demo"]
+    assert "expected at least --slices 9" in verb(*command, "--slices", 9, expect=2).stderr
+
+
+def test_differences_are_paired_by_redraw():
+    rows = [
+        {"redraw": redraw, "seed": seed, "condition": condition, "miou": value, "iou": [value, None]}
+        for redraw, seed, condition, value in [
+            (0, 0, "real", 0.5),
+            (0, 1, "real", 0.7),
+            (1, 0, "real", 0.4),
+            (0, 0, "real + synthetic", 0.7),
+            (1, 0, "real + synthetic", 0.6),
+        ]
+    ]
+    change = difference(rows, "real + synthetic", "real")
+    # (0.7 - 0.6, 0.6 - 0.4): mean 0.15, sample deviation 0.0707, t(0.975, 1) = 12.706
+    assert change.pairs == 2 and change.mean == pytest.approx(0.15)
+    assert change.half_width == pytest.approx(12.7062 * 0.0707107 / 2**0.5, rel=1e-4)

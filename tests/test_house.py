@@ -1,0 +1,74 @@
+"""What holds the house together: import directions, quick help, exit codes."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "natural2nanoscale"
+MAY_IMPORT = {  # wing -> wings it may import; runs, cli and errors belong to nobody
+    "data": {"data"},
+    "diffusion": {"data", "diffusion"},
+    "segmentation": {"data", "segmentation"},
+    "study": {"data", "diffusion", "segmentation", "study"},
+}
+
+
+def imported_wings(file: Path) -> set[str]:
+    """Wings of the package that a file imports, at its top or inside its functions."""
+    wings = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        parts = [name.split(".") for name in names if name.startswith("natural2nanoscale.")]
+        wings |= {part[1] for part in parts}
+    return wings & set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("wing", MAY_IMPORT)
+def test_import_direction(wing):
+    files = list((PACKAGE / wing).glob("*.py"))
+    assert files
+    for file in files:
+        assert imported_wings(file) <= MAY_IMPORT[wing], file.name
+
+
+def test_runs_imports_no_wing():
+    assert imported_wings(PACKAGE / "runs.py") == set()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train_controlnet.py"],
+        ["generate.py"],
+        ["train_unet.py"],
+        *(["-m", "natural2nanoscale", *verb] for verb in ([], ["demo"], ["prepare"], ["phantom"], ["evaluate"])),
+    ],
+    ids=lambda command: command[-1],
+)
+def test_help_does_not_wait_for_torch(command):
+    code = (
+        "import sys, runpy; sys.argv = {argv!r}\n"
+        "try: runpy.{run}\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    if command[0] == "-m":
+        code = code.format(argv=["n2n", *command[2:], "--help"], run="run_module('natural2nanoscale', run_name='__main__')")
+    else:
+        code = code.format(argv=[command[0], "--help"], run=f"run_path({command[0]!r}, run_name='__main__')")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.startswith("usage:") and result.stderr.strip() == "False"
+
+
+def test_wrong_path_is_one_sentence_and_exit_code_2(script, tmp_path):
+    for name in ("train_controlnet.py", "train_unet.py"):
+        out = tmp_path / name
+        error = script(name, "--data", tmp_path / "nowhere", "--out", out, expect=2).stderr
+        assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
+        assert not out.exists()
