@@ -8,9 +8,7 @@ from natural2nanoscale.cli import at_least, data_root, main_guard
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, help="folder whose train/ holds the masks (default: data)")
     add("--controlnet", type=Path, default=Path("runs/controlnet"), help="run of train_controlnet.py")

@@ -8,9 +8,7 @@ from natural2nanoscale.cli import at_least, data_root, main_guard, size
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
     add("--out", type=Path, default=Path("runs/controlnet"), help="run folder")
@@ -23,8 +21,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--lr", type=at_least(0.0, float), help="learning rate (default: the backbone's)")
     add("--rotation", type=at_least(0.0, float), default=16.0, help="largest angle in degrees")
     add("--noise", type=at_least(0.0, float), default=4.0, help="largest Gaussian noise in grey levels")
-    add("--latent-variants", type=at_least(0), default=16, metavar="K",
-        help="augmented windows per slice whose latents are cached; 0 encodes at every step")
+    add(
+        "--latent-variants",
+        type=at_least(0),
+        default=16,
+        metavar="K",
+        help="augmented windows per slice whose latents are cached; 0 encodes at every step",
+    )
     add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
     add("--checkpoint-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between checkpoints")
     add("--sample-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between sample strips")

@@ -12,42 +12,63 @@ def parse_arguments() -> argparse.Namespace:
     default = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR",
-        help="folder with train/, val/ and test/ (default: data, filled with the phantom)")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with train/, val/ and test/ (default: data, filled with the phantom)",
+    )
     add("--synthetic", type=Path, metavar="DIR", help="folder of synthetic slices (default: DATA/synthetic)")
-    add("--synthetic-ratio", type=at_least(0.0, float), metavar="R",
-        help="synthetic slices per real one, added to the real ones\n"
-        "(default: 0, or 1 with --synthetic or --no-real)")
+    add(
+        "--synthetic-ratio",
+        type=at_least(0.0, float),
+        metavar="R",
+        help="synthetic slices per real one, added to the real ones\n(default: 0, or 1 with --synthetic or --no-real)",
+    )
     add("--no-real", action="store_true", help="train on the synthetic slices alone")
-    add("--balance", type=at_least(0.0, float), metavar="SHARE",
-        help="share of every batch that is real, such as 0.5 (default: as in the set)")
-    add("--augment", choices=("none", "rotation"), default=default.augment,
-        help="rotation by up to 16 degrees (default: %(default)s)")
+    add(
+        "--balance",
+        type=at_least(0.0, float),
+        metavar="SHARE",
+        help="share of every batch that is real, such as 0.5 (default: as in the set)",
+    )
+    add(
+        "--augment",
+        choices=("none", "rotation"),
+        default=default.augment,
+        help="rotation by up to 16 degrees (default: %(default)s)",
+    )
     add("--crop", type=size, metavar="WxH", help="train on windows of this size (default: whole slices)")
-    add("--epochs", type=at_least(1), metavar="N",
-        help=f"passes over the training slices {recommended_help('epochs')}")
+    add("--epochs", type=at_least(1), metavar="N", help=f"passes over the training slices {recommended_help('epochs')}")
     add("--max-steps", type=at_least(1), metavar="N", help="optimiser steps, in place of --epochs")
-    add("--batch-size", type=at_least(1), metavar="N",
-        help=f"slices per step {recommended_help('batch_size')}")
+    add("--batch-size", type=at_least(1), metavar="N", help=f"slices per step {recommended_help('batch_size')}")
     add("--micro-batch", type=at_least(1), metavar="N", help="slices per forward pass (default: what fits)")
-    add("--width", type=at_least(1), metavar="N",
-        help=f"channels of the first stage {recommended_help('width')}")
-    add("--depth", type=at_least(1), metavar="N",
-        help=f"halvings of the resolution {recommended_help('depth')}")
+    add("--width", type=at_least(1), metavar="N", help=f"channels of the first stage {recommended_help('width')}")
+    add("--depth", type=at_least(1), metavar="N", help=f"halvings of the resolution {recommended_help('depth')}")
     add("--lr", type=at_least(0.0, float), default=default.learning_rate, help="(default: %(default)s)")
     add("--validate-every", type=at_least(1), metavar="STEPS", help="(default: once per epoch)")
-    add("--patience", type=at_least(0), metavar="N",
-        help="validations without a better one until training stops,\n"
-        f"0 for never {recommended_help('patience')}")
-    add("--select", choices=("loss", "miou"), default=default.select_by,
-        help="validation score that names the best weights (default: %(default)s)")
+    add(
+        "--patience",
+        type=at_least(0),
+        metavar="N",
+        help=f"validations without a better one until training stops,\n0 for never {recommended_help('patience')}",
+    )
+    add(
+        "--select",
+        choices=("loss", "miou"),
+        default=default.select_by,
+        help="validation score that names the best weights (default: %(default)s)",
+    )
     add("--seeds", type=at_least(1), default=3, metavar="N", help="networks to train (default: %(default)s)")
-    add("--seed", type=at_least(0), default=default.seed, metavar="N",
-        help="the first seed (default: %(default)s)")
-    add("--checkpoint-every", type=at_least(1), default=default.checkpoint_every, metavar="STEPS",
-        help="(default: %(default)s)")
-    add("--out", type=Path, default=Path("runs/unet"), metavar="RUN",
-        help="run folder (default: %(default)s)")
+    add("--seed", type=at_least(0), default=default.seed, metavar="N", help="the first seed (default: %(default)s)")
+    add(
+        "--checkpoint-every",
+        type=at_least(1),
+        default=default.checkpoint_every,
+        metavar="STEPS",
+        help="(default: %(default)s)",
+    )
+    add("--out", type=Path, default=Path("runs/unet"), metavar="RUN", help="run folder (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the run in --out")
     return parser.parse_args()

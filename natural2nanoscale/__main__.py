@@ -27,14 +27,15 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add("--redraws", type=at_least(1), default=1, help="repetitions with other slices and ControlNets")
     add("--seeds", type=at_least(1), default=3, help="U-Nets per condition and redraw")
     add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
-    add("--crop", type=size, metavar="WxH", help="training window of ControlNet and U-Nets in pixels")
+    add("--crop", type=size, metavar="WxH", help="ControlNet's window in pixels")
     add("--controlnet-steps", type=at_least(1), default=1200, metavar="N", help="fine-tuning steps")
     add("--per-mask", type=at_least(1), default=8, metavar="N", help="synthetic slices per mask")
-    add("--unet-width", type=at_least(1), default=12, metavar="N", help="channels at the top of the U-Net")
-    add("--unet-depth", type=at_least(1), default=3, metavar="N", help="halvings in the U-Net")
-    add("--unet-steps", type=at_least(1), default=150, metavar="N", help="steps of every U-Net")
-    add("--unet-batch", type=at_least(2), default=4, metavar="N", help="slices per step")
-    add("--validations", type=at_least(1), default=10, metavar="N", help="looks at the validation slices")
+    add("--unet-width", type=at_least(1), default=8, metavar="N", help="channels at the top of the U-Net")
+    add("--unet-steps", type=at_least(1), default=200, metavar="N", help="steps of every U-Net")
+    add("--unet-batch", type=at_least(2), default=4, metavar="N", help="windows per step")
+    add("--unet-crop", type=size, default=(112, 112), metavar="WxH", help="the U-Nets' window in pixels")
+    add("--unet-lr", type=at_least(0.0, float), default=3e-3, help="the U-Nets' learning rate")
+    add("--validations", type=at_least(1), default=8, metavar="N", help="looks at the validation slices")
     add("--device", default="auto", help="auto, cpu or cuda")
 
 
@@ -44,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="natural2nanoscale", description=__doc__.splitlines()[0])
     choices = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, text in VERBS.items():
-        formatter = argparse.ArgumentDefaultsHelpFormatter if name == "demo" else argparse.HelpFormatter
+        formatter = argparse.ArgumentDefaultsHelpFormatter if name in ("demo", "backbone") else argparse.HelpFormatter
         sub = choices.add_parser(name, help=text, description=text, formatter_class=formatter)
         if name == verb:
             add_arguments(name, sub)
@@ -75,7 +76,18 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--out", type=Path, help="folder for both reports (default: inside RUN)")
         parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     elif verb == "backbone":
-        parser.add_argument("--out", type=Path, required=True, help="run folder")
+        from natural2nanoscale.diffusion.recipe import PretrainingSettings
+
+        recipe, add = PretrainingSettings(), parser.add_argument
+        add("--out", type=Path, required=True, help="run folder; the backbone itself is written to OUT/backbone")
+        add("--seed", type=at_least(0), default=recipe.seed, help="seed of images and weights")
+        add("--images", type=at_least(16), default=recipe.images, help="dead-leaves images of 128x128 pixels")
+        add("--wide-images", type=at_least(16), default=recipe.wide_images, help="and of 224x128")
+        add("--vae-steps", type=at_least(1), default=recipe.vae_steps, help="steps of the VAE")
+        add("--unet-steps", type=at_least(1), default=recipe.unet_steps, help="steps of U-Net and text encoder")
+        add("--batch-size", type=at_least(1), default=recipe.batch_size, help="images per step of the U-Net")
+        add("--device", default="auto", help="auto, cpu or cuda")
+        add("--resume", action="store_true", help="go on from the last checkpoint in OUT")
 
 
 def main() -> None:

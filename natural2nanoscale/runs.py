@@ -143,8 +143,9 @@ class RunFolder:
         temporary = parent / f".tmp-{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-                  temporary / "state.safetensors")
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary / "state.safetensors"
+        )
         (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
         if save_model is not None:
             save_model(temporary)

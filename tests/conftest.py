@@ -84,7 +84,7 @@ def save_tiny_backbone(folder: Path, levels: int = 2, cross_dim: int = 16) -> Pa
     ).save_pretrained(folder / "scheduler")
     hint = [4, 8, 8, 8][:levels]
     (folder / "natural2nanoscale.json").write_text(
-        f'{{"recommended": {{"learning_rate": 1e-3, "crop": [32, 32], "hint_channels": {hint}}}}}'
+        f'{{"recommended": {{"learning_rate": 1e-3, "crop": [32, 32], "conditioning_embedding_out_channels": {hint}}}}}'
     )
     return folder
 

@@ -57,9 +57,7 @@ def stack(count: int, height: int, width: int, classes: int = 3, seed: int = 0):
     return images.astype(np.uint8), masks.reshape(count, height, width).astype(np.uint8)
 
 
-def fill(
-    source: Source, count: int = 5, shape: tuple[int, int] = (12, 16), classes: int = 3, suffix: str = "png"
-):
+def fill(source: Source, count: int = 5, shape: tuple[int, int] = (12, 16), classes: int = 3, suffix: str = "png"):
     images, masks = stack(count, *shape, classes)
     for i in range(count):
         source.add(f"cell_{i}.{suffix}", images[i], masks[i])
@@ -74,6 +72,4 @@ def write_png(path: Path, rows: np.ndarray, bits: int, width: int) -> None:
 
     header = struct.pack(">IIBBBBB", width, len(rows), bits, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))

@@ -131,6 +131,4 @@ def test_a_window_larger_than_the_slice_keeps_whole_pixels():
     image, mask = warp(images, masks, torch.tensor([angle]), torch.tensor([center]), (10, 13))
     padded = np.pad(masks[0].numpy(), ((3, 2), (3, 2)), mode="symmetric")
     assert np.array_equal(mask[0].numpy(), padded)
-    assert np.allclose(
-        image[0, 0].numpy(), np.pad(images[0, 0].numpy(), ((3, 2), (3, 2)), mode="symmetric"), atol=0.05
-    )
+    assert np.allclose(image[0, 0].numpy(), np.pad(images[0, 0].numpy(), ((3, 2), (3, 2)), mode="symmetric"), atol=0.05)

@@ -49,9 +49,7 @@ def disturbed(backbone: Backbone):
 def test_untrained_controlnet_leaves_the_backbone_unchanged(backbone):
     latents, _, timesteps, hidden, conditioning = batch(backbone)
     with torch.no_grad():
-        steered = predict_noise(
-            backbone.unet, make_controlnet(backbone), latents, timesteps, hidden, conditioning
-        )
+        steered = predict_noise(backbone.unet, make_controlnet(backbone), latents, timesteps, hidden, conditioning)
         alone = backbone.unet(latents, timesteps, hidden).sample
     assert torch.equal(steered, alone)
 
@@ -73,9 +71,7 @@ def test_loss_equals_plain_composition_of_diffusers(backbone, prediction_type):
     controlnet = disturbed(backbone)
     scheduler = DDPMScheduler.from_config(backbone.scheduler.config, prediction_type=prediction_type)
     latents, noise, timesteps, hidden, conditioning = batch(backbone)
-    ours = denoising_loss(
-        backbone.unet, controlnet, scheduler, latents, noise, timesteps, hidden, conditioning
-    )
+    ours = denoising_loss(backbone.unet, controlnet, scheduler, latents, noise, timesteps, hidden, conditioning)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     down, mid = controlnet(noisy, timesteps, hidden, conditioning, return_dict=False)
     output = backbone.unet(

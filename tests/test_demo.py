@@ -8,7 +8,7 @@ from natural2nanoscale.study.table import difference
 
 TOY = [
     *("--slices", 2, "--redraws", 2, "--seeds", 1, "--controlnet-steps", 2, "--per-mask", 2, "--crop", "32x32"),
-    *("--unet-width", 4, "--unet-depth", 2, "--unet-steps", 4, "--unet-batch", 2, "--validations", 2),
+    *("--unet-width", 4, "--unet-crop", "32x32", "--unet-steps", 4, "--unet-batch", 2, "--validations", 2),
 ]
 
 

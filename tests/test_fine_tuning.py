@@ -14,6 +14,7 @@ from natural2nanoscale.diffusion.command import read_prompts
 from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows
 from natural2nanoscale.diffusion.training import FineTuning
 
+
 @pytest.fixture
 def train(script, data_folder, tiny_backbone, tmp_path):
     """Run train_controlnet.py with a few more arguments into tmp_path / out."""
@@ -137,9 +138,7 @@ def test_windows_reach_every_pixel_and_keep_the_labels(tiny_backbone):
 def test_cached_latents_are_those_of_encoding_every_step(tiny_backbone, data_folder):
     backbone = load_backbone(str(tiny_backbone), torch.device("cpu"))
     folder = open_pairs(data_folder / "train")
-    cached, plain = (
-        LatentCache(backbone, folder, FineTuning((32, 32), 1e-3, latent_variants=k)) for k in (3, 0)
-    )
+    cached, plain = (LatentCache(backbone, folder, FineTuning((32, 32), 1e-3, latent_variants=k)) for k in (3, 0))
     for kept, fresh in zip(cached.batch([1, 3], epoch=2), plain.batch([1, 3], epoch=2), strict=True):
         assert torch.allclose(kept.float(), fresh.float(), atol=1e-5)
     # after the last variant the first comes round again

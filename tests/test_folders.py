@@ -11,9 +11,7 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, natural_order, open_pairs, write_pairs
 from natural2nanoscale.errors import InputError
 
-INFO = DatasetInfo(
-    "cells", "prepared", Classes.named("a", "b", "c"), (120.0, 40000.0), 8.0, {"rule": "block"}
-)
+INFO = DatasetInfo("cells", "prepared", Classes.named("a", "b", "c"), (120.0, 40000.0), 8.0, {"rule": "block"})
 
 
 def triples(*stems: str, shape: tuple[int, int] = (6, 9)):

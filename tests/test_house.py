@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from natural2nanoscale.plots import plot_progress
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "natural2nanoscale"
@@ -59,7 +63,9 @@ def test_help_does_not_wait_for_torch(command):
         "print('torch' in sys.modules, file=sys.stderr)"
     )
     if command[0] == "-m":
-        code = code.format(argv=["n2n", *command[2:], "--help"], run="run_module('natural2nanoscale', run_name='__main__')")
+        code = code.format(
+            argv=["n2n", *command[2:], "--help"], run="run_module('natural2nanoscale', run_name='__main__')"
+        )
     else:
         code = code.format(argv=[command[0], "--help"], run=f"run_path({command[0]!r}, run_name='__main__')")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -72,3 +78,14 @@ def test_wrong_path_is_one_sentence_and_exit_code_2(script, tmp_path):
         error = script(name, "--data", tmp_path / "nowhere", "--out", out, expect=2).stderr
         assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
         assert not out.exists()
+
+
+def test_progress_picture_shows_the_curves(tmp_path):
+    rows = [{"step": i, "loss": 1 / (i + 1)} for i in range(50)] + [{"step": 50}]
+    plot_progress(tmp_path / "progress.png", rows, [["loss", "absent"], ["nothing"]])
+    with Image.open(tmp_path / "progress.png") as picture:
+        assert picture.size == (640, 240)  # one panel: the other has no curve
+        blue = (np.asarray(picture) == (31, 95, 168)).all(axis=2).sum()
+    assert blue > 300
+    plot_progress(tmp_path / "none.png", [], [["loss"]])
+    assert not (tmp_path / "none.png").exists()

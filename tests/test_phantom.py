@@ -105,7 +105,13 @@ def test_the_verb_takes_its_defaults_from_the_settings(tmp_path, capsys):
     args = parser.parse_args(["data"])
     default = PhantomSettings()
     assert (args.size, args.train, args.val, args.test, args.gap, args.seed) == (
-        (default.width, default.height), default.train, default.val, default.test, default.gap, default.seed)
+        (default.width, default.height),
+        default.train,
+        default.val,
+        default.test,
+        default.gap,
+        default.seed,
+    )
     out = str(tmp_path / "data")
     options = "--size 48x32 --train 1 --val 1 --test 1 --gap 0".split()
     phantom.run(parser.parse_args([out, *options]))

@@ -112,9 +112,7 @@ def test_color_images_become_grey_by_their_mean(source, capsys):
     images, masks = stack(5, 8, 8)
     for i in range(5):
         source.add(f"cell_{i}.png", np.stack([images[i]] * 3, -1), masks[i])
-    source.add(
-        "cell_5.png", np.stack([images[0], images[1], images[2], images[3]], -1), masks[0]
-    )  # with alpha
+    source.add("cell_5.png", np.stack([images[0], images[1], images[2], images[3]], -1), masks[0])  # with alpha
     parts = source.prepare("--val", "0.2", "--test", "0.2", "--gap", "0")
     assert np.array_equal(parts["train"].image("cell_0"), images[0])
     mean = np.round(np.stack([images[0], images[1], images[2]]).mean(axis=0))

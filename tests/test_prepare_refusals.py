@@ -64,9 +64,7 @@ def test_pixels_must_be_numbers(source):
 
 def test_16_bit_colour_is_not_cut_to_8(source):
     images, masks = fill(source, suffix="tif")
-    tifffile.imwrite(
-        source.folder / "images" / "cell_1.tif", np.zeros((12, 16, 3), np.uint16), photometric="rgb"
-    )
+    tifffile.imwrite(source.folder / "images" / "cell_1.tif", np.zeros((12, 16, 3), np.uint16), photometric="rgb")
     source.refuses("16 bits per channel")
 
 

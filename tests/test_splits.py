@@ -56,9 +56,7 @@ def test_groups_are_never_torn():
     groups = [f"rat{i % 8}" for i in range(30)]
     for seed in range(20):
         parts = split_groups(groups, VAL, TEST, seed, (), ())
-        homes = {
-            group: {part for g, part in zip(groups, parts, strict=True) if g == group} for group in groups
-        }
+        homes = {group: {part for g, part in zip(groups, parts, strict=True) if g == group} for group in groups}
         assert all(len(home) == 1 for home in homes.values())
         assert {part for home in homes.values() for part in home} == {"train", "val", "test"}
 

@@ -13,9 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data", type=Path, nargs="?", default=Path("data"), metavar="DATA",
         help="data root with train/, val/ and test/, or one pair folder (default: data)",
     )  # fmt: skip
-    parser.add_argument(
-        "--contact", type=Path, metavar="FILE", help="contact sheet (default: DATA/contact.png)"
-    )
+    parser.add_argument("--contact", type=Path, metavar="FILE", help="contact sheet (default: DATA/contact.png)")
 
 
 def run(args: argparse.Namespace) -> None:

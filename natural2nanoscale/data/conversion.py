@@ -73,9 +73,7 @@ def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pai
     if settings.size is None:
         huge = [image for image, _mask in pairs if image.size[0] * image.size[1] > Image.MAX_IMAGE_PIXELS]
         if huge:
-            raise InputError(
-                f"{huge[0]} is {huge[0].size[0]}x{huge[0].size[1]}, too large for one slice: pass --size"
-            )
+            raise InputError(f"{huge[0]} is {huge[0].size[0]}x{huge[0].size[1]}, too large for one slice: pass --size")
         return pairs
     width, height = settings.size
     small = [image for image, _mask in pairs if image.size[0] < width or image.size[1] < height]
@@ -109,21 +107,15 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
         groups = splits.groups_of([image.path.name for image, _mask in pairs], settings.group)
         parts = splits.split_groups(groups, val, test, seed, settings.val_groups, settings.test_groups)
         members = {
-            part: sorted({g for g, of in zip(groups, parts, strict=True) if of == part})
-            for part in splits.PARTS
+            part: sorted({g for g, of in zip(groups, parts, strict=True) if of == part}) for part in splits.PARTS
         }
         description |= {"seed": seed, "group": settings.group, "groups": members}
     if settings.size:
         description |= {"size": list(settings.size), "tiles": settings.tiles}
     counts = ", ".join(f"{parts.count(part)} {part}" for part in splits.PARTS)
-    print(
-        f"split by {settings.split}: {counts} slices"
-        + (f", {parts.count(None)} in gaps" if None in parts else "")
-    )
+    print(f"split by {settings.split}: {counts} slices" + (f", {parts.count(None)} in gaps" if None in parts else ""))
     if settings.split == "random":
-        print(
-            "note: at random, neighbours in a stack come to training and to test, which flatters the scores"
-        )
+        print("note: at random, neighbours in a stack come to training and to test, which flatters the scores")
     for part, names in description.get("groups", {}).items():
         print(f"  {part}: {', '.join(names)}")
     return parts, description
@@ -157,9 +149,7 @@ def survey(
         if part == "train":
             histogram.add(pixels)
     if len(kinds) == 2:
-        raise InputError(
-            f"{kinds[True]} has 8 bits but {kinds[False]} has more: convert all slices to one depth"
-        )
+        raise InputError(f"{kinds[True]} has 8 bits but {kinds[False]} has more: convert all slices to one depth")
     if colored:
         print(f"{len(colored)} colour images such as {colored[0]} became grey by the mean of their channels")
     rule = decide_labels(codes, settings.classes, settings.colors, settings.mapping)

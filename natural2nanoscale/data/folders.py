@@ -130,9 +130,7 @@ def refuse_non_empty(out: Path) -> None:
         raise InputError(f"{out} already exists and is not an empty folder: remove it or name another folder")
 
 
-def write_pairs(
-    path: Path, info: DatasetInfo, items: Iterable[tuple[str, np.ndarray, np.ndarray]]
-) -> PairFolder:
+def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> PairFolder:
     """Write (stem, image (H,W) uint8, mask (H,W) uint8) triples as a new pair folder."""
     path = Path(path)
     refuse_non_empty(path)
@@ -156,9 +154,7 @@ def read_info(path: Path) -> DatasetInfo:
     try:
         return DatasetInfo.from_json(json.loads(file.read_text(encoding="utf-8")))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, InputError) as error:
-        raise InputError(
-            f"{file} is not a valid dataset description ({error}): prepare the folder again"
-        ) from error
+        raise InputError(f"{file} is not a valid dataset description ({error}): prepare the folder again") from error
 
 
 def stems_of(folder: Path) -> dict[str, Path]:
@@ -191,9 +187,7 @@ def open_pairs(path: Path) -> PairFolder:
                 f"such as {missing[0]!r}: add the {kind}s or remove the {other}s"
             )
     if not images:
-        raise InputError(
-            f"{path}/images holds no PNG or TIFF picture, expected at least one: prepare it again"
-        )
+        raise InputError(f"{path}/images holds no PNG or TIFF picture, expected at least one: prepare it again")
     folder = PairFolder(path, info, tuple(images), images)
     for stem in folder.stems:
         image, mask = folder.image(stem), folder.mask(stem)

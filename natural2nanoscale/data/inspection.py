@@ -74,9 +74,7 @@ def describe(part: str, folder: PairFolder, summary: PartSummary) -> str:
     percent = 100 * summary.pixels / summary.pixels.sum()
     names = [*folder.info.classes.names, "ignored"]
     shares = [*percent[: folder.info.classes.count], percent[IGNORE_ID]]
-    classes = ", ".join(
-        f"{n} {s:.2f} %" for n, s in zip(names, shares, strict=True) if n != "ignored" or s > 0
-    )
+    classes = ", ".join(f"{n} {s:.2f} %" for n, s in zip(names, shares, strict=True) if n != "ignored" or s > 0)
     values = np.flatnonzero(summary.greys)
     quantiles = np.searchsorted(np.cumsum(summary.greys) / summary.greys.sum(), (0.01, 0.5, 0.99))
     mean = (summary.greys * np.arange(256)).sum() / summary.greys.sum()
@@ -97,13 +95,9 @@ def warnings_of(folders: dict[str, PairFolder], summaries: dict[str, PartSummary
             same = [stem for stem in folders[b].stems if stem in summaries[a].image_digests]
             if same and "synthetic" not in (a, b):  # synthetic slices are named after their training masks
                 found.append(f"{a} and {b} share {len(same)} stems such as {same[0]!r}: are they one slice?")
-            found += _repeats(
-                summaries[a].image_digests, summaries[b].image_digests, f"in {a} and {b}", "image"
-            )
+            found += _repeats(summaries[a].image_digests, summaries[b].image_digests, f"in {a} and {b}", "image")
             if "train" not in (a, b) or "synthetic" not in (a, b):
-                found += _repeats(
-                    summaries[a].mask_digests, summaries[b].mask_digests, f"in {a} and {b}", "mask"
-                )
+                found += _repeats(summaries[a].mask_digests, summaries[b].mask_digests, f"in {a} and {b}", "mask")
     for part, summary in summaries.items():
         copies = len(summary.image_digests) - len(set(summary.image_digests.values()))
         if copies:
@@ -113,9 +107,7 @@ def warnings_of(folders: dict[str, PairFolder], summaries: dict[str, PartSummary
         if absent:
             found.append(f"{part} has no pixel of {', '.join(absent)}")
         if np.count_nonzero(summary.greys) < 16:
-            found.append(
-                f"{part} has only {np.count_nonzero(summary.greys)} grey values: was it converted well?"
-            )
+            found.append(f"{part} has only {np.count_nonzero(summary.greys)} grey values: was it converted well?")
         for value in (0, 255):
             if summary.greys[value] > 0.2 * summary.greys.sum():
                 share = 100 * summary.greys[value] / summary.greys.sum()
@@ -132,8 +124,7 @@ def _repeats(first: dict[str, str], second: dict[str, str], where: str, kind: st
     if not same:
         return []
     return [
-        f"{len(same)} identical {kind}s {where}, such as {same[0][0]!r} and {same[0][1]!r}: "
-        "scores would be too good"
+        f"{len(same)} identical {kind}s {where}, such as {same[0][0]!r} and {same[0][1]!r}: scores would be too good"
     ]
 
 
@@ -145,9 +136,7 @@ def report(data: Path) -> list[str]:
         print(describe(part, folder, summaries[part]))
     info = next(iter(folders.values())).info
     if info.split:
-        said = {
-            key: value for key, value in info.split.items() if key in ("rule", "gap", "seed", "group", "size")
-        }
+        said = {key: value for key, value in info.split.items() if key in ("rule", "gap", "seed", "group", "size")}
         print("split: " + ", ".join(f"{key} {value}" for key, value in said.items()))
     found = warnings_of(folders, summaries)
     for warning in found:

@@ -20,9 +20,7 @@ class Histogram:
     def add(self, pixels: np.ndarray) -> None:
         whole = np.issubdtype(pixels.dtype, np.integer)
         if whole and -self.OFFSET <= int(pixels.min()) and int(pixels.max()) < self.OFFSET:
-            self.counts += np.bincount(
-                pixels.ravel().astype(np.int64) + self.OFFSET, minlength=len(self.counts)
-            )
+            self.counts += np.bincount(pixels.ravel().astype(np.int64) + self.OFFSET, minlength=len(self.counts))
         else:
             self.samples.append(pixels.ravel()[:: max(1, pixels.size // self.SAMPLE)].astype(np.float64))
 
@@ -35,9 +33,7 @@ class Histogram:
             raise InputError("the training part is empty, so it has no percentiles: pass --window LOW,HIGH")
         order = np.argsort(values, kind="stable")
         share = np.cumsum(weights[order]) / weights.sum()
-        low, high = (
-            float(values[order][min(np.searchsorted(share, p / 100), len(share) - 1)]) for p in percent
-        )
+        low, high = (float(values[order][min(np.searchsorted(share, p / 100), len(share) - 1)]) for p in percent)
         if low >= high:
             raise InputError(
                 f"percentiles {percent[0]:g} and {percent[1]:g} of the training part are both {low:g}, "

@@ -55,8 +55,7 @@ def decide_labels(
         for page in pages:
             if page.colors is None:
                 raise InputError(
-                    f"{page.page} has values beyond 255 where colours are expected: save all masks "
-                    "in one form"
+                    f"{page.page} has values beyond 255 where colours are expected: save all masks in one form"
                 )
         known = {int(key[1:], 16): to for key, to in mapping.items() if isinstance(key, str)}
         return _color_rule(pages, names, colors, known)
@@ -115,17 +114,13 @@ def _color_rule(
             used = {ids[code] for code in total if code in ids and code not in known}
             count = next(n for n in range(len(used) + 1) if n not in used)
             ids = {color: i for color, i in ids.items() if i < count}
-        notes.append(
-            "mask colours are the standard palette: " + ", ".join(f"{hex_color(c)} = {ids[c]}" for c in ids)
-        )
+        notes.append("mask colours are the standard palette: " + ", ".join(f"{hex_color(c)} = {ids[c]}" for c in ids))
     table = {code: known.get(code, ids.get(code, -1)) for code in total}
     strays = [code for code, to in table.items() if to < 0]
     if strays:
         strays.sort(key=lambda code: -total[code])
         if len(strays) > MAX_CLASSES:
-            remedy = (
-                "save the masks without smoothing, resizing or JPEG, since so many colours cannot be classes"
-            )
+            remedy = "save the masks without smoothing, resizing or JPEG, since so many colours cannot be classes"
         else:
             common = sorted(total, key=lambda code: -total[code])[:8]
             remedy = (
@@ -133,9 +128,7 @@ def _color_rule(
                 + ",".join(f"class_{i}={hex_color(code)}" for i, code in enumerate(common))
                 + f"\"`, or ignore some as `--map \"{hex_color(strays[0])}=ignore\"`"
             )  # fmt: skip
-        expected = (
-            ", ".join(hex_color(code) for code in list(ids)[:8]) or "#ff0000 (0), #00ff00 (1), #0000ff (2)"
-        )
+        expected = ", ".join(hex_color(code) for code in list(ids)[:8]) or "#ff0000 (0), #00ff00 (1), #0000ff (2)"
         _refuse_strays([(p.page, p.colors) for p in pages], strays, hex_color, expected, remedy)
     count = len(names) or max([to for to in table.values() if to != IGNORE_ID], default=-1) + 1
     return LabelRule(_classes(names, count, table), True, table, tuple(notes))
@@ -145,8 +138,7 @@ def _classes(names: tuple[str, ...], count: int, table: dict[int, int]) -> Class
     beyond = sorted({to for to in table.values() if to >= count and to != IGNORE_ID})
     if beyond:
         raise InputError(
-            f"--map sends pixels to class {beyond[0]}, but the ids end at {count - 1}: "
-            "name all classes with --classes"
+            f"--map sends pixels to class {beyond[0]}, but the ids end at {count - 1}: name all classes with --classes"
         )
     if count < 2:
         raise InputError(
@@ -154,9 +146,7 @@ def _classes(names: tuple[str, ...], count: int, table: dict[int, int]) -> Class
             "--classes background,..."
         )
     if count > MAX_CLASSES:
-        raise InputError(
-            f"the masks hold {count} classes, more than the {MAX_CLASSES} possible: merge some with --map"
-        )
+        raise InputError(f"the masks hold {count} classes, more than the {MAX_CLASSES} possible: merge some with --map")
     return Classes.named(*(names or [f"class_{i}" for i in range(count)]))
 
 
@@ -218,7 +208,5 @@ def parse_names(text: str) -> tuple[str, ...]:
     """`background,cytoplasm,nucleus` -> names in the order of the class ids."""
     names = tuple(part.strip() for part in text.split(","))
     if "" in names or len(set(names)) < len(names) or not 2 <= len(names) <= MAX_CLASSES:
-        raise InputError(
-            f"--classes is {text!r}, expected 2 to {MAX_CLASSES} different names joined by commas"
-        )
+        raise InputError(f"--classes is {text!r}, expected 2 to {MAX_CLASSES} different names joined by commas")
     return names

@@ -26,20 +26,14 @@ def list_pages(path: Path, reader: Reader, role: str) -> list[Page]:
             )
         return [page for stem, file in files.items() for page in reader.pages_of(file, stem)]
     if not path.exists():
-        raise InputError(
-            f"{path} ({role}) does not exist: name a folder of PNG or TIFF slices, or a TIFF stack"
-        )
+        raise InputError(f"{path} ({role}) does not exist: name a folder of PNG or TIFF slices, or a TIFF stack")
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(
-            f"{path} ({role}) is no folder, .png, .tif or .tiff file: convert it to one of these"
-        )
+        raise InputError(f"{path} ({role}) is no folder, .png, .tif or .tiff file: convert it to one of these")
     pages = reader.pages_of(path, "slice")
     return [Page(path.stem, path, 0, 1, pages[0].size)] if len(pages) == 1 else pages
 
 
-def pair_pages(
-    images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool
-) -> list[tuple[Page, Page]]:
+def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool) -> list[tuple[Page, Page]]:
     """Pairs of equal stem, in the images' order; by page number where each source is a single file.
 
     What lacks its partner is an error that lists some of both sides, or left out with `only_pairs`.

@@ -100,21 +100,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = PhantomSettings()
     parser.add_argument("out", type=Path, metavar="OUT", help="new data root")
     parser.add_argument(
-        "--size", type=size, default=(default.width, default.height), metavar="WxH",
+        "--size",
+        type=size,
+        default=(default.width, default.height),
+        metavar="WxH",
         help=f"slice size in pixels ({default.width}x{default.height}); larger is finer, not more cells",
     )
     for part, what in (("train", "training"), ("val", "validation"), ("test", "test")):
         parser.add_argument(
-            f"--{part}", type=at_least(1), default=getattr(default, part), metavar="N",
+            f"--{part}",
+            type=at_least(1),
+            default=getattr(default, part),
+            metavar="N",
             help=f"{what} slices (%(default)s)",
         )
     parser.add_argument(
-        "--gap", type=at_least(0), default=default.gap, metavar="N",
+        "--gap",
+        type=at_least(0),
+        default=default.gap,
+        metavar="N",
         help="slices discarded between the parts (%(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=default.seed, metavar="N",
-        help="another seed is another volume (%(default)s)"
+        "--seed", type=int, default=default.seed, metavar="N", help="another seed is another volume (%(default)s)"
     )
 
 

@@ -71,9 +71,7 @@ class Plane(NamedTuple):
     position: tuple[np.ndarray, np.ndarray, np.ndarray]  # z, y, x in the bent coordinates of Cells
 
 
-def grow_cells(
-    rng: np.random.Generator, extent: tuple[float, float, float], anatomy: Anatomy, greys: Greys
-) -> Cells:
+def grow_cells(rng: np.random.Generator, extent: tuple[float, float, float], anatomy: Anatomy, greys: Greys) -> Cells:
     """Cells on a jittered grid that reaches past a volume of this extent (z,y,x): its border cuts some."""
     pitch = np.array(anatomy.cell_pitch)
     columns = np.arange(-1, extent[2] / pitch[1] + 1)
@@ -113,9 +111,7 @@ def distance(position: tuple[np.ndarray, ...], centre: np.ndarray) -> np.ndarray
     return np.sqrt(sum((p - centre[..., i]) ** 2 for i, p in enumerate(position)))
 
 
-def cut(
-    z: float, height: int, width: int, cells: Cells, fields: dict[str, np.ndarray], anatomy: Anatomy
-) -> Plane:
+def cut(z: float, height: int, width: int, cells: Cells, fields: dict[str, np.ndarray], anatomy: Anatomy) -> Plane:
     """The plane at depth z, sampled at height x width pixels; fields are (H,W)."""
     y = ((np.arange(height, dtype=np.float32) + 0.5) * (128 / height))[:, None]
     x = ((np.arange(width, dtype=np.float32) + 0.5) * (128 / height))[None, :]

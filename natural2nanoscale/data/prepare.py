@@ -102,9 +102,7 @@ def settings_of(args: argparse.Namespace) -> Preparation:
     if (split == "group") != bool(args.group):
         raise InputError(f"--split {split} and --group {args.group}: the two belong together")
     if split != "group" and (args.val_groups or args.test_groups):
-        raise InputError(
-            "--val-groups and --test-groups need --group REGEX, which finds the groups in the file names"
-        )
+        raise InputError("--val-groups and --test-groups need --group REGEX, which finds the groups in the file names")
     if args.gap is not None and split != "block":
         raise InputError(f"--gap {args.gap} goes with --split block only, found --split {split}")
     if (args.tiles or args.skip_small) and not args.size:
@@ -112,9 +110,7 @@ def settings_of(args: argparse.Namespace) -> Preparation:
     if args.classes and args.colors:
         raise InputError("--colors names the classes already: leave out --classes")
     if args.percentiles and args.window:
-        raise InputError(
-            "--percentiles and --window both set the grey values that become 0 and 255: pass one"
-        )
+        raise InputError("--percentiles and --window both set the grey values that become 0 and 255: pass one")
     percentiles = two_numbers("--percentiles", args.percentiles)
     if percentiles and not (0 <= percentiles[0] and percentiles[1] <= 100):
         raise InputError(f"--percentiles {args.percentiles} must lie in 0..100")

@@ -148,9 +148,7 @@ class Reader:
             pixels = pixels.astype(np.uint8) * 255
         if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
             count = int((~np.isfinite(pixels)).sum())
-            raise InputError(
-                f"{page} has {count} pixels that are no number (NaN or Inf): replace them and try again"
-            )
+            raise InputError(f"{page} has {count} pixels that are no number (NaN or Inf): replace them and try again")
         if pixels.ndim == 2:
             return pixels, False
         colored = bool((pixels != pixels[..., :1]).any())
@@ -181,8 +179,7 @@ class Reader:
 
 def unreadable(what: object, error: BaseException) -> InputError:
     return InputError(
-        f"{what} cannot be read as a PNG or TIFF picture ({type(error).__name__}: {error}): "
-        "replace or remove the file"
+        f"{what} cannot be read as a PNG or TIFF picture ({type(error).__name__}: {error}): replace or remove the file"
     )
 
 
@@ -221,9 +218,7 @@ def pixels_of(picture: Image.Image, page: Page) -> np.ndarray:
         return np.asarray(picture)[..., 0]
     if picture.mode in ("RGBA", "RGBX"):
         return np.asarray(picture)[..., :3]
-    raise InputError(
-        f"{page} has Pillow's mode {picture.mode}, expected grey, RGB or palette: save it as 8- or 16-bit"
-    )
+    raise InputError(f"{page} has Pillow's mode {picture.mode}, expected grey, RGB or palette: save it as 8- or 16-bit")
 
 
 def check_imagej(path: Path, picture: Image.Image, count: int) -> None:
@@ -232,8 +227,7 @@ def check_imagej(path: Path, picture: Image.Image, count: int) -> None:
     if not description.startswith("ImageJ="):
         return
     said = {
-        key: int(n)
-        for key, n in re.findall(r"^(images|slices|frames|channels)=(\d+)\s*$", description, re.MULTILINE)
+        key: int(n) for key, n in re.findall(r"^(images|slices|frames|channels)=(\d+)\s*$", description, re.MULTILINE)
     }
     if said.get("channels", 1) > 1 and max(said.get("slices", 1), said.get("frames", 1)) > 1:
         raise InputError(

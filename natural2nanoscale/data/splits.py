@@ -58,10 +58,7 @@ def split_random(stems: list[str], val: float, test: float, seed: int) -> list[s
     """Part of every slice, at random as in the paper: neighbours leak from training to test."""
     n_train, n_val, _n_test = part_counts(len(stems), val, test)
     order = keyed_order(stems, seed)
-    part = {
-        stem: "train" if i < n_train else "val" if i < n_train + n_val else "test"
-        for i, stem in enumerate(order)
-    }
+    part = {stem: "train" if i < n_train else "val" if i < n_train + n_val else "test" for i, stem in enumerate(order)}
     return [part[stem] for stem in stems]
 
 
@@ -72,16 +69,12 @@ def groups_of(file_names: list[str], pattern: str) -> list[str]:
     except re.error as error:
         raise InputError(f"--group {pattern!r} is no regular expression ({error})") from error
     if regex.groups < 1:
-        raise InputError(
-            f"--group {pattern!r} has no group in parentheses, expected one such as 'sub-(rat\\d+)'"
-        )
+        raise InputError(f"--group {pattern!r} has no group in parentheses, expected one such as 'sub-(rat\\d+)'")
     found = []
     for name in file_names:
         match = regex.search(name)
         if not match or not match[1]:
-            raise InputError(
-                f"--group {pattern!r} does not match the file name {name!r}: change the expression"
-            )
+            raise InputError(f"--group {pattern!r} does not match the file name {name!r}: change the expression")
         found.append(match[1])
     return found
 
@@ -102,9 +95,7 @@ def split_groups(
             raise InputError(f"{flag} names {unknown[0]!r}, expected groups among {', '.join(distinct)}")
     both = set(val_groups) & set(test_groups)
     if both:
-        raise InputError(
-            f"{sorted(both)[0]!r} is named by --val-groups and --test-groups: a group is in one part only"
-        )
+        raise InputError(f"{sorted(both)[0]!r} is named by --val-groups and --test-groups: a group is in one part only")
     if len(distinct) < 1 + (val > 0) + (test > 0):
         raise InputError(
             f"--group finds {len(distinct)} group(s) ({', '.join(distinct)}), expected one per part "

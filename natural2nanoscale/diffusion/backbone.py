@@ -26,7 +26,12 @@ class Recommended:
 
     learning_rate: float = 1e-5  # paper 4.4
     crop: tuple[int, int] = (512, 512)  # width, height in pixels
-    hint_channels: tuple[int, ...] = (16, 32, 96, 256)  # one entry per halving of the VAE, plus one
+    conditioning_embedding_out_channels: tuple[int, ...] = (
+        16,
+        32,
+        96,
+        256,
+    )  # one entry per halving of the VAE, plus one
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,7 @@ def load_backbone(name: str, device: torch.device, dtype: torch.dtype = torch.fl
         folder = _from_hub(name)
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
-        raise InputError(
-            f"backbone {folder} has no {missing[0]}/, expected a diffusers folder with {', '.join(PARTS)}"
-        )
+        raise InputError(f"backbone {folder} has no {missing[0]}/, expected a diffusers folder with {', '.join(PARTS)}")
     for library in (diffusers_logging, transformers_logging):  # one line of ours says what they say in ten
         library.set_verbosity_error()
         library.disable_progress_bar()
@@ -95,9 +98,7 @@ def load_backbone(name: str, device: torch.device, dtype: torch.dtype = torch.fl
         part.requires_grad_(False).eval().to(device)
     for part in (vae, unet):  # the faster memory format on CPU and on GPU alike
         part.to(memory_format=torch.channels_last)
-    return Backbone(
-        name, vae, unet, text_encoder, tokenizer, scheduler, _recommended(folder), weights_hash(unet, vae)
-    )
+    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, _recommended(folder), weights_hash(unet, vae))
 
 
 def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:
@@ -159,7 +160,9 @@ def _recommended(folder: Path) -> Recommended:
         return Recommended()
     values = json.loads(file.read_text(encoding="utf-8"))["recommended"]
     return Recommended(
-        float(values["learning_rate"]), tuple(values["crop"]), tuple(int(c) for c in values["hint_channels"])
+        float(values["learning_rate"]),
+        tuple(values["crop"]),
+        tuple(int(c) for c in values["conditioning_embedding_out_channels"]),
     )
 
 
@@ -184,6 +187,5 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=2))
     except Exception as error:  # the hub client raises many kinds; each of them means: not to be had now
         raise InputError(
-            f"backbone {name} is not in the local cache and cannot be downloaded "
-            f"({type(error).__name__}): {advice}"
+            f"backbone {name} is not in the local cache and cannot be downloaded ({type(error).__name__}): {advice}"
         ) from None

@@ -120,9 +120,7 @@ def generate(args: argparse.Namespace, root: Path) -> None:
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
         f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, on {device}"
     )
-    made = synthesize(
-        out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed
-    )
+    made = synthesize(out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed)
     print(f"{made} new slices in {out}; next: python train_unet.py --synthetic-ratio {args.per_mask}.0")
 
 

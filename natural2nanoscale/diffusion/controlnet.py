@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
@@ -19,7 +22,7 @@ def make_controlnet(backbone: Backbone, seed: int = 0) -> ControlNetModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "hint layers"))
         controlnet = ControlNetModel.from_unet(
-            backbone.unet, conditioning_embedding_out_channels=backbone.recommended.hint_channels
+            backbone.unet, conditioning_embedding_out_channels=backbone.recommended.conditioning_embedding_out_channels
         )
     return controlnet.float().to(backbone.device).to(memory_format=torch.channels_last)
 
@@ -75,6 +78,28 @@ def predict_noise(
         )[0].float()
 
 
+class Constant(torch.nn.Module):
+    """Answers with the same tensor whatever it is asked."""
+
+    def __init__(self, value: torch.Tensor):
+        super().__init__()
+        self.value = value
+
+    def forward(self, *_: torch.Tensor) -> torch.Tensor:
+        return self.value
+
+
+@contextmanager
+def hint_once(controlnet: ControlNetModel, controlnet_cond: torch.Tensor) -> Iterator[None]:
+    """Within it the mask is embedded once, not anew at every timestep, on which its embedding does not depend."""
+    layers = controlnet.controlnet_cond_embedding
+    controlnet.controlnet_cond_embedding = Constant(layers(controlnet_cond))
+    try:
+        yield
+    finally:
+        controlnet.controlnet_cond_embedding = layers
+
+
 def denoising_loss(
     unet: UNet2DConditionModel,
     controlnet: ControlNetModel,
@@ -91,9 +116,7 @@ def denoising_loss(
     scheduler the target is the velocity.
     """
     noisy_latents = scheduler.add_noise(latents, noise, timesteps)
-    prediction = predict_noise(
-        unet, controlnet, noisy_latents, timesteps, encoder_hidden_states, controlnet_cond
-    )
+    prediction = predict_noise(unet, controlnet, noisy_latents, timesteps, encoder_hidden_states, controlnet_cond)
     target = noise
     if scheduler.config.prediction_type == "v_prediction":
         target = scheduler.get_velocity(latents, noise, timesteps)

@@ -65,9 +65,7 @@ class LatentCache:
                 self.entries.append(self._encode(index, range(self.variants)))
 
     def _encode(self, index: int, variants: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        windows, masks = augmented_windows(
-            self.images[index], self.masks[index], self.settings, index, variants
-        )
+        windows, masks = augmented_windows(self.images[index], self.masks[index], self.settings, index, variants)
         moments = [  # a few at a time: the VAE's activations are the largest of all
             latent_moments(self.backbone, encode_gray(part.to(self.backbone.device))) for part in windows.split(4)
         ]

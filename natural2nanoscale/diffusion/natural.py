@@ -56,7 +56,8 @@ def caption(scene: Scene) -> str:
     extras = " and ".join(part for part in (scene.rims, scene.fibres) if part)
     text = (
         f"a {scene.tone} {scene.colour} {scene.contrast} image of {scene.count} {scene.scale} {scene.shape} "
-        f"{scene.texture} shapes {extras}".rstrip() + f", {scene.focus} and {scene.noise}"
+        f"{scene.texture} shapes {extras}".rstrip()
+        + f", {scene.focus} and {scene.noise}"
     )
     return f"{text}, {scene.horizon}" if scene.horizon else text
 

@@ -1,139 +1,35 @@
 """Trains the embedded backbone on dead-leaves images: a tiny Stable Diffusion in diffusers' classes and folder layout.
 
-    python -m natural2nanoscale backbone --out runs/backbone     -> runs/backbone/backbone/{vae,unet,...}
+python -m natural2nanoscale backbone --out runs/backbone     -> runs/backbone/backbone/{vae,unet,...}
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from natural2nanoscale import runs
 from natural2nanoscale.diffusion import natural
+from natural2nanoscale.diffusion.architecture import (
+    make_scheduler,
+    make_text_encoder,
+    make_tokenizer,
+    make_unet,
+    make_vae,
+    write_backbone,
+)
+from natural2nanoscale.diffusion.recipe import PretrainingSettings
 
-
-@dataclass(frozen=True)
-class PretrainingSettings:
-    """The recipe; its defaults made the shipped weights."""
-
-    seed: int = 0
-    images: int = 3072  # dead-leaves images of 128x128
-    wide_images: int = 1024  # and of 224x128, the shape of the phantom's crops
-    vae_steps: int = 2000
-    vae_batch_size: int = 8
-    vae_crop: int = 96  # pixels, square
-    vae_learning_rate: float = 2e-3
-    kl_weight: float = 1e-2  # per latent value; makes posterior std about a tenth of the latents' std
-    unet_steps: int = 3200
-    batch_size: int = 16  # of 128x128; wide batches hold as many pixels
-    unet_learning_rate: float = 1e-3
-    caption_dropout: float = 0.1  # guidance needs an unconditional model
-    snr_gamma: float = 5.0  # loss weight min(SNR, gamma) / SNR (Hang et al. 2023)
-    save_every: int = 250
-
-
-HEIGHT, SHAPES = 128, ((128, 128), (128, 224))  # (height, width) of the two kinds of training images
-# Training values that suit this backbone's ControlNet; read by the fine-tuning when it starts from this folder.
-RECOMMENDED = {
-    "conditioning_embedding_out_channels": [4, 8, 16, 32],
-    "learning_rate": 1e-3,
-    "crop": [224, 128],  # width, height
-}
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Models
-
-
-def make_vae():
-    """8x down-sampling into 32 channels: half as many numbers as a grey image has, so that fine texture survives.
-    Few norm groups: with one or two channels per group, group norm would wipe out brightness and contrast."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=32, block_out_channels=(8, 24, 48, 96), layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=2,
-        mid_block_add_attention=False, sample_size=HEIGHT,
-    )  # fmt: skip
-
-
-def make_unet():
-    """Two levels; cross-attention at the lower one and in the middle."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=HEIGHT // 8, in_channels=32, out_channels=32, block_out_channels=(64, 128), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64, attention_head_dim=4, norm_num_groups=8,
-    )  # fmt: skip
-
-
-def make_tokenizer():
-    """A byte-level CLIP tokenizer: one token for every word of the captions, pieces for any other text."""
-    from transformers import CLIPTokenizer
-
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # CLIP's byte alphabet: the others move up
-    alphabet = [chr(c) for c in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-    merges: list[tuple[str, str]] = []
-    for word in natural.caption_words() + EXTRA_WORDS:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        for pair in merges:  # what the merges so far make of the word
-            at = 0
-            while at < len(pieces) - 1:
-                if (pieces[at], pieces[at + 1]) == pair:
-                    pieces[at : at + 2] = ["".join(pair)]
-                at += 1
-        while len(pieces) > 1:  # later merges never undo earlier words, as their rank is lower
-            merges.append((pieces[0], pieces[1]))
-            pieces[:2] = ["".join(pieces[:2])]
-    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
-    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=48)
-
-
-# Frequent in prompts about microscopy, never in captions: whole tokens, so that long prompts fit the text encoder.
-EXTRA_WORDS = (
-    "the", "an", "in", "on", "at", "by", "for", "from", "is", "are", "to", "or", "showing", "shows", "electron",
-    "microscopy", "microscope", "micrograph", "scanning", "transmission", "focused", "ion", "beam", "volume", "slice",
-    "section", "cell", "cells", "cellular", "cytoplasm", "nucleus", "nuclei", "membrane", "membranes", "background",
-    "resin", "tissue", "biological", "structure", "structures", "ultrastructure", "organelles", "mitochondria",
-    "vesicles", "chromatin", "axon", "axons", "myelin", "detailed", "resolution", "grayscale", "gray", "scientific",
-    "photo", "picture", "texture", "segmentation", "mask", "label", "labels", "region", "regions", "em", "sem", "tem",
-)  # fmt: skip
-
-
-def make_text_encoder(tokenizer):
-    """Two layers of width 64."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    ))  # fmt: skip
-
-
-def make_scheduler():
-    """Stable Diffusion 1.5's noise schedule."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
-        prediction_type="epsilon", clip_sample=False, steps_offset=1,
-    )  # fmt: skip
+SHAPES = ((128, 128), (128, 224))  # (height, width) of the two kinds of training images
 
 
 def tokenize(tokenizer, texts: list[str]) -> Tensor:
@@ -205,7 +101,10 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
     vae = make_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     first = restore(run, "vae", {"vae": vae}, optimizer)
-    started, progress = time.time(), tqdm(range(first, settings.vae_steps), "vae", settings.vae_steps, first)
+    started, progress = (
+        time.time(),
+        tqdm(range(first, settings.vae_steps), "vae", initial=first, total=settings.vae_steps),
+    )
     for step in progress:
         # a batch of crops, turned and mirrored: every draw is a function of (seed, step)
         rng = np.random.default_rng(runs.seed_for(settings.seed, "vae batch", step))
@@ -231,7 +130,11 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
 
         # what is going on
         if (step + 1) % 50 == 0:
-            row = {"loss": loss.item(), "posterior_std": posterior.std.mean().item(), "latent_std": latents.std().item()}
+            row = {
+                "loss": loss.item(),
+                "posterior_std": posterior.std.mean().item(),
+                "latent_std": latents.std().item(),
+            }
             run.log({"stage": "vae", "step": step + 1, **row, "seconds": time.time() - started})
             progress.set_postfix({key: f"{value:.3f}" for key, value in row.items()})
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.vae_steps:
@@ -241,7 +144,7 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
 
 @torch.no_grad()
 def encode_bank(vae, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and std of images (N, 3, H, W) uint8, as fp16 on the CPU: (N, C, H/8, W/8) each."""
+    """Posterior mean and std of images (N, 3, H, W) uint8, as fp16 on the CPU: (N, C, H/4, W/4) each."""
     means, stds = [], []
     for batch in tqdm(images.split(16), "encoding"):
         posterior = vae.encode(to_pixels(batch).to(vae.device)).latent_dist
@@ -261,18 +164,24 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     no_caption = tokenize(tokenizer, [""])
 
     torch.manual_seed(runs.seed_for(settings.seed, "unet"))
-    unet, text_encoder = make_unet().to(device, memory_format=torch.channels_last), make_text_encoder(tokenizer).to(device)
+    unet, text_encoder = (
+        make_unet().to(device, memory_format=torch.channels_last),
+        make_text_encoder(tokenizer).to(device),
+    )
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     models = {"unet": unet, "text_encoder": text_encoder}
     first = restore(run, "unet", models, optimizer)
-    started, progress = time.time(), tqdm(range(first, settings.unet_steps), "unet", settings.unet_steps, first)
+    started, progress = (
+        time.time(),
+        tqdm(range(first, settings.unet_steps), "unet", initial=first, total=settings.unet_steps),
+    )
     for step in progress:
         # a batch of latents, sampled anew from their posteriors, with captions
         rng = np.random.default_rng(runs.seed_for(settings.seed, "unet batch", step))
         shape = SHAPES[int(rng.random() < 0.3)]
         means, stds = latent_bank[shape]
-        count = max(settings.batch_size * HEIGHT * HEIGHT // (shape[0] * shape[1]), 1)
+        count = max(settings.batch_size * SHAPES[0][0] * SHAPES[0][1] // (shape[0] * shape[1]), 1)
         index = torch.from_numpy(rng.integers(len(means), size=count))
         draws = runs.generator_for(settings.seed, "unet noise", step)
         spread, noise = torch.randn(2, count, *means.shape[1:], generator=draws)
@@ -322,47 +231,8 @@ def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
     return checkpoint.step
 
 
-def write_backbone(folder: Path, vae, unet, text_encoder, tokenizer, scheduler) -> None:
-    """Writes the folder that `from_pretrained` reads: fp16 safetensors; configs say float32, so that is how they load."""
-    import copy
-
-    for name, model in {"vae": vae, "unet": unet, "text_encoder": text_encoder}.items():
-        copy.deepcopy(model).half().save_pretrained(folder / name)
-    config = folder / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    scheduler.save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "natural2nanoscale.json").write_text(json.dumps({"recommended": RECOMMENDED}, indent=2) + "\n")
-
-
 # ----------------------------------------------------------------------------------------------------------------
 # The verb
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `python -m natural2nanoscale backbone`."""
-    default = PretrainingSettings()
-    parser.add_argument("--out", type=Path, required=True, help="run folder; the backbone is written to OUT/backbone")
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--images", type=int, default=default.images, help="dead-leaves images of 128x128 pixels")
-    parser.add_argument("--wide-images", type=int, default=default.wide_images, help="and of 224x128")
-    parser.add_argument("--vae-steps", type=int, default=default.vae_steps)
-    parser.add_argument("--unet-steps", type=int, default=default.unet_steps)
-    parser.add_argument("--batch-size", type=int, default=default.batch_size, help="of the U-Net")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -371,7 +241,8 @@ def run(args: argparse.Namespace) -> None:
               ("seed", "images", "wide_images", "vae_steps", "unet_steps", "batch_size")}  # fmt: skip
     settings = PretrainingSettings(**chosen)
     device = runs.select_device(args.device)
-    folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume)
+    folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume,
+                          may_change=("vae_steps", "unet_steps"))  # fmt: skip
     bank = image_bank(settings)
     vae = train_vae(settings, bank, folder, device)
     train_unet(settings, bank, vae, folder, device)

@@ -8,7 +8,7 @@ import torch
 from diffusers import ControlNetModel, DDIMScheduler
 
 from natural2nanoscale.diffusion.backbone import Backbone
-from natural2nanoscale.diffusion.controlnet import decode_latents, predict_noise
+from natural2nanoscale.diffusion.controlnet import decode_latents, hint_once, predict_noise
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def sample(
         cond = torch.cat([cond, cond])
 
     latents = noise.to(device) * scheduler.init_noise_sigma
-    with torch.no_grad():
+    with torch.no_grad(), hint_once(controlnet, cond):
         for timestep in scheduler.timesteps:
             inputs = torch.cat([latents, latents]) if guided else latents
             output = predict_noise(unet, controlnet, inputs, timestep, embeds, cond, settings.strength)

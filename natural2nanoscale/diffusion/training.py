@@ -18,6 +18,7 @@ from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controln
 from natural2nanoscale.diffusion.latents import LatentCache
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.plots import plot_progress
 from natural2nanoscale.runs import (
     Interrupted,
     RunFolder,
@@ -149,6 +150,7 @@ def fine_tune(
             if step % settings.sample_every == 0 or step == total_steps:
                 run.log({"step": step, "validation_loss": judge.loss(controlnet)})
                 judge.write_samples(controlnet, run.path / "samples", step)
+                plot_progress(run.path / "progress.png", run.read_log(), [["loss", "validation_loss"]])
             if step % settings.checkpoint_every == 0 or step == total_steps or stop.requested:
                 save(step)
             if stop.requested and step < total_steps:
@@ -167,8 +169,7 @@ def save_controlnet(
     """Write diffusers' own format, with a card that says what it was made from."""
     controlnet.save_pretrained(folder, safe_serialization=True)
     classes = ", ".join(
-        f"{name} = RGB {color}"
-        for name, color in zip(train.info.classes.names, train.info.classes.colors, strict=True)
+        f"{name} = RGB {color}" for name, color in zip(train.info.classes.names, train.info.classes.colors, strict=True)
     )
     facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
     (folder / "README.md").write_text(

@@ -102,8 +102,7 @@ def read_batch(
         if angle or settings.crop:
             size = (settings.crop[1], settings.crop[0]) if settings.crop else shape
             windows = [
-                draw_window(generator_for(settings.seed, "augment", *samples[p]), shape, size, angle)
-                for p in positions
+                draw_window(generator_for(settings.seed, "augment", *samples[p]), shape, size, angle) for p in positions
             ]
             angles = torch.tensor([window[0] for window in windows], device=pool.device)
             centers = torch.tensor([window[1] for window in windows], device=pool.device)

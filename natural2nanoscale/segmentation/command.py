@@ -57,9 +57,7 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
 
     # one network per seed, then the test slices
     choices = asdict(settings) | {"seeds": args.seeds, "synthetic_ratio": ratio, "no_real": args.no_real}
-    run = open_run(
-        args.out, {"kind": "unet", "settings": choices, "data": hashes}, args.resume, (*MAY_CHANGE, "seeds")
-    )
+    run = open_run(args.out, {"kind": "unet", "settings": choices, "data": hashes}, args.resume, (*MAY_CHANGE, "seeds"))
     for seed in range(args.seed, args.seed + args.seeds):
         folder = RunFolder(run.path / f"seed-{seed}")
         folder.path.mkdir(exist_ok=True)

@@ -7,9 +7,7 @@ import torch
 from natural2nanoscale.data.classes import IGNORE_ID
 
 
-def confusion(
-    truth: torch.Tensor, prediction: torch.Tensor, classes: int, ignore_id: int = IGNORE_ID
-) -> torch.Tensor:
+def confusion(truth: torch.Tensor, prediction: torch.Tensor, classes: int, ignore_id: int = IGNORE_ID) -> torch.Tensor:
     """Pixels of true class i predicted as class j: two integer tensors of one shape -> (K,K) int64 counts.
 
     Pixels whose truth is `ignore_id` do not count. The result lies on the tensors' device; matrices of

@@ -40,9 +40,7 @@ def load_slices(folder: PairFolder) -> Slices:
     return Slices(images, masks, folder.info.classes, real, folder.info.intensity_window)
 
 
-def combine(
-    real: Slices | None, synthetic: Slices | None = None, ratio: float = 1.0, real_count: int = 0
-) -> Slices:
+def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float = 1.0, real_count: int = 0) -> Slices:
     """Real slices, then round(`ratio` x real slices) synthetic ones (paper: 1.0 gives 233 + 233 = 466).
 
     `real` None makes a purely synthetic set, whose ratio counts from `real_count`. The synthetic slices are

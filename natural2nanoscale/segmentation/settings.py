@@ -40,7 +40,5 @@ RECOMMENDED: dict[str, dict[str, int]] = {
 
 def recommended_help(name: str) -> str:
     """A setting's default and its recommended values, for the help text of its flag."""
-    special = "".join(
-        f"; {values[name]} for the {origin}" for origin, values in RECOMMENDED.items() if name in values
-    )
+    special = "".join(f"; {values[name]} for the {origin}" for origin, values in RECOMMENDED.items() if name in values)
     return f"(default: {getattr(Settings(), name)}{special})"

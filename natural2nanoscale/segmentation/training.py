@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.plots import plot_progress
 from natural2nanoscale.runs import (
     Interrupted,
     RunFolder,
@@ -244,5 +245,6 @@ def train(
     model.load_state_dict(best_weights)
     info = replace(info, trained={"seed": settings.seed, "steps": step, "best": best})
     if folder:
+        plot_progress(folder.path / "progress.png", rows, [["loss", "val_loss"], ["val_miou"]])
         save_unet(folder.path / "best", model, info)
     return Trained(model.eval(), info, best, rows, step)

@@ -58,8 +58,7 @@ class UNet(nn.Module):
         self.classes, self.width, self.depth = classes, width, depth
         channels = [width * 2**level for level in range(depth + 1)]  # 64, 128, 256, 512, 1024
         self.down = nn.ModuleList(
-            double_conv(inputs, outputs)
-            for inputs, outputs in zip([1, *channels[:-2]], channels[:-1], strict=True)
+            double_conv(inputs, outputs) for inputs, outputs in zip([1, *channels[:-2]], channels[:-1], strict=True)
         )
         self.bottom = double_conv(channels[-2], channels[-1])
         self.rise = nn.ModuleList(

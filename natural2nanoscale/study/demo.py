@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,11 +45,12 @@ class DemoSettings:
     seed: int = 0
     controlnet_steps: int = 1200
     per_mask: int = 8  # synthetic slices per annotated one
-    unet_width: int = 12
-    unet_depth: int = 3
-    unet_steps: int = 150
-    unet_batch: int = 4  # slices per step; half of them real where real and synthetic are mixed
-    validations: int = 10  # the best of them, by validation mIoU, is what the test slices see
+    unet_width: int = 8
+    unet_steps: int = 200
+    unet_batch: int = 4  # windows per step; half of them real where real and synthetic are mixed
+    unet_crop: tuple[int, int] = (112, 112)  # width, height in pixels: as many steps of whole slices cost more
+    unet_learning_rate: float = 3e-3
+    validations: int = 8  # the best of them, by validation mIoU, is what the test slices see
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -58,7 +58,7 @@ def run_demo(args: argparse.Namespace) -> None:
     started = time.monotonic()
     settings = DemoSettings(
         args.slices, args.redraws, args.seeds, args.seed, args.controlnet_steps, args.per_mask,
-        args.unet_width, args.unet_depth, args.unet_steps, args.unet_batch, args.validations,
+        args.unet_width, args.unet_steps, args.unet_batch, args.unet_crop, args.unet_lr, args.validations,
     )  # fmt: skip
     device = select_device(args.device)
     root = data_root(args.data) if args.data else None
@@ -75,7 +75,7 @@ def run_demo(args: argparse.Namespace) -> None:
     for redraw in range(settings.redraws):
         folders = draw_folders(run.path / f"redraw-{redraw}", root, settings, redraw)
         synthetic = make_synthetic(run.path / f"redraw-{redraw}", backbone, folders, settings, redraw, args.crop)
-        compare(run, folders | {"synthetic": synthetic}, settings, redraw, args.crop, device)
+        compare(run, folders | {"synthetic": synthetic}, settings, redraw, device)
         picture_row(run.path / f"redraw-{redraw}.png", folders["train"], synthetic)
     rows = run.read_log()
     report = markdown(rows, asdict(settings), name, folders)
@@ -84,9 +84,7 @@ def run_demo(args: argparse.Namespace) -> None:
     print(f"\n{report}\n{run.path}/report.md, {run.path}/redraw-0.png; {time.monotonic() - started:.0f} s")
 
 
-def draw_folders(
-    out: Path, root: Path | None, settings: DemoSettings, redraw: int
-) -> dict[str, PairFolder]:
+def draw_folders(out: Path, root: Path | None, settings: DemoSettings, redraw: int) -> dict[str, PairFolder]:
     """train (the few slices that were drawn), val and test of one redraw.
 
     Without a data root each redraw has a phantom of its own; with one it draws other training slices.
@@ -97,9 +95,7 @@ def draw_folders(
             write_phantom(root, PhantomSettings(seed=settings.seed + redraw))
     pool = open_pairs(root / "train")
     if len(pool.stems) < settings.slices:
-        raise InputError(
-            f"{root}/train has {len(pool.stems)} slices, expected at least --slices {settings.slices}"
-        )
+        raise InputError(f"{root}/train has {len(pool.stems)} slices, expected at least --slices {settings.slices}")
     if not (out / "train" / "dataset.json").is_file():
         order = permutation_for(len(pool.stems), settings.seed, "slices", redraw)
         chosen = [pool.stems[i] for i in sorted(order[: settings.slices])]
@@ -149,7 +145,6 @@ def compare(
     folders: dict[str, PairFolder],
     settings: DemoSettings,
     redraw: int,
-    crop: tuple[int, int] | None,
     device: torch.device,
 ) -> None:
     """Train and score a U-Net for every condition and seed; each result is a line of the demo's log."""
@@ -170,15 +165,15 @@ def compare(
                 slices["val"],
                 Settings(
                     width=settings.unet_width,
-                    depth=settings.unet_depth,
                     max_steps=settings.unet_steps,
                     batch_size=settings.unet_batch,
                     full_batches=True,
                     balance=0.5 if with_real and with_synthetic else None,
                     augment=augment,
-                    crop=crop,
+                    crop=settings.unet_crop,
+                    learning_rate=settings.unet_learning_rate,
                     validate_every=settings.unet_steps // settings.validations,
-                    patience=None,
+                    patience=0,
                     select_by="miou",
                     seed=seed,
                 ),

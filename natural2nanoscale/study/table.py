@@ -50,8 +50,9 @@ def markdown(rows: Sequence[dict], settings: dict, backbone: str, folders: dict)
         f"sample standard deviation over {repeats}. {settings['slices']} annotated slices; "
         f"{settings['per_mask']} synthetic ones from each of their masks, by a ControlNet fine-tuned on the same "
         f"slices for {settings['controlnet_steps']} steps over the backbone {backbone}. Every U-Net (width "
-        f"{settings['unet_width']}, depth {settings['unet_depth']}) takes {settings['unet_steps']} steps of "
-        f"{settings['unet_batch']} slices, half of them real where both are mixed, without early stopping; the "
+        f"{settings['unet_width']}) takes {settings['unet_steps']} steps of {settings['unet_batch']} windows of "
+        f"{settings['unet_crop'][0]}x{settings['unet_crop'][1]} pixels, half of them from real slices where both "
+        f"are mixed, at learning rate {settings['unet_learning_rate']:g}, without early stopping; the "
         f"best of {settings['validations']} validations is tested. Rotation: ±16 degrees.",
     ]
     return "\n".join(lines) + "\n"
@@ -77,9 +78,7 @@ def verdict(rows: Sequence[dict]) -> str:
         change = difference(rows, with_it, without)
         certain = "an interval that reaches zero" if change.reaches_zero and change.mean > 0 else ""
         spread = f" ± {100 * change.half_width:.1f}" if change.half_width is not None else ""
-        parts.append(
-            f"{100 * change.mean:+.1f}{spread} mIoU beside {without}" + (f" ({certain})" if certain else "")
-        )
+        parts.append(f"{100 * change.mean:+.1f}{spread} mIoU beside {without}" + (f" ({certain})" if certain else ""))
     return f"Synthetic slices were worth {parts[0]} and {parts[1]}."
 
 

@@ -1,0 +1,113 @@
+"""The embedded backbone's parts: a tiny Stable Diffusion in diffusers' classes and folder layout."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from natural2nanoscale.diffusion import natural
+
+# Training values that suit this backbone's ControlNet; read by the fine-tuning when it starts from this folder.
+RECOMMENDED = {
+    "conditioning_embedding_out_channels": [8, 16, 32],
+    "learning_rate": 1e-3,
+    "crop": [224, 128],  # width, height
+}
+
+
+def make_vae() -> AutoencoderKL:
+    """4x down-sampling into 8 channels: half as many numbers as a grey image has, so that fine texture survives.
+    Few norm groups: with one or two channels per group, group norm would wipe out brightness and contrast."""
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(16, 32, 64), layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=2,
+        mid_block_add_attention=False, sample_size=128,
+    )  # fmt: skip
+
+
+def make_unet() -> UNet2DConditionModel:
+    """Three levels; cross-attention at the lowest one and in the middle."""
+    return UNet2DConditionModel(
+        sample_size=32, in_channels=8, out_channels=8, block_out_channels=(32, 64, 128), layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64, attention_head_dim=4, norm_num_groups=8,
+    )  # fmt: skip
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """A byte-level CLIP tokenizer: one token for every word of the captions, pieces for any other text."""
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # CLIP's byte alphabet: the others move up
+    alphabet = [chr(c) for c in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    merges: list[tuple[str, str]] = []
+    for word in natural.caption_words() + EXTRA_WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        for pair in merges:  # what the merges so far make of the word
+            at = 0
+            while at < len(pieces) - 1:
+                if (pieces[at], pieces[at + 1]) == pair:
+                    pieces[at : at + 2] = ["".join(pair)]
+                at += 1
+        while len(pieces) > 1:  # later merges never undo earlier words, as their rank is lower
+            merges.append((pieces[0], pieces[1]))
+            pieces[:2] = ["".join(pieces[:2])]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=48)
+
+
+# Frequent in prompts about microscopy, never in captions: whole tokens, so that long prompts fit the text encoder.
+EXTRA_WORDS = (
+    "the", "an", "in", "on", "at", "by", "for", "from", "is", "are", "to", "or", "showing", "shows", "electron",
+    "microscopy", "microscope", "micrograph", "scanning", "transmission", "focused", "ion", "beam", "volume", "slice",
+    "section", "cell", "cells", "cellular", "cytoplasm", "nucleus", "nuclei", "membrane", "membranes", "background",
+    "resin", "tissue", "biological", "structure", "structures", "ultrastructure", "organelles", "mitochondria",
+    "vesicles", "chromatin", "axon", "axons", "myelin", "detailed", "resolution", "grayscale", "gray", "scientific",
+    "photo", "picture", "texture", "segmentation", "mask", "label", "labels", "region", "regions", "em", "sem", "tem",
+)  # fmt: skip
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Two layers of width 64."""
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    ))  # fmt: skip
+
+
+def make_scheduler() -> DDPMScheduler:
+    """Stable Diffusion 1.5's noise schedule."""
+    return DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
+        prediction_type="epsilon", clip_sample=False, steps_offset=1,
+    )  # fmt: skip
+
+
+def write_backbone(folder: Path, vae, unet, text_encoder, tokenizer, scheduler) -> None:
+    """Write the folder that `from_pretrained` reads: fp16 safetensors; configs say float32: so they load."""
+    for name, model in {"vae": vae, "unet": unet, "text_encoder": text_encoder}.items():
+        copy.deepcopy(model).half().save_pretrained(folder / name)
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "natural2nanoscale.json").write_text(json.dumps({"recommended": RECOMMENDED}, indent=2) + "\n")
