@@ -171,7 +171,6 @@ class RunFolder:
         """The newest whole step-* checkpoint (or the one called `name`); None when there is none.
 
         A damaged one is passed over with a printed line. InputError when all that exist are damaged.
-        Log lines of later steps are dropped, so that a resumed log has each step once.
         """
         parent = self.path / "checkpoints"
         if name is not None:

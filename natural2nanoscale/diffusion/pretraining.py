@@ -11,13 +11,16 @@ import multiprocessing
 import os
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
+from natural2nanoscale.data.contact import sheet
 from natural2nanoscale.diffusion import natural
 from natural2nanoscale.diffusion.architecture import (
     make_scheduler,
@@ -29,6 +32,15 @@ from natural2nanoscale.diffusion.architecture import (
 )
 from natural2nanoscale.diffusion.recipe import PretrainingSettings
 
+SHEET_GUIDANCE = (1.0, 3.0, 6.0)
+SHEET_CAPTIONS = (
+    "a dark grey high contrast image of many fine round granular shapes, sharp and clean",
+    "a bright grey high contrast image of few coarse wobbly smooth shapes with rims, sharp and clean",
+    "a mid grey low contrast image of few coarse round granular shapes, sharp and noisy, bright bands above and below",
+    "a mid coloured high contrast image of many coarse angular mixed shapes, sharp and clean",
+    "a mid grey high contrast image of many coarse long striped shapes with fibres, blurred and clean",
+    "a bright grey low contrast image of many fine mixed veined shapes with rims, sharp and noisy, bright sky above",
+)
 SHAPES = ((128, 128), (128, 224))  # (height, width) of the two kinds of training images
 
 
@@ -235,6 +247,21 @@ def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
 # The verb
 
 
+def caption_sheet(backbone: Path, path: Path) -> None:
+    """Save what the backbone makes of a few captions, unguided and guided: a row each, the same noise in all."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        backbone, scheduler=DDIMScheduler.from_pretrained(backbone / "scheduler"), local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    columns = []
+    for guidance in SHEET_GUIDANCE:
+        generators = [runs.generator_for("caption sheet", i) for i in range(len(SHEET_CAPTIONS))]
+        settings = {"height": 128, "width": 224, "num_inference_steps": 30, "guidance_scale": guidance}
+        columns.append(pipeline(list(SHEET_CAPTIONS), generator=generators, output_type="np", **settings).images)
+    rows = [[(255 * column[i]).round().astype(np.uint8) for column in columns] for i in range(len(SHEET_CAPTIONS))]
+    sheet(rows, path, [f"guidance {guidance:g}" for guidance in SHEET_GUIDANCE], SHEET_CAPTIONS)
+
+
 def run(args: argparse.Namespace) -> None:
     """Trains the VAE, then U-Net and text encoder, into args.out."""
     chosen = {name: getattr(args, name) for name in
@@ -246,4 +273,5 @@ def run(args: argparse.Namespace) -> None:
     bank = image_bank(settings)
     vae = train_vae(settings, bank, folder, device)
     train_unet(settings, bank, vae, folder, device)
-    print(f"backbone written to {folder.path / 'backbone'}")
+    caption_sheet(folder.path / "backbone", folder.path / "captions.png")
+    print(f"backbone written to {folder.path}/backbone; what it makes of captions: {folder.path}/captions.png")

@@ -33,6 +33,7 @@ CONDITIONS = (  # name, with real slices, with synthetic slices, U-Net augmentat
     ("real + synthetic", True, True, "none"),
     ("real + synthetic + rotation", True, True, "rotation"),
 )
+JUDGE = "real + rotation"  # its U-Nets also label the synthetic slices
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,11 @@ def compare(
             scores = score(matrices, folders["test"].stems)
             row = {"redraw": redraw, "condition": condition, "seed": seed, "validation": trained.best["val_miou"]}
             row |= {key: scores[key] for key in ("miou", "iou", "confusion")}
+            if condition == JUDGE:  # do the synthetic slices show what their masks say?
+                agreement = score(
+                    image_matrices(trained.model, slices["synthetic"], device), folders["synthetic"].stems
+                )
+                row["synthetic_iou"] = agreement["iou"]
             run.log(row | {"images": matrices.tolist()})
 
 

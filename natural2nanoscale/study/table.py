@@ -38,6 +38,19 @@ def markdown(rows: Sequence[dict], settings: dict, backbone: str, folders: dict)
             low, high = change.mean - change.half_width, change.mean + change.half_width
             interval = f"{100 * low:+.1f} to {100 * high:+.1f}" + (", reaches zero" if low <= 0 <= high else "")
         lines.append(f"| {with_it} − {without} | {100 * change.mean:+.1f} | {interval} | {change.pairs} |")
+    judged = [row for row in rows if "synthetic_iou" in row]
+    if judged:
+        shares = [
+            _spread([r["synthetic_iou"][k] / r["iou"][k] for r in judged if r["iou"][k] and r["synthetic_iou"][k]])
+            for k in range(len(names))
+        ]
+        lines += [
+            "",
+            "Label consistency: IoU of the U-Nets trained on real + rotation on the synthetic slices, against the "
+            "masks these were made from, in per cent of their IoU on the real test slices: "
+            + ", ".join(f"{name} {share}" for name, share in zip(names, shares, strict=True))
+            + ".",
+        ]
     redraws = len({row["redraw"] for row in rows})
     repeats = (
         f"{redraws} redraws of slices, ControlNet, synthetic slices and U-Nets"

@@ -1,0 +1,159 @@
+"""Run folders: atomic checkpoints, honest resume, seeds, and stopping on request."""
+
+import json
+import os
+import signal
+import statistics
+
+import pytest
+import torch
+
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import (
+    RunFolder,
+    StopSignal,
+    generator_for,
+    load_optimizer_tensors,
+    mean_std,
+    open_run,
+    optimizer_tensors,
+    permutation_for,
+    seed_for,
+    select_device,
+)
+
+CONFIG = {"kind": "unet", "settings": {"lr": 0.1, "epochs": 3}, "data": {"train": "abc"}}
+
+
+def test_seeds_are_functions_of_their_parts():
+    assert seed_for(0, "noise", 3) == seed_for(0, "noise", 3)
+    assert len({seed_for(0, "noise", 3), seed_for(0, "noise", 30), seed_for(0, "noise3"), seed_for(1, "noise", 3)}) == 4
+    assert seed_for(1, 23) != seed_for(12, 3)  # parts are not run together
+    assert all(0 <= seed_for(i) < 2**63 for i in range(100))
+    assert torch.equal(torch.randn(4, generator=generator_for("a")), torch.randn(4, generator=generator_for("a")))
+    assert sorted(permutation_for(9, 1)) == list(range(9)) and permutation_for(9, 1) != permutation_for(9, 2)
+
+
+def test_mean_and_deviation():
+    assert mean_std([0.5]) == (0.5, None)
+    assert mean_std([0.1, 0.4, 0.7]) == (pytest.approx(0.4), pytest.approx(statistics.stdev([0.1, 0.4, 0.7])))
+
+
+def save(run: RunFolder, step: int, value: float, **options) -> None:
+    run.save_checkpoint(
+        step,
+        {"weights": torch.full((3,), value)},
+        {"value": value},
+        lambda f: (f / "model.txt").write_text("m"),
+        **options,
+    )
+
+
+def test_checkpoints_round_trip_and_rotate(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.load_checkpoint() is None
+    for step in (5, 10):
+        save(run, step, float(step))
+    save(run, 5, -1.0, name="best")
+    checkpoint = run.load_checkpoint()
+    assert checkpoint.step == 10 and checkpoint.state == {"value": 10.0} and checkpoint.tensors["weights"][0] == 10
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "step-000010"]
+    assert run.load_checkpoint("best").tensors["weights"][0] == -1
+    assert not [file for file in tmp_path.rglob("*") if file.suffix in (".pt", ".pth", ".pkl", ".ckpt")]
+
+
+def test_interrupted_save_leaves_the_older_checkpoint(tmp_path):
+    run = RunFolder(tmp_path)
+    save(run, 5, 5.0)
+
+    def dies(folder):
+        (folder / "half").write_text("...")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.save_checkpoint(10, {"weights": torch.zeros(1)}, {}, dies)
+    assert RunFolder(tmp_path).load_checkpoint().step == 5
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "model.txt", "manifest.json"])
+def test_damage_is_noticed_and_the_older_checkpoint_taken(tmp_path, capsys, file):
+    run = RunFolder(tmp_path)
+    save(run, 5, 5.0)
+    os.rename(tmp_path / "checkpoints/step-000005", tmp_path / "kept")
+    save(run, 10, 10.0)
+    os.rename(tmp_path / "kept", tmp_path / "checkpoints/step-000005")
+    damaged = tmp_path / "checkpoints/step-000010" / file
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert run.load_checkpoint().step == 5
+    assert "step-000010 is passed over" in capsys.readouterr().out
+    os.remove(tmp_path / "checkpoints/step-000005/manifest.json")
+    with pytest.raises(InputError, match="every checkpoint"):
+        run.load_checkpoint()
+
+
+def test_resume_refuses_what_has_changed(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="finds no run"):
+        open_run(out, CONFIG, resume=True)
+    assert not out.exists()
+    open_run(out, CONFIG, resume=False)
+    written = json.loads((out / "config.json").read_text())
+    assert written["settings"] == CONFIG["settings"] and "torch" in written["environment"]["versions"]
+    with pytest.raises(InputError, match="already exists"):
+        open_run(out, CONFIG, resume=False)
+    longer = CONFIG | {"settings": {"lr": 0.1, "epochs": 9}}
+    with pytest.raises(InputError, match="epochs was 3 and is now 9"):
+        open_run(out, longer, resume=True)
+    open_run(out, longer, resume=True, may_change=("epochs",))
+    with pytest.raises(InputError, match="train was abc and is now xyz"):
+        open_run(out, longer | {"data": {"train": "xyz"}}, resume=True)
+
+
+def test_log_forgets_later_steps_and_survives_a_torn_line(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (1, 2, 3):
+        run.log({"step": step})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in run.read_log()] == [1, 2, 3]
+    run.drop_log_after(2)
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_optimizer_goes_on_as_if_it_had_never_stopped():
+    def steps(parameter, optimizer, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(count):
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(memory_format=torch.channels_last)
+            optimizer.step()
+
+    def start():
+        parameter = torch.nn.Parameter(torch.ones(4, 3, 3, 3).to(memory_format=torch.channels_last))
+        return parameter, torch.optim.Adam([parameter], lr=0.1, fused=True)
+
+    whole, optimizer = start()
+    steps(whole, optimizer, 3, seed=1)
+    saved, weights = optimizer_tensors(optimizer), whole.detach().clone()
+    steps(whole, optimizer, 2, seed=2)
+    parts, optimizer = start()
+    with torch.no_grad():
+        parts.copy_(weights)
+    # on disk everything is contiguous
+    load_optimizer_tensors(optimizer, {name: value.contiguous() for name, value in saved.items()})
+    steps(parts, optimizer, 2, seed=2)
+    assert torch.equal(whole, parts)
+
+
+def test_first_signal_asks_second_interrupts():
+    with StopSignal() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_unusable_device_is_one_sentence():
+    with pytest.raises(InputError, match="--device nonsense"):
+        select_device("nonsense")
