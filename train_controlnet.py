@@ -19,6 +19,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=at_least(1), default=2, help="slices per step")
     add("--crop", type=size, metavar="WxH", help="training window in pixels (default: the backbone's)")
     add("--lr", type=at_least(0.0, float), help="learning rate (default: the backbone's)")
+    add("--max-weight", type=at_least(1.0, float), help="of noisy timesteps in the loss (default: the backbone's)")
     add("--rotation", type=at_least(0.0, float), default=16.0, help="largest angle in degrees")
     add("--noise", type=at_least(0.0, float), default=4.0, help="largest Gaussian noise in grey levels")
     add(

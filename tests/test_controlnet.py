@@ -4,7 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import save_tiny_backbone
-from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionControlNetPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetPipeline,
+)
 
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, load_backbone
 from natural2nanoscale.diffusion.controlnet import (
@@ -14,7 +19,7 @@ from natural2nanoscale.diffusion.controlnet import (
     make_controlnet,
     predict_noise,
 )
-from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.diffusion.sampling import SamplingSettings, ddim_scheduler, sample
 from natural2nanoscale.errors import InputError
 
 CPU = torch.device("cpu")
@@ -82,6 +87,19 @@ def test_loss_equals_plain_composition_of_diffusers(backbone, prediction_type):
     assert abs(ours.item() - F.mse_loss(output, target).item()) < 1e-6
 
 
+def test_noisy_timesteps_weigh_up_to_the_limit(backbone):
+    controlnet = disturbed(backbone)
+    latents, noise, _, hidden, conditioning = batch(backbone, count=1)
+    arguments = (backbone.unet, controlnet, backbone.scheduler, latents, noise)
+    for timestep in (50, 600, 990):
+        timesteps = torch.tensor([timestep])
+        plain, weighted = (
+            denoising_loss(*arguments, timesteps, hidden, conditioning, limit).item() for limit in (1.0, 9.0)
+        )
+        alpha = backbone.scheduler.alphas_cumprod[timestep].item()
+        assert weighted / plain == pytest.approx(min(max((1 - alpha) / alpha, 1.0), 9.0), rel=1e-5)
+
+
 @pytest.mark.parametrize("guidance, strength, eta", [(1.0, 1.0, 0.0), (3.0, 0.7, 0.0), (2.0, 1.0, 1.0)])
 def test_sample_equals_diffusers_pipeline(backbone, guidance, strength, eta):
     controlnet = disturbed(backbone)
@@ -125,6 +143,42 @@ def test_sample_equals_diffusers_pipeline(backbone, guidance, strength, eta):
     ).images
     decoded = decode_latents(backbone, theirs)
     assert (ours - decoded).abs().max() < 1e-4
+
+
+def test_start_from_the_real_slice_equals_diffusers_pipeline(tiny_backbone):
+    backbone = load_backbone(str(tiny_backbone), CPU)
+    controlnet = disturbed(backbone)
+    real_latents, _, _, _, conditioning = batch(backbone, count=1)
+    noise = torch.randn(real_latents.shape, generator=torch.Generator().manual_seed(3))
+    embeds, negative = encode_prompts(backbone, ["a dark cell"]), encode_prompts(backbone, [""])
+    settings = SamplingSettings(steps=10, guidance=2.0, start=0.6)
+    ours = sample(backbone, controlnet, noise, conditioning, embeds, negative, settings, real_latents=real_latents)
+    pipeline = StableDiffusionControlNetImg2ImgPipeline(
+        vae=backbone.vae,
+        text_encoder=backbone.text_encoder,
+        tokenizer=backbone.tokenizer,
+        unet=backbone.unet,
+        controlnet=controlnet,
+        scheduler=ddim_scheduler(backbone),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        "a dark cell",
+        image=real_latents,  # four channels: taken as latents
+        control_image=conditioning,
+        height=64,
+        width=64,
+        strength=0.6,
+        num_inference_steps=10,
+        guidance_scale=2.0,
+        controlnet_conditioning_scale=1.0,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).images
+    assert (ours - decode_latents(backbone, theirs)).abs().max() < 1e-4
 
 
 def test_two_prompts_get_different_tokens(backbone):

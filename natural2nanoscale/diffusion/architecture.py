@@ -16,6 +16,7 @@ RECOMMENDED = {
     "conditioning_embedding_out_channels": [8, 16, 32],
     "learning_rate": 1e-3,
     "crop": [224, 128],  # width, height
+    "max_weight": 25.0,  # with the plain loss brightness and contrast follow the mask much later
 }
 
 

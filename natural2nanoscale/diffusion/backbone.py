@@ -26,12 +26,9 @@ class Recommended:
 
     learning_rate: float = 1e-5  # paper 4.4
     crop: tuple[int, int] = (512, 512)  # width, height in pixels
-    conditioning_embedding_out_channels: tuple[int, ...] = (
-        16,
-        32,
-        96,
-        256,
-    )  # one entry per halving of the VAE, plus one
+    max_weight: float = 1.0  # of noisy timesteps in the loss; 1 is the plain loss of the paper
+    # layers that read the mask: one entry per halving of the VAE, plus one
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
 
 
 @dataclass(frozen=True)
@@ -159,11 +156,7 @@ def _recommended(folder: Path) -> Recommended:
     if not file.is_file():
         return Recommended()
     values = json.loads(file.read_text(encoding="utf-8"))["recommended"]
-    return Recommended(
-        float(values["learning_rate"]),
-        tuple(values["crop"]),
-        tuple(int(c) for c in values["conditioning_embedding_out_channels"]),
-    )
+    return Recommended(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _from_hub(name: str) -> Path:

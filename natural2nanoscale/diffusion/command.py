@@ -70,6 +70,7 @@ def train_controlnet(args: argparse.Namespace, root: Path) -> None:
         batch_size=args.batch_size,
         rotation=args.rotation,
         noise=args.noise,
+        max_weight=args.max_weight if args.max_weight is not None else backbone.recommended.max_weight,
         latent_variants=args.latent_variants,
         seed=args.seed,
         checkpoint_every=args.checkpoint_every,
@@ -115,10 +116,13 @@ def generate(args: argparse.Namespace, root: Path) -> None:
             f"({config['backbone']['name']}): name that one with --backbone"
         )
     controlnet = load_trained(args.controlnet, backbone)
-    settings = SamplingSettings(args.steps, args.guidance, args.strength, args.eta)
+    if not 1 <= args.steps * args.start <= args.steps:
+        raise InputError(f"--start {args.start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
+    settings = SamplingSettings(args.steps, args.guidance, args.strength, args.eta, args.start)
     print(
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
-        f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, on {device}"
+        f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start {settings.start:g}, "
+        f"on {device}"
     )
     made = synthesize(out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed)
     print(f"{made} new slices in {out}; next: python train_unet.py --synthetic-ratio {args.per_mask}.0")

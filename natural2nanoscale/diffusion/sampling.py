@@ -19,6 +19,7 @@ class SamplingSettings:
     guidance: float = 1.0  # classifier-free guidance scale; 1 is none and costs half
     strength: float = 1.0  # scale of what ControlNet adds to the U-Net
     eta: float = 0.0  # 0 is deterministic DDIM, 1 has the noise of DDPM
+    start: float = 1.0  # share of the steps taken; below 1 they begin at the mask's real slice, noised accordingly
 
 
 def ddim_scheduler(backbone: Backbone) -> DDIMScheduler:
@@ -37,12 +38,14 @@ def sample(
     negative_embeds: torch.Tensor,
     settings: SamplingSettings,
     generators: list[torch.Generator] | None = None,
+    real_latents: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draw slices from masks.
 
     noise (B,C,h,w): standard normal start; controlnet_cond (B,3,H,W) in [0,1] with H, W multiples of
     `backbone.grid`; prompt_embeds (B,L,D), negative_embeds (1,L,D) of the empty prompt; generators: one
-    per image, CPU, asked only when eta > 0. Returns pixel_values (B,3,H,W), about [-1,1].
+    per image, CPU, asked only when eta > 0; real_latents (B,C,h,w) of the masks' own slices, needed only when
+    `settings.start` is below 1. Returns pixel_values (B,3,H,W), about [-1,1].
     """
     unet, device = backbone.unet, backbone.device
     scheduler = ddim_scheduler(backbone)
@@ -54,9 +57,12 @@ def sample(
         embeds = torch.cat([negative_embeds.expand(batch, -1, -1), prompt_embeds])
         cond = torch.cat([cond, cond])
 
+    timesteps = scheduler.timesteps[settings.steps - int(settings.steps * settings.start) :]
     latents = noise.to(device) * scheduler.init_noise_sigma
+    if len(timesteps) < settings.steps:
+        latents = scheduler.add_noise(real_latents, noise.to(device), timesteps[:1])
     with torch.no_grad(), hint_once(controlnet, cond):
-        for timestep in scheduler.timesteps:
+        for timestep in timesteps:
             inputs = torch.cat([latents, latents]) if guided else latents
             output = predict_noise(unet, controlnet, inputs, timestep, embeds, cond, settings.strength)
             if guided:

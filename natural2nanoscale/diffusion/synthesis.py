@@ -11,7 +11,7 @@ import torch
 from diffusers import ControlNetModel
 from tqdm import tqdm
 
-from natural2nanoscale.data.encoders import decode_gray, encode_mask
+from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
 from natural2nanoscale.data.folders import (
     DatasetInfo,
     PairFolder,
@@ -22,6 +22,7 @@ from natural2nanoscale.data.folders import (
     write_json,
 )
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
+from natural2nanoscale.diffusion.controlnet import latent_moments
 from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, StopSignal, generator_for, seed_for
@@ -101,6 +102,7 @@ def synthesize(
     prompt_embeds = dict(zip(prompts, encode_prompts(backbone, prompts), strict=True))
     negative_embeds = encode_prompts(backbone, [""])
     masks = {stem: source.mask(stem) for stem in source.stems}
+    images = {stem: source.image(stem) for stem in source.stems}
     missing.sort(key=lambda image: masks[image.source].shape)  # equal sizes share a batch; the sort is stable
     with StopSignal() as stop, tqdm(total=len(missing), desc="synthesis", unit="image") as bar:
         while missing and not stop.requested:
@@ -110,6 +112,7 @@ def synthesize(
             slices = draw_slices(
                 backbone,
                 controlnet,
+                [images[image.source] for image in batch],
                 [masks[image.source] for image in batch],
                 source.info.classes.colors,
                 torch.stack([prompt_embeds[image.prompt] for image in batch]),
@@ -144,6 +147,7 @@ def synthesize(
 def draw_slices(
     backbone: Backbone,
     controlnet: ControlNetModel,
+    images: list[np.ndarray],
     masks: list[np.ndarray],
     colors: tuple[tuple[int, int, int], ...],
     prompt_embeds: torch.Tensor,
@@ -153,12 +157,19 @@ def draw_slices(
 ) -> np.ndarray:
     """Masks (H,W) of one size -> slices (B,H,W) uint8. Each image's noise is a function of its seed alone.
 
-    Sizes off the backbone's grid are filled up by mirror images, and cropped back.
+    The masks' own slices `images` are looked at only when `settings.start` is below 1. Sizes off the backbone's
+    grid are filled up by mirror images, and cropped back.
     """
     height, width = masks[0].shape
     down, right = -height % backbone.grid, -width % backbone.grid
-    padded = np.stack([np.pad(mask, ((0, down), (0, right)), mode="symmetric") for mask in masks])
-    conditioning = encode_mask(torch.from_numpy(padded).to(backbone.device), colors)
+
+    def pad(slices: list[np.ndarray]) -> torch.Tensor:
+        filled = [np.pad(pixels, ((0, down), (0, right)), mode="symmetric") for pixels in slices]
+        return torch.from_numpy(np.stack(filled)).to(backbone.device)
+
+    padded = pad(masks)
+    conditioning = encode_mask(padded, colors)
+    real_latents = latent_moments(backbone, encode_gray(pad(images)))[0] if settings.start < 1 else None
     shape = (
         backbone.unet.config.in_channels,
         padded.shape[1] // backbone.downsampling,
@@ -167,7 +178,7 @@ def draw_slices(
     generators = [generator_for(seed, "noise") for seed in seeds]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     pixel_values = sample(
-        backbone, controlnet, noise, conditioning, prompt_embeds, negative_embeds, settings, generators
+        backbone, controlnet, noise, conditioning, prompt_embeds, negative_embeds, settings, generators, real_latents
     )
     return decode_gray(pixel_values)[:, :height, :width].cpu().numpy()
 

@@ -42,6 +42,7 @@ class FineTuning:
     rotation: float = 16.0  # degrees, uniform in [-rotation, rotation]; corners mirror image and mask alike
     noise: float = 4.0  # Gaussian noise in grey levels; each window draws its own strength in [0, noise]
     latent_variants: int = 16  # augmented windows per slice whose latents are cached; 0 encodes every step
+    max_weight: float = 1.0  # largest weight of a noisy timestep in the loss; 1 is the plain loss
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     checkpoint_every: int = 1000  # steps
@@ -128,6 +129,7 @@ def fine_tune(
                 timesteps,
                 prompt_embeds[chosen],
                 encode_mask(masks, colors),
+                settings.max_weight,
             )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(controlnet.parameters(), settings.clip)

@@ -117,6 +117,7 @@ def make_synthetic(
     tuning = FineTuning(
         crop=fitting_crop(crop or backbone.recommended.crop, backbone),
         learning_rate=backbone.recommended.learning_rate,
+        max_weight=backbone.recommended.max_weight,
         max_steps=settings.controlnet_steps,
         seed=settings.seed + redraw,
         checkpoint_every=500,
