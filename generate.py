@@ -18,9 +18,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--per-mask", type=at_least(1), default=1, metavar="N", help="images per mask")
     add("--steps", type=at_least(1), default=20, help="sampling steps")
     add("--guidance", type=at_least(1.0, float), default=1.0, help="guidance scale; 1 is none")
-    add("--strength", type=at_least(0.0, float), default=1.0, help="scale of the mask's influence")
+    add("--strength", type=at_least(0.0, float), help="scale of the mask's influence (default: the backbone's)")
     add("--eta", type=at_least(0.0, float), default=0.0, help="0 is deterministic DDIM, 1 as noisy as DDPM")
-    add("--start", type=at_least(0.0, float), default=1.0, help="below 1: begin at the mask's real slice, so noised")
+    add(
+        "--start",
+        type=at_least(0.0, float),
+        help="share of the steps taken; below 1 they begin at the mask's real slice (default: the backbone's)",
+    )
     add("--batch-size", type=at_least(1), default=4, help="images drawn at once; does not change them")
     add("--seed", type=at_least(0), default=0, help="seed of noise and prompts")
     add("--device", default="auto", help="auto, cpu or cuda")

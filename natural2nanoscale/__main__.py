@@ -28,7 +28,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=at_least(1), default=3, help="U-Nets per condition and redraw")
     add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
     add("--crop", type=size, metavar="WxH", help="ControlNet's window in pixels")
-    add("--controlnet-steps", type=at_least(1), default=1200, metavar="N", help="fine-tuning steps")
+    add("--controlnet-steps", type=at_least(1), default=900, metavar="N", help="fine-tuning steps")
     add("--per-mask", type=at_least(1), default=8, metavar="N", help="synthetic slices per mask")
     add("--unet-width", type=at_least(1), default=8, metavar="N", help="channels at the top of the U-Net")
     add("--unet-steps", type=at_least(1), default=200, metavar="N", help="steps of every U-Net")

@@ -22,11 +22,13 @@ PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
 @dataclass(frozen=True)
 class Recommended:
-    """What a backbone recommends for fine-tuning a ControlNet over it. Defaults: Stable Diffusion 1.5."""
+    """What a backbone recommends for fine-tuning a ControlNet over it and for sampling. Defaults: SD 1.5."""
 
     learning_rate: float = 1e-5  # paper 4.4
     crop: tuple[int, int] = (512, 512)  # width, height in pixels
     max_weight: float = 1.0  # of noisy timesteps in the loss; 1 is the plain loss of the paper
+    strength: float = 1.0  # SamplingSettings.strength and .start
+    start: float = 1.0
     # layers that read the mask: one entry per halving of the VAE, plus one
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
 

@@ -116,9 +116,12 @@ def generate(args: argparse.Namespace, root: Path) -> None:
             f"({config['backbone']['name']}): name that one with --backbone"
         )
     controlnet = load_trained(args.controlnet, backbone)
-    if not 1 <= args.steps * args.start <= args.steps:
-        raise InputError(f"--start {args.start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
-    settings = SamplingSettings(args.steps, args.guidance, args.strength, args.eta, args.start)
+    advised = backbone.recommended
+    strength = args.strength if args.strength is not None else advised.strength
+    start = args.start if args.start is not None else advised.start
+    if not 1 <= args.steps * start <= args.steps:
+        raise InputError(f"--start {start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
+    settings = SamplingSettings(args.steps, args.guidance, strength, args.eta, start)
     print(
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
         f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start {settings.start:g}, "

@@ -82,7 +82,7 @@ class Validation:
             encode_mask(self.masks[:count], self.colors),
             self.prompt_embeds[:count],
             self.negative_embeds,
-            SamplingSettings(),
+            SamplingSettings(strength=self.backbone.recommended.strength),
         )
         folder.mkdir(exist_ok=True)
         real = self.windows.round().to(torch.uint8).numpy()

@@ -44,7 +44,7 @@ class DemoSettings:
     redraws: int = 1  # repetitions with other slices, another ControlNet and other synthetic slices
     seeds: int = 3  # U-Nets per condition and redraw
     seed: int = 0
-    controlnet_steps: int = 1200
+    controlnet_steps: int = 900
     per_mask: int = 8  # synthetic slices per annotated one
     unet_width: int = 8
     unet_steps: int = 200
@@ -120,8 +120,8 @@ def make_synthetic(
         max_weight=backbone.recommended.max_weight,
         max_steps=settings.controlnet_steps,
         seed=settings.seed + redraw,
-        checkpoint_every=500,
-        sample_every=400,
+        checkpoint_every=300,
+        sample_every=300,
     )
     begun = RunFolder(out / "controlnet").load_checkpoint() is not None
     if not begun:
@@ -135,7 +135,7 @@ def make_synthetic(
         load_trained(out / "controlnet", backbone),
         folders["train"],
         prompts,
-        SamplingSettings(),
+        SamplingSettings(strength=backbone.recommended.strength, start=backbone.recommended.start),
         settings.per_mask,
         seed=settings.seed + redraw,
     )
