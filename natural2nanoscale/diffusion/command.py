@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.data.folders import fingerprint, open_pairs, read_info, refuse_non_empty
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
 from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
@@ -50,6 +50,20 @@ def fitting_crop(crop: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
     return crop
 
 
+def controlnet_config(
+    settings: FineTuning, backbone: Backbone, prompts: list[str], train: PairFolder, val: PairFolder
+) -> dict:
+    """What a ControlNet's run folder says of it, and what a resumed run must agree with."""
+    return {
+        "kind": "controlnet",
+        "settings": asdict(settings),
+        "backbone": {"name": backbone.name, "weights": backbone.fingerprint},
+        "prompts": prompts,
+        "classes": train.info.classes.to_json(),
+        "data": {"train": fingerprint(train), "val": fingerprint(val)},
+    }
+
+
 def train_controlnet(args: argparse.Namespace, root: Path) -> None:
     """Fine-tune on root/train with root/val to look at; the test part is never opened."""
     if not args.resume:
@@ -76,13 +90,7 @@ def train_controlnet(args: argparse.Namespace, root: Path) -> None:
         checkpoint_every=args.checkpoint_every,
         sample_every=args.sample_every,
     )
-    config = {
-        "kind": "controlnet",
-        "settings": asdict(settings),
-        "backbone": {"name": backbone.name, "weights": backbone.fingerprint},
-        "prompts": prompts,
-        "data": {"train": fingerprint(train), "val": fingerprint(val)},
-    }
+    config = controlnet_config(settings, backbone, prompts, train, val)
     run = open_run(args.out, config, args.resume, MAY_CHANGE)
     print(
         f"ControlNet over {backbone.name} on {device} ({str(backbone.unet.dtype).removeprefix('torch.')}): "
@@ -103,9 +111,27 @@ def generate(args: argparse.Namespace, root: Path) -> None:
             "or name its run folder with --controlnet"
         )
     config = json.loads((args.controlnet / "config.json").read_text(encoding="utf-8"))
-    if out.exists() and any(out.iterdir()):
-        read_info(out)  # a folder that is no pair folder is refused before anything is loaded
+    if config.get("kind") != "controlnet":
+        raise InputError(
+            f"{args.controlnet} is a run of kind {config.get('kind')}, expected one of train_controlnet.py: name that "
+            "with --controlnet"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        read_info(out)  # what is no pair folder is refused before anything is loaded
+    if args.eta > 1 or args.steps > 500:
+        raise InputError(f"--eta {args.eta:g} --steps {args.steps}: expected eta from 0 to 1 and at most 500 steps")
     source = open_pairs(root / "train")
+    if config["classes"] != json.loads(json.dumps(source.info.classes.to_json())):
+        raise InputError(
+            f"{args.controlnet} was trained for other classes than those of {root}/train, expected the same names and "
+            "colours: train a ControlNet on this dataset"
+        )
+    for part in ("val", "test"):
+        if config["data"]["train"] == fingerprint(open_pairs(root / part)):
+            raise InputError(
+                f"{args.controlnet} was trained on the slices of {root}/{part}: train one on {root}/train, or scores "
+                "on that part are worthless"
+            )
     prompts = read_prompts(args.prompts)
     device = select_device(args.device)
     dtype = select_dtype(args.precision, device)

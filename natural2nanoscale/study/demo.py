@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ from natural2nanoscale.data.contact import colored, sheet
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json, write_pairs
 from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
-from natural2nanoscale.diffusion.command import fitting_crop, read_prompts
+from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
 from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, open_run, permutation_for, select_device
+from natural2nanoscale.runs import RunFolder, open_run, permutation_for, seed_for, select_device
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.mixing import combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
@@ -61,6 +62,8 @@ def run_demo(args: argparse.Namespace) -> None:
         args.slices, args.redraws, args.seeds, args.seed, args.controlnet_steps, args.per_mask,
         args.unet_width, args.unet_steps, args.unet_batch, args.unet_crop, args.unet_lr, args.validations,
     )  # fmt: skip
+    if settings.validations > settings.unet_steps:
+        raise InputError(f"--validations {settings.validations} are more than --unet-steps {settings.unet_steps}")
     device = select_device(args.device)
     root = data_root(args.data) if args.data else None
     origin = "phantom" if root is None else open_pairs(root / "train").info.origin
@@ -70,16 +73,17 @@ def run_demo(args: argparse.Namespace) -> None:
         "kind": "demo",
         "settings": asdict(settings) | {"crop": args.crop},
         "backbone": backbone.fingerprint,
-        "data": {"train": fingerprint(open_pairs(root / "train"))} if root else {},
+        "data": {part: fingerprint(open_pairs(root / part)) for part in ("train", "val", "test")} if root else {},
     }
     run = open_run(args.out, config, (args.out / "config.json").is_file(), ("redraws", "seeds"))
+    run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
     for redraw in range(settings.redraws):
         folders = draw_folders(run.path / f"redraw-{redraw}", root, settings, redraw)
         synthetic = make_synthetic(run.path / f"redraw-{redraw}", backbone, folders, settings, redraw, args.crop)
         compare(run, folders | {"synthetic": synthetic}, settings, redraw, device)
         picture_row(run.path / f"redraw-{redraw}.png", folders["train"], synthetic)
     rows = run.read_log()
-    report = markdown(rows, asdict(settings), name, folders)
+    report = markdown(rows, asdict(settings), asdict(sampling_settings(backbone)), name, folders)
     (run.path / "report.md").write_text(report, encoding="utf-8")
     write_json(run.path / "results.json", rows)
     print(f"\n{report}\n{run.path}/report.md, {run.path}/redraw-0.png; {time.monotonic() - started:.0f} s")
@@ -98,10 +102,16 @@ def draw_folders(out: Path, root: Path | None, settings: DemoSettings, redraw: i
     if len(pool.stems) < settings.slices:
         raise InputError(f"{root}/train has {len(pool.stems)} slices, expected at least --slices {settings.slices}")
     if not (out / "train" / "dataset.json").is_file():
+        shutil.rmtree(out / "train", ignore_errors=True)  # half written when a demo was killed
         order = permutation_for(len(pool.stems), settings.seed, "slices", redraw)
         chosen = [pool.stems[i] for i in sorted(order[: settings.slices])]
         write_pairs(out / "train", pool.info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
     return {"train": open_pairs(out / "train")} | {part: open_pairs(root / part) for part in ("val", "test")}
+
+
+def sampling_settings(backbone: Backbone) -> SamplingSettings:
+    """The defaults, with what the backbone recommends."""
+    return SamplingSettings(strength=backbone.recommended.strength, start=backbone.recommended.start)
 
 
 def make_synthetic(
@@ -124,9 +134,9 @@ def make_synthetic(
         sample_every=300,
     )
     begun = RunFolder(out / "controlnet").load_checkpoint() is not None
-    if not begun:
-        (out / "controlnet" / "config.json").unlink(missing_ok=True)  # stopped before the first checkpoint
-    config = {"kind": "controlnet", "settings": asdict(tuning), "backbone": {"name": backbone.name}}
+    if not begun:  # new, or stopped before its first checkpoint
+        shutil.rmtree(out / "controlnet", ignore_errors=True)
+    config = controlnet_config(tuning, backbone, prompts, folders["train"], folders["val"])
     run = open_run(out / "controlnet", config, begun, MAY_CHANGE)
     fine_tune(run, backbone, folders["train"], folders["val"], prompts, tuning, begun)
     synthesize(
@@ -135,7 +145,7 @@ def make_synthetic(
         load_trained(out / "controlnet", backbone),
         folders["train"],
         prompts,
-        SamplingSettings(strength=backbone.recommended.strength, start=backbone.recommended.start),
+        sampling_settings(backbone),
         settings.per_mask,
         seed=settings.seed + redraw,
     )
@@ -177,7 +187,7 @@ def compare(
                     validate_every=settings.unet_steps // settings.validations,
                     patience=0,
                     select_by="miou",
-                    seed=seed,
+                    seed=seed_for(settings.seed, redraw, "unet", seed),
                 ),
                 device,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from natural2nanoscale.runs import mean_std
 from natural2nanoscale.study.statistics import Difference, paired_difference
@@ -15,20 +15,17 @@ COMPARISONS = (
 )
 
 
-def markdown(rows: Sequence[dict], settings: dict, backbone: str, folders: dict) -> str:
+def markdown(rows: Sequence[dict], settings: dict, sampling: dict, backbone: str, folders: dict) -> str:
     """Verdict, mIoU and IoU per condition, paired differences, and how all this was made.
 
     `rows` have redraw, seed, condition, miou and iou (per class, null where absent).
     """
     names = folders["train"].info.classes.names
-    conditions = list(dict.fromkeys(row["condition"] for row in rows))
     lines = [f"**{verdict(rows)}**", "", "| training set | mIoU | " + " | ".join(names) + " |"]
     lines.append("|---|--:|" + "--:|" * len(names))
-    for condition in conditions:
-        chosen = [row for row in rows if row["condition"] == condition]
-        cells = [_spread([row["miou"] for row in chosen])]
-        for class_id in range(len(names)):
-            cells.append(_spread([r["iou"][class_id] for r in chosen if r["iou"][class_id] is not None]))
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        cells = [_spread(repetitions(rows, condition, lambda row: row["miou"]))]
+        cells += [_spread(repetitions(rows, condition, lambda row, k=k: row["iou"][k])) for k in range(len(names))]
         lines.append(f"| {condition} | {' | '.join(cells)} |")
     lines += ["", "| difference in mIoU | mean | 95 % t interval | pairs |", "|---|--:|--:|--:|"]
     for with_it, without in COMPARISONS:
@@ -36,18 +33,15 @@ def markdown(rows: Sequence[dict], settings: dict, backbone: str, folders: dict)
         interval = "–"
         if change.half_width is not None:
             low, high = change.mean - change.half_width, change.mean + change.half_width
-            interval = f"{100 * low:+.1f} to {100 * high:+.1f}" + (", reaches zero" if low <= 0 <= high else "")
+            interval = f"{100 * low:+.1f} to {100 * high:+.1f}" + (", reaches below zero" if low < 0 else "")
         lines.append(f"| {with_it} − {without} | {100 * change.mean:+.1f} | {interval} | {change.pairs} |")
-    judged = [row for row in rows if "synthetic_iou" in row]
-    if judged:
-        shares = [
-            _spread([r["synthetic_iou"][k] / r["iou"][k] for r in judged if r["iou"][k] and r["synthetic_iou"][k]])
-            for k in range(len(names))
-        ]
+    judge = next((row["condition"] for row in rows if "synthetic_iou" in row), None)
+    if judge:
+        shares = [_spread(repetitions(rows, judge, lambda row, k=k: agreement(row, k))) for k in range(len(names))]
         lines += [
             "",
-            "Label consistency: IoU of the U-Nets trained on real + rotation on the synthetic slices, against the "
-            "masks these were made from, in per cent of their IoU on the real test slices: "
+            f"Label consistency: IoU of the U-Nets trained on {judge} on the synthetic slices, against the masks that "
+            "these were made from, in per cent of their IoU on the real test slices: "
             + ", ".join(f"{name} {share}" for name, share in zip(names, shares, strict=True))
             + ".",
         ]
@@ -57,31 +51,47 @@ def markdown(rows: Sequence[dict], settings: dict, backbone: str, folders: dict)
         if redraws > 1
         else f"{settings['seeds']} U-Net seeds on one draw of slices, ControlNet and synthetic slices"
     )
+    began = ""
+    if sampling["start"] < 1:
+        began = (
+            f", of which the first {100 * (1 - sampling['start']):.0f} % are left out: sampling begins at the mask's "
+            "own slice, noised to that level"
+        )
     lines += [
         "",
         f"Test IoU in per cent on {len(folders['test'].stems)} real slices of {folders['test'].info.name}, mean ± "
         f"sample standard deviation over {repeats}. {settings['slices']} annotated slices; "
         f"{settings['per_mask']} synthetic ones from each of their masks, by a ControlNet fine-tuned on the same "
-        f"slices for {settings['controlnet_steps']} steps over the backbone {backbone}. Every U-Net (width "
-        f"{settings['unet_width']}) takes {settings['unet_steps']} steps of {settings['unet_batch']} windows of "
-        f"{settings['unet_crop'][0]}x{settings['unet_crop'][1]} pixels, half of them from real slices where both "
-        f"are mixed, at learning rate {settings['unet_learning_rate']:g}, without early stopping; the "
-        f"best of {settings['validations']} validations is tested. Rotation: ±16 degrees.",
+        f"slices for {settings['controlnet_steps']} steps over the backbone {backbone}, in {sampling['steps']} DDIM "
+        f"steps at strength {sampling['strength']:g}{began}. Every U-Net (width {settings['unet_width']}) takes "
+        f"{settings['unet_steps']} steps of {settings['unet_batch']} windows of {settings['unet_crop'][0]}x"
+        f"{settings['unet_crop'][1]} pixels, half of them from real slices where both are mixed, at learning rate "
+        f"{settings['unet_learning_rate']:g}, without early stopping; the best of {settings['validations']} "
+        "validations is tested. Rotation: ±16 degrees.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def difference(rows: Sequence[dict], with_it: str, without: str) -> Difference:
-    """Paired by redraw when there are several (seeds averaged within), else by U-Net seed."""
+def repetitions(rows: Sequence[dict], condition: str, value: Callable[[dict], float | None]) -> list[float]:
+    """The values that spread and pairs are over: of redraws when there are several (their seeds averaged), else
+    of U-Net seeds. Rows whose value is None (an absent class) are left out."""
     by_redraw = len({row["redraw"] for row in rows}) > 1
-    values: dict[str, dict[int, list[float]]] = {with_it: {}, without: {}}
+    groups: dict[int, list[float]] = {}
     for row in rows:
-        if row["condition"] in values:
-            key = row["redraw"] if by_redraw else row["seed"]
-            values[row["condition"]].setdefault(key, []).append(row["miou"])
-    keys = sorted(values[with_it].keys() & values[without].keys())
-    means = [[mean_std(values[name][key])[0] for key in keys] for name in (with_it, without)]
-    return paired_difference(*means)
+        if row["condition"] == condition and value(row) is not None:
+            groups.setdefault(row["redraw"] if by_redraw else row["seed"], []).append(value(row))
+    return [mean_std(groups[key])[0] for key in sorted(groups)]
+
+
+def agreement(row: dict, class_id: int) -> float | None:
+    """A network's IoU on the synthetic slices as a share of its IoU on the test slices."""
+    on_synthetic, on_test = row["synthetic_iou"][class_id], row["iou"][class_id]
+    return on_synthetic / on_test if on_test and on_synthetic is not None else None
+
+
+def difference(rows: Sequence[dict], with_it: str, without: str) -> Difference:
+    """Paired difference in mIoU between two conditions, which have the same redraws and seeds."""
+    return paired_difference(*(repetitions(rows, name, lambda row: row["miou"]) for name in (with_it, without)))
 
 
 def verdict(rows: Sequence[dict]) -> str:
@@ -89,7 +99,7 @@ def verdict(rows: Sequence[dict]) -> str:
     parts = []
     for with_it, without in COMPARISONS[:2]:
         change = difference(rows, with_it, without)
-        certain = "an interval that reaches zero" if change.reaches_zero and change.mean > 0 else ""
+        certain = "an interval that reaches below zero" if change.reaches_zero and change.half_width is not None else ""
         spread = f" ± {100 * change.half_width:.1f}" if change.half_width is not None else ""
         parts.append(f"{100 * change.mean:+.1f}{spread} mIoU beside {without}" + (f" ({certain})" if certain else ""))
     return f"Synthetic slices were worth {parts[0]} and {parts[1]}."
