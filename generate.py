@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least, data_root, main_guard
+from natural2nanoscale.cli import at_least, main_guard
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def main() -> None:
     args = parse_arguments()
     from natural2nanoscale.diffusion.command import generate
 
-    generate(args, data_root(args.data))
+    generate(args)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least, data_root, main_guard, size
+from natural2nanoscale.cli import at_least, main_guard, size
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def main() -> None:
     args = parse_arguments()
     from natural2nanoscale.diffusion.command import train_controlnet
 
-    train_controlnet(args, data_root(args.data))
+    train_controlnet(args)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ def main_guard(function: Callable[[], None]) -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
+    except OSError as error:  # no right, no room, a file where a folder is needed: the system says it best
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def size(text: str) -> tuple[int, int]:

@@ -185,7 +185,7 @@ class RunFolder:
             saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(saved["step"], load_file(path / "state.safetensors"), saved["state"], path)
         if candidates:
-            raise InputError(f"every checkpoint in {parent} is damaged: remove {self.path} and start anew")
+            raise InputError(f"every checkpoint in {parent} is damaged or still being written: none can be loaded")
         return None
 
     def drop_log_after(self, step: int) -> None:

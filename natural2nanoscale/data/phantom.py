@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,13 +88,17 @@ def write_phantom(out: Path, settings: PhantomSettings) -> None:
     total = sum(counts.values()) + 2 * settings.gap
     images, masks = volume(total, settings.height, settings.width, settings.seed)
     classes = Classes.named("background", "cytoplasm", "nucleus")
+    partial = out.with_name(f".{out.name}.partial")  # renamed at the end: a folder that exists is whole
+    shutil.rmtree(partial, ignore_errors=True)
     first = 0
     for part, count in counts.items():
         split = {"method": "block", "part": part, "first": first, "last": first + count - 1, "of": total}
         split |= {"gap": settings.gap, "seed": settings.seed}
         slices = ((f"slice_{i:04d}", images[i], masks[i]) for i in range(first, first + count))
-        write_pairs(out / part, DatasetInfo("phantom", "phantom", classes, split=split), slices)
+        write_pairs(partial / part, DatasetInfo("phantom", "phantom", classes, split=split), slices)
         first += count + settings.gap
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(partial, out)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -84,10 +84,19 @@ def load_backbone(name: str, device: torch.device, dtype: torch.dtype = torch.fl
         library.set_verbosity_error()
         library.disable_progress_bar()
     vae = _load(AutoencoderKL, folder / "vae")
-    unet = _load(UNet2DConditionModel, folder / "unet", dtype)
+    unet = _load(UNet2DConditionModel, folder / "unet")
     text_encoder = _load(CLIPTextModel, folder / "text_encoder")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"tokenizer/ or scheduler/ of backbone {folder} cannot be loaded ({error})") from error
+    one, two = tokenizer(["dark nucleus", "bright cytoplasm"]).input_ids
+    if one == two:
+        raise InputError(
+            f"the tokenizer of backbone {folder} takes two prompts for the same, expected a CLIP vocabulary: its "
+            "vocab.json and merges.txt, or tokenizer.json, are incomplete"
+        )
     if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
         raise InputError(
             f"backbone {folder}: the U-Net attends to {unet.config.cross_attention_dim} features but the text "
@@ -95,9 +104,11 @@ def load_backbone(name: str, device: torch.device, dtype: torch.dtype = torch.fl
         )
     for part in (vae, unet, text_encoder):
         part.requires_grad_(False).eval().to(device)
+    fingerprint = weights_hash(unet, vae)  # of the weights in the folder, whatever precision they run in
+    unet.to(dtype)
     for part in (vae, unet):  # the faster memory format on CPU and on GPU alike
         part.to(memory_format=torch.channels_last)
-    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, _recommended(folder), weights_hash(unet, vae))
+    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, _recommended(folder), fingerprint)
 
 
 def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:
@@ -115,7 +126,7 @@ def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:
 
 
 def weights_hash(*modules: torch.nn.Module) -> str:
-    """sha256 over all weights, by name, in the precision they are held in."""
+    """sha256 over all weights as float32, by name."""
     digest = hashlib.sha256()
     for module in modules:
         for name, value in sorted(module.state_dict().items()):
@@ -124,8 +135,8 @@ def weights_hash(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """from_pretrained without network, refusing any key that does not fit."""
+def _load(kind: type, folder: Path) -> torch.nn.Module:
+    """from_pretrained without network, in float32, refusing any key that does not fit."""
     try:
         options = {"low_cpu_mem_usage": False} if kind is not CLIPTextModel else {}
         model, report = kind.from_pretrained(
@@ -133,7 +144,7 @@ def _load(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> torch
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            torch_dtype=dtype,
+            torch_dtype=torch.float32,
             **options,
         )
     except (OSError, ValueError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
 from natural2nanoscale.diffusion.sampling import SamplingSettings
@@ -64,14 +65,15 @@ def controlnet_config(
     }
 
 
-def train_controlnet(args: argparse.Namespace, root: Path) -> None:
-    """Fine-tune on root/train with root/val to look at; the test part is never opened."""
+def train_controlnet(args: argparse.Namespace) -> None:
+    """Fine-tune on train/ with val/ to look at; the test part is never opened."""
     if not args.resume:
         refuse_non_empty(args.out)
+    prompts = read_prompts(args.prompts)
+    root = data_root(args.data)
     train, val = open_pairs(root / "train"), open_pairs(root / "val")
     if train.info.classes != val.info.classes:
         raise InputError(f"{root}: train/ and val/ list different classes in dataset.json, expected the same")
-    prompts = read_prompts(args.prompts)
     device = select_device(args.device)
     backbone = load_backbone(
         backbone_name(args.backbone, train.info.origin), device, select_dtype(args.precision, device)
@@ -102,9 +104,9 @@ def train_controlnet(args: argparse.Namespace, root: Path) -> None:
     print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args, root)}")
 
 
-def generate(args: argparse.Namespace, root: Path) -> None:
-    """Draw slices from the masks of root/train."""
-    out = args.out or root / "synthetic"
+def generate(args: argparse.Namespace) -> None:
+    """Draw slices from the masks of train/."""
+    out = args.out or (args.data or Path("data")) / "synthetic"
     if not (args.controlnet / "config.json").is_file():
         raise InputError(
             f"there is no trained ControlNet in {args.controlnet}: first run `python train_controlnet.py`, "
@@ -120,6 +122,8 @@ def generate(args: argparse.Namespace, root: Path) -> None:
         read_info(out)  # what is no pair folder is refused before anything is loaded
     if args.eta > 1 or args.steps > 500:
         raise InputError(f"--eta {args.eta:g} --steps {args.steps}: expected eta from 0 to 1 and at most 500 steps")
+    prompts = read_prompts(args.prompts)
+    root = data_root(args.data)
     source = open_pairs(root / "train")
     if config["classes"] != json.loads(json.dumps(source.info.classes.to_json())):
         raise InputError(
@@ -132,7 +136,6 @@ def generate(args: argparse.Namespace, root: Path) -> None:
                 f"{args.controlnet} was trained on the slices of {root}/{part}: train one on {root}/train, or scores "
                 "on that part are worthless"
             )
-    prompts = read_prompts(args.prompts)
     device = select_device(args.device)
     dtype = select_dtype(args.precision, device)
     backbone = load_backbone(args.backbone or config["backbone"]["name"], device, dtype)

@@ -65,11 +65,15 @@ class LatentCache:
                 self.entries.append(self._encode(index, range(self.variants)))
 
     def _encode(self, index: int, variants: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        windows, masks = augmented_windows(self.images[index], self.masks[index], self.settings, index, variants)
-        moments = [  # a few at a time: the VAE's activations are the largest of all
-            latent_moments(self.backbone, encode_gray(part.to(self.backbone.device))) for part in windows.split(4)
-        ]
-        return torch.cat([m for m, _ in moments]), torch.cat([s for _, s in moments]), masks
+        means, stds, masks = [], [], []
+        for first in range(variants.start, variants.stop, 4):  # a few at a time: activations of the VAE are large
+            some = range(first, min(first + 4, variants.stop))
+            windows, ids = augmented_windows(self.images[index], self.masks[index], self.settings, index, some)
+            mean, std = latent_moments(self.backbone, encode_gray(windows.to(self.backbone.device)))
+            means.append(mean)
+            stds.append(std)
+            masks.append(ids)
+        return torch.cat(means), torch.cat(stds), torch.cat(masks)
 
     def batch(self, indices: list[int], epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Window (epoch mod variants) of each slice: mean, std (B,C,h,w) and masks (B,H,W)."""

@@ -92,9 +92,10 @@ def synthesize(
     missing = [image for image in planned if image.stem not in done]
     if not missing:
         return 0
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "dataset.json", info.to_json())  # first: a killed run is known for what it is
+    (out / "images").mkdir(exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
-    write_json(out / "dataset.json", info.to_json())
     # rows of a killed run whose pictures are not whole are dropped; theirs are made again
     rows = sorted(done.values(), key=lambda row: natural_order(row["file"]))
     write_lines(out / "manifest.jsonl", rows)

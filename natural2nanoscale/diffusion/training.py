@@ -140,12 +140,13 @@ def fine_tune(
             losses.append(loss.detach())
 
             # log, look, save
-            if step % 20 == 0 or step == total_steps:
+            saving = step % settings.checkpoint_every == 0 or step == total_steps or stop.requested
+            if step % 20 == 0 or saving:
                 mean_loss = torch.stack(losses).mean().item()  # the only wait for the device
                 losses.clear()
-                if not np.isfinite(mean_loss):
+                if not np.isfinite(mean_loss):  # before anything is saved
                     raise InputError(
-                        f"the loss of {run.path} became {mean_loss} by step {step}: lower --lr and --resume"
+                        f"the loss of {run.path} became {mean_loss} by step {step}: start with a lower --lr"
                     )
                 run.log({"step": step, "epoch": epoch, "loss": round(mean_loss, 5)})
                 bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
@@ -153,7 +154,7 @@ def fine_tune(
                 run.log({"step": step, "validation_loss": judge.loss(controlnet)})
                 judge.write_samples(controlnet, run.path / "samples", step)
                 plot_progress(run.path / "progress.png", run.read_log(), [["loss", "validation_loss"]])
-            if step % settings.checkpoint_every == 0 or step == total_steps or stop.requested:
+            if saving:
                 save(step)
             if stop.requested and step < total_steps:
                 raise Interrupted(f"at step {step} of {total_steps}: go on with --resume --out {run.path}")

@@ -233,8 +233,8 @@ def train(
             if folder and (stop.requested or ended or step % settings.checkpoint_every == 0):
                 save()
             if stop.requested:
-                where = f"{folder.path} is saved at step {step}: " if folder else ""
-                raise Interrupted(where + "go on with --resume")
+                where = f"{folder.path} is saved" if folder else "nothing is saved"
+                raise Interrupted(f"at step {step} of {total_steps}, {where}: go on with --resume")
 
     # the steps after the last regular validation count as well
     if step % validate_every:

@@ -20,7 +20,7 @@ from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, open_run, permutation_for, seed_for, select_device
+from natural2nanoscale.runs import Interrupted, RunFolder, open_run, permutation_for, seed_for, select_device
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.mixing import combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
@@ -77,11 +77,15 @@ def run_demo(args: argparse.Namespace) -> None:
     }
     run = open_run(args.out, config, (args.out / "config.json").is_file(), ("redraws", "seeds"))
     run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
-    for redraw in range(settings.redraws):
-        folders = draw_folders(run.path / f"redraw-{redraw}", root, settings, redraw)
-        synthetic = make_synthetic(run.path / f"redraw-{redraw}", backbone, folders, settings, redraw, args.crop)
-        compare(run, folders | {"synthetic": synthetic}, settings, redraw, device)
-        picture_row(run.path / f"redraw-{redraw}.png", folders["train"], synthetic)
+    try:
+        for redraw in range(settings.redraws):
+            folder = run.path / f"redraw-{redraw}"
+            folders = draw_folders(folder, root, settings, redraw)
+            synthetic = make_synthetic(folder, backbone, folders, settings, redraw, args.crop)
+            compare(run, folders | {"synthetic": synthetic}, settings, redraw, device)
+            picture_row(folder.with_suffix(".png"), folders["train"], synthetic)
+    except Interrupted:
+        raise Interrupted(f"in {run.path}: the same command goes on there") from None
     rows = run.read_log()
     report = markdown(rows, asdict(settings), asdict(sampling_settings(backbone)), name, folders)
     (run.path / "report.md").write_text(report, encoding="utf-8")
