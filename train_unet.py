@@ -46,6 +46,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--width", type=at_least(1), metavar="N", help=f"channels of the first stage {recommended_help('width')}")
     add("--depth", type=at_least(1), metavar="N", help=f"halvings of the resolution {recommended_help('depth')}")
     add("--lr", type=at_least(0.0, float), default=default.learning_rate, help="(default: %(default)s)")
+    add(
+        "--class-balance",
+        type=at_least(0.0, float),
+        metavar="B",
+        default=default.class_balance,
+        help="pixels weigh (share of their class)^-B in the loss;\n0.5 helps rare classes (default: %(default)s)",
+    )
     add("--validate-every", type=at_least(1), metavar="STEPS", help="(default: once per epoch)")
     add(
         "--patience",

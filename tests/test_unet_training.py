@@ -21,7 +21,7 @@ from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, rea
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak, spread_over_masks
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.training import accumulate_gradient, check, train, validate
+from natural2nanoscale.segmentation.training import accumulate_gradient, check, class_weights, train, validate
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
 
 CLASSES = Classes.named("background", "cell")
@@ -51,26 +51,38 @@ def write(path: Path, slices: Slices, origin: str = "prepared", split: dict | No
 # ------------------------------------------------------------------------------------- gradient step
 
 
-def test_micro_batches_give_the_gradient_of_the_big_batch():
+@pytest.mark.parametrize("weights", [torch.ones(2), torch.tensor([0.4, 2.5])], ids=["plain", "weighted"])
+def test_micro_batches_give_the_gradient_of_the_big_batch(weights):
     model = UNet(2, 8, 2)
     initialize(model, generator_for("gradient"))
     images, masks = read_batch(DeviceSlices(blobs(8, 1), CPU), [(0, i) for i in range(8)], SMALL)
     masks[2, :10] = IGNORE_ID
     masks[6:] = IGNORE_ID  # with micro-batches of two, one holds no label at all
-    F.cross_entropy(model(images), masks, ignore_index=IGNORE_ID).backward()
+    F.cross_entropy(model(images), masks, weights, ignore_index=IGNORE_ID).backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     for size in (1, 2, 8):
         model.zero_grad()
-        loss, pixels = accumulate_gradient(model, zip(images.split(size), masks.split(size), strict=True))
-        assert pixels == (masks != IGNORE_ID).sum()
+        parts = zip(images.split(size), masks.split(size), strict=True)
+        _, weight = accumulate_gradient(model, parts, weights)
+        assert weight.item() == pytest.approx(weights[masks[masks != IGNORE_ID]].sum().item())
         for parameter, gradient in zip(model.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-6)
 
 
 def test_batch_without_any_label_leaves_a_zero_gradient():
     model = UNet(2, 4, 2)
-    accumulate_gradient(model, [(torch.rand(2, 1, 8, 8), torch.full((2, 8, 8), IGNORE_ID))])
+    accumulate_gradient(model, [(torch.rand(2, 1, 8, 8), torch.full((2, 8, 8), IGNORE_ID))], torch.ones(2))
     assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_class_weights_follow_the_shares_of_labelled_pixels():
+    mask = np.array([[0, 0, 0, 1], [0, 0, 0, IGNORE_ID]], np.uint8)  # 6 : 1 pixels, one without a label
+    slices = Slices([mask], [mask], Classes.named("a", "b", "absent"), 1)
+    share = np.array([6 / 7, 1 / 7])
+    for balance in (0.0, 0.5, 1.0):
+        expected = share**-balance / (share ** (1 - balance)).sum()
+        assert class_weights(slices, balance)[:2].tolist() == pytest.approx(expected.tolist())
+    assert class_weights(slices, 1.0).isfinite().all()
 
 
 def test_training_learns():

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -90,25 +91,36 @@ def is_better(row: dict, best: dict, select_by: str) -> bool:
     return not best or row["val_miou"] > best["val_miou"]
 
 
-def accumulate_gradient(
-    model: torch.nn.Module, parts: Iterable[tuple[torch.Tensor, torch.Tensor]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leave in .grad the gradient of the mean cross-entropy over all labelled pixels of all parts.
+def class_weights(training: Slices, balance: float) -> torch.Tensor:
+    """Weight of every class in the loss, (K,) float32: its share of the labelled pixels to the power -balance,
+    scaled so that a pixel weighs 1 on average. 0 weighs all alike, 1 all classes alike; absent classes get 1."""
+    pixels = sum(np.bincount(mask.ravel(), minlength=256)[: training.classes.count] for mask in training.masks)
+    share = torch.from_numpy(pixels / pixels.sum()).float()
+    weights = torch.where(share > 0, share.clamp(min=1e-6) ** -balance, 1.0)
+    return weights / (weights * share).sum()
 
-    `parts` are micro-batches (images (b,1,h,w), targets (b,h,w) int64). The loss is summed over them and
-    divided once, so the result is that of one large batch, however it is cut, and a part without any
-    labelled pixel adds nothing. Returns the summed loss and the number of labelled pixels, on the device.
+
+def accumulate_gradient(
+    model: torch.nn.Module, parts: Iterable[tuple[torch.Tensor, torch.Tensor]], weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leave in .grad the gradient of the weighted mean cross-entropy over all labelled pixels of all parts.
+
+    `parts` are micro-batches (images (b,1,h,w), targets (b,h,w) int64), `weights` (K,) those of the classes.
+    The loss is summed over the parts and divided once by the summed weights, so the result is that of one
+    large batch, however it is cut, and a part without any labelled pixel adds nothing. Returns the summed
+    loss and the summed weights, on the device.
     """
-    loss_sum, pixels = 0.0, 0
+    loss_sum, weight_sum = 0.0, 0.0
     for images, masks in parts:
         with autocast(images.device):
             logits = model(images)
-        loss = F.cross_entropy(logits.float(), masks, ignore_index=IGNORE_ID, reduction="sum")
+        loss = F.cross_entropy(logits.float(), masks, weights, ignore_index=IGNORE_ID, reduction="sum")
         loss.backward()
-        loss_sum, pixels = loss_sum + loss.detach(), pixels + (masks != IGNORE_ID).sum()
+        loss_sum = loss_sum + loss.detach()
+        weight_sum = weight_sum + weights[masks[masks != IGNORE_ID]].sum()
     gradients = [parameter.grad for parameter in model.parameters()]
-    torch._foreach_div_(gradients, pixels.clamp(min=1).float())
-    return loss_sum, pixels
+    torch._foreach_div_(gradients, weight_sum.clamp(min=1e-6))
+    return loss_sum, weight_sum
 
 
 @torch.inference_mode()
@@ -146,6 +158,7 @@ def train(
     initialize(model, generator_for(settings.seed, "weights"))
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    weights = class_weights(training, settings.class_balance).to(device)
 
     per_epoch, total_steps = plan_steps(len(training), settings)
     validate_every = settings.validate_every or per_epoch
@@ -159,7 +172,7 @@ def train(
     # all that moves: the weights, the optimiser's moments, and these
     step, useless, best = 0, 0, {}  # useless: validations since the best one
     best_weights: dict[str, torch.Tensor] = {}
-    train_loss = torch.zeros(2, device=device)  # summed loss and labelled pixels since the last validation
+    train_loss = torch.zeros(2, device=device)  # summed loss and weights since the last validation
     rows: list[dict] = []
 
     checkpoint = folder.load_checkpoint() if folder and resume else None
@@ -178,7 +191,7 @@ def train(
     def look() -> dict:
         val_loss, matrix = validate(model, judge, len(validation), validation_batch)
         scores = iou(matrix)
-        mean_loss = (train_loss[0] / train_loss[1].clamp(min=1)).item()
+        mean_loss = (train_loss[0] / train_loss[1].clamp(min=1e-6)).item()
         if not math.isfinite(mean_loss + val_loss):
             raise InputError(f"the loss became {mean_loss} by step {step}: lower --lr and start again")
         return {
@@ -207,13 +220,13 @@ def train(
             samples = draw_batch(step, len(training), training.real, settings)
             cuts = range(0, len(samples), micro_batch)
             optimizer.zero_grad()
-            loss, pixels = accumulate_gradient(
-                model, (read_batch(pool, samples[cut : cut + micro_batch], settings) for cut in cuts)
+            loss, weight = accumulate_gradient(
+                model, (read_batch(pool, samples[cut : cut + micro_batch], settings) for cut in cuts), weights
             )
             optimizer.step()
             step += 1
             bar.update()
-            train_loss += torch.stack([loss, pixels.float()])
+            train_loss += torch.stack([loss, weight])
 
             # look at the validation slices and keep the best weights
             if step % validate_every == 0:

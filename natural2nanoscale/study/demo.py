@@ -52,6 +52,7 @@ class DemoSettings:
     unet_batch: int = 4  # windows per step; half of them real where real and synthetic are mixed
     unet_crop: tuple[int, int] = (112, 112)  # width, height in pixels: as many steps of whole slices cost more
     unet_learning_rate: float = 3e-3
+    class_balance: float = 0.5  # without it, so short a training may never find the nuclei, with any training set
     validations: int = 8  # the best of them, by validation mIoU, is what the test slices see
 
 
@@ -60,7 +61,8 @@ def run_demo(args: argparse.Namespace) -> None:
     started = time.monotonic()
     settings = DemoSettings(
         args.slices, args.redraws, args.seeds, args.seed, args.controlnet_steps, args.per_mask,
-        args.unet_width, args.unet_steps, args.unet_batch, args.unet_crop, args.unet_lr, args.validations,
+        args.unet_width, args.unet_steps, args.unet_batch, args.unet_crop, args.unet_lr, args.class_balance,
+        args.validations,
     )  # fmt: skip
     if settings.validations > settings.unet_steps:
         raise InputError(f"--validations {settings.validations} are more than --unet-steps {settings.unet_steps}")
@@ -188,6 +190,7 @@ def compare(
                     augment=augment,
                     crop=settings.unet_crop,
                     learning_rate=settings.unet_learning_rate,
+                    class_balance=settings.class_balance,
                     validate_every=settings.unet_steps // settings.validations,
                     patience=0,
                     select_by="miou",
