@@ -1,6 +1,7 @@
 """The demo's loop from slices to table, at toy scale."""
 
 import json
+import shutil
 
 import pytest
 
@@ -35,6 +36,13 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     verb(*command)
     again = (out / "log.jsonl").read_text().splitlines()
     assert again == log
+    # so does one that was killed before the first checkpoint, or while it wrote the slices it drew
+    (out / "log.jsonl").write_text("\n".join(log[:5]) + '\n{"redraw": 1, "cond')
+    shutil.rmtree(out / "redraw-1/controlnet/checkpoints")
+    (out / "redraw-1/train/dataset.json").unlink()
+    shutil.rmtree(out / "redraw-1/synthetic")
+    verb(*command)
+    assert (out / "log.jsonl").read_text().splitlines() == log
     # and refuses other settings
     assert "was" in verb(*command, "--per-mask", 3, expect=2).stderr
 

@@ -120,6 +120,25 @@ def test_generate_before_training_names_the_command(script, data_folder, tmp_pat
     assert not (data_folder / "synthetic").exists()
 
 
+def test_generation_refuses_what_does_not_belong_together(script, train, data_folder, tmp_path):
+    train("run", "--max-steps", 1)
+    make = ("generate.py", "--data", data_folder, "--steps", 2)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/config.json").write_text('{"kind": "unet"}')
+    assert "a run of kind unet" in script(*make, "--controlnet", tmp_path / "unet", expect=2).stderr
+    assert "eta from 0 to 1" in script(*make, "--controlnet", tmp_path / "run", "--eta", 2, expect=2).stderr
+    # a ControlNet that was trained on what is now the test part
+    (data_folder / "test").rename(tmp_path / "test")
+    shutil.copytree(data_folder / "train", data_folder / "test")
+    assert "trained on the slices of" in script(*make, "--controlnet", tmp_path / "run", expect=2).stderr
+    # and one for other classes
+    for part in ("train", "val", "test"):
+        file = data_folder / part / "dataset.json"
+        file.write_text(file.read_text().replace("nucleus", "vacuole"))
+    assert "other classes" in script(*make, "--controlnet", tmp_path / "run", expect=2).stderr
+    assert not (data_folder / "synthetic").exists()
+
+
 def test_windows_reach_every_pixel_and_keep_the_labels(tiny_backbone):
     image = np.arange(40 * 70, dtype=np.float32).reshape(40, 70) / 12
     mask = np.zeros((40, 70), np.uint8)
