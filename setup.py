@@ -25,7 +25,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "scikit-learn", "scipy"],
+        "test": ["pytest", "scikit-learn", "scipy", "tifffile"],
         "plots": ["matplotlib"],
         "bench": ["accelerate", "monai"],
     },
