@@ -124,7 +124,7 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr("natural2nanoscale.segmentation.training.validate", validate_and_stop)
-        with pytest.raises(Interrupted, match="saved at step 2: .*--resume"):
+        with pytest.raises(Interrupted, match="at step 2 of 8, .* is saved: .*--resume"):
             train(training, validation, SMALL, CPU, RunFolder(tmp_path), progress=False)
     resumed = train(training, validation, SMALL, CPU, RunFolder(tmp_path), resume=True, progress=False)
     whole = train(training, validation, SMALL, CPU, progress=False)
