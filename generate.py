@@ -14,6 +14,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--controlnet", type=Path, default=Path("runs/controlnet"), help="run of train_controlnet.py")
     add("--out", type=Path, help="synthetic pair folder (default: DATA/synthetic)")
     add("--backbone", help="(default: the one that the ControlNet was trained over)")
+    add("--tokenizer", type=Path, help="folder of the tokenizer, for a backbone in one file (default: as in training)")
     add("--prompts", type=Path, help="text file, one prompt per line (default: 37 prompts for EM)")
     add("--per-mask", type=at_least(1), default=1, metavar="N", help="images per mask")
     add("--steps", type=at_least(1), default=20, help="sampling steps")

@@ -12,7 +12,13 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
     add("--out", type=Path, default=Path("runs/controlnet"), help="run folder")
-    add("--backbone", default="auto", help="auto, embedded, a diffusers folder, or a hub id")
+    add("--backbone", default="auto", help="auto, embedded, a diffusers folder, a .safetensors file, or a hub id")
+    add(
+        "--tokenizer",
+        type=Path,
+        help="folder of the tokenizer, for a backbone in one file (default: cached or beside it)",
+    )
+    add("--controlnet-init", type=Path, help="run folder or ControlNet in diffusers' layout to start from")
     add("--prompts", type=Path, help="text file, one prompt per line (default: 37 prompts for EM)")
     add("--epochs", type=at_least(1), default=600, help="passes over the training slices")
     add("--max-steps", type=at_least(1), help="optimiser steps, in place of --epochs")

@@ -14,6 +14,7 @@ VERBS = {
     "prepare": "turn EM files and masks into train/, val/ and test/ pair folders",
     "check": "look over a data root before training, without a GPU",
     "evaluate": "score a U-Net run on any pair folder",
+    "convert": "turn a ControlNet's original file into a diffusers folder",
     "backbone": "train the embedded backbone on dead-leaves images",
 }
 
@@ -76,6 +77,9 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--data", type=Path, required=True, help="pair folder, or root of a test/")
         parser.add_argument("--out", type=Path, help="folder for both reports (default: inside RUN)")
         parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    elif verb == "convert":
+        parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth with control_model.* tensors")
+        parser.add_argument("--out", type=Path, required=True, help="new folder, for --controlnet-init of a training")
     elif verb == "backbone":
         from natural2nanoscale.diffusion.recipe import PretrainingSettings
 
@@ -107,6 +111,8 @@ def run_verb() -> None:
         from natural2nanoscale.data.check import run
     elif args.verb == "evaluate":
         from natural2nanoscale.segmentation.evaluation import run_evaluate as run
+    elif args.verb == "convert":
+        from natural2nanoscale.diffusion.convert import run
     else:
         from natural2nanoscale.diffusion.pretraining import run
     run(args)

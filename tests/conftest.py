@@ -36,63 +36,25 @@ def data_folder(tmp_path):
     return root
 
 
-def save_tiny_backbone(folder: Path, levels: int = 2, cross_dim: int = 16) -> Path:
-    """A diffusers folder of Stable Diffusion's parts with random weights and a VAE of `levels` levels."""
-    import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def save_tiny_backbone(folder: Path) -> Path:
+    from backbones import TINY, save_backbone
 
-    torch.manual_seed(0)
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=(8,) * levels,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=32,
-    ).save_pretrained(folder / "vae")
-    UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=cross_dim,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    ).save_pretrained(folder / "unet")
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=24)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=cross_dim,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    ).save_pretrained(folder / "text_encoder")
-    DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-    ).save_pretrained(folder / "scheduler")
-    hint = [4, 8, 8, 8][:levels]
-    (folder / "natural2nanoscale.json").write_text(
-        f'{{"recommended": {{"learning_rate": 1e-3, "crop": [32, 32], "conditioning_embedding_out_channels": {hint}}}}}'
-    )
-    return folder
+    hint = {"conditioning_embedding_out_channels": [4, 8]}
+    return save_backbone(folder, TINY, learning_rate=1e-3, crop=[32, 32], **hint)
 
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory):
     """Folder of a backbone with Stable Diffusion's parts, small and random."""
     return save_tiny_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def small_backbone(tmp_path_factory):
+    """Folder of a backbone with Stable Diffusion 1.5's very structure, in small widths."""
+    from backbones import SMALL, save_backbone
+
+    return save_backbone(tmp_path_factory.mktemp("small"), SMALL)
 
 
 @pytest.fixture

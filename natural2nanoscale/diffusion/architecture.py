@@ -44,7 +44,6 @@ def make_unet() -> UNet2DConditionModel:
 
 def make_tokenizer() -> CLIPTokenizer:
     """A byte-level CLIP tokenizer: one token for every word of the captions, pieces for any other text."""
-
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # CLIP's byte alphabet: the others move up
     alphabet = [chr(c) for c in printable] + [chr(256 + n) for n in range(256 - len(printable))]
     merges: list[tuple[str, str]] = []

@@ -13,11 +13,17 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from natural2nanoscale.diffusion.hub import PARTS, cached, from_hub
+from natural2nanoscale.diffusion.original import read_backbone
+from natural2nanoscale.diffusion.stable_diffusion import (
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_15,
+    Configs,
+    refuse_other_folder,
+)
 from natural2nanoscale.errors import InputError
 
 EMBEDDED = Path(__file__).parent / "embedded"
-STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -68,47 +74,52 @@ def backbone_name(choice: str, origin: str) -> str:
     return "embedded" if origin == "phantom" else STABLE_DIFFUSION
 
 
-def load_backbone(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Load and freeze a backbone: `embedded`, a diffusers folder, or a hub id (the cache is asked first).
+def load_backbone(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    tokenizer_folder: Path | str | None = None,
+    configs: Configs = STABLE_DIFFUSION_15,
+) -> Backbone:
+    """Load and freeze a backbone: `embedded`, a diffusers folder, a hub id (the cache is asked first), or one
+    `.safetensors` file in the original layout, whose parts are built from `configs`.
 
-    The U-Net takes `dtype`; VAE and text encoder stay in float32. Weights in the folder must be exactly
-    those of the architecture: missing or unexpected ones raise InputError, nothing stays random.
+    The U-Net takes `dtype`; VAE and text encoder stay in float32. `tokenizer_folder` goes before the backbone's own
+    tokenizer. The weights must be exactly those of the architecture: missing, unexpected or wrongly shaped ones raise
+    InputError, nothing stays random.
     """
-    folder = EMBEDDED if name == "embedded" else Path(name)
-    if not folder.is_dir():
-        folder = _from_hub(name)
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise InputError(f"backbone {folder} has no {missing[0]}/, expected a diffusers folder with {', '.join(PARTS)}")
     for library in (diffusers_logging, transformers_logging):  # one line of ours says what they say in ten
         library.set_verbosity_error()
         library.disable_progress_bar()
-    vae = _load(AutoencoderKL, folder / "vae")
-    unet = _load(UNet2DConditionModel, folder / "unet")
-    text_encoder = _load(CLIPTextModel, folder / "text_encoder")
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"tokenizer/ or scheduler/ of backbone {folder} cannot be loaded ({error})") from error
-    one, two = tokenizer(["dark nucleus", "bright cytoplasm"]).input_ids
-    if one == two:
-        raise InputError(
-            f"the tokenizer of backbone {folder} takes two prompts for the same, expected a CLIP vocabulary: its "
-            "vocab.json and merges.txt, or tokenizer.json, are incomplete"
-        )
-    if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
-        raise InputError(
-            f"backbone {folder}: the U-Net attends to {unet.config.cross_attention_dim} features but the text "
-            f"encoder gives {text_encoder.config.hidden_size}, expected parts of one model"
-        )
+    path = EMBEDDED if name == "embedded" else Path(name)
+    if path.is_file():
+        tokenizer = _load_tokenizer(tokenizer_folder or _find_tokenizer(path))  # before gigabytes are read
+        vae, unet, text_encoder, scheduler = read_backbone(path, configs)
+        recommended = Recommended()
+    else:
+        folder = path if path.is_dir() else from_hub(name)
+        refuse_other_folder(folder)
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        if missing:
+            expected = f"expected a diffusers folder with {', '.join(PARTS)}"
+            raise InputError(f"backbone {folder} has no {missing[0]}/, {expected}")
+        tokenizer = _load_tokenizer(tokenizer_folder or folder / "tokenizer")
+        try:
+            scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"scheduler/ of backbone {folder} cannot be loaded ({error})") from error
+        vae = load_module(AutoencoderKL, folder / "vae")
+        unet = load_module(UNet2DConditionModel, folder / "unet")
+        text_encoder = load_module(CLIPTextModel, folder / "text_encoder")
+        recommended = _recommended(folder)
+    _check_fit(name, vae, unet, text_encoder, tokenizer)
     for part in (vae, unet, text_encoder):
         part.requires_grad_(False).eval().to(device)
     fingerprint = weights_hash(unet, vae)  # of the weights in the folder, whatever precision they run in
     unet.to(dtype)
     for part in (vae, unet):  # the faster memory format on CPU and on GPU alike
         part.to(memory_format=torch.channels_last)
-    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, _recommended(folder), fingerprint)
+    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, recommended, fingerprint)
 
 
 def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:
@@ -135,14 +146,17 @@ def weights_hash(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load(kind: type, folder: Path) -> torch.nn.Module:
-    """from_pretrained without network, in float32, refusing any key that does not fit."""
+def load_module(kind: type, folder: Path) -> torch.nn.Module:
+    """from_pretrained without network, in float32, refusing any tensor that does not fit. A folder that holds
+    half-precision weights only (`*.fp16.safetensors`) serves too."""
+    halved = any(folder.glob("*.fp16.safetensors")) and not any(folder.glob("*model.safetensors"))
     try:
         options = {"low_cpu_mem_usage": False} if kind is not CLIPTextModel else {}
         model, report = kind.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
+            variant="fp16" if halved else None,
             output_loading_info=True,
             torch_dtype=torch.float32,
             **options,
@@ -163,6 +177,58 @@ def _load(kind: type, folder: Path) -> torch.nn.Module:
     return model
 
 
+def _find_tokenizer(file: Path) -> Path:
+    """A single file holds no tokenizer: Stable Diffusion 1.5's in the local cache, or tokenizer/ beside the file."""
+    snapshot = cached(STABLE_DIFFUSION, "tokenizer/vocab.json")
+    for folder in (snapshot and snapshot / "tokenizer", file.parent / "tokenizer"):
+        if folder is not None and folder.is_dir():
+            return folder
+    raise InputError(
+        f"backbone {file} needs Stable Diffusion 1.5's tokenizer, found neither in the local cache nor in "
+        f"{file.parent}/tokenizer: put vocab.json, merges.txt and tokenizer_config.json there, or name their "
+        f"folder with --tokenizer (`hf download {STABLE_DIFFUSION} --include 'tokenizer/*'` fetches 2 MB)"
+    )
+
+
+def _load_tokenizer(folder: Path | str) -> CLIPTokenizer:
+    """From a folder, without network. Raises InputError when it makes no difference between words."""
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"no tokenizer can be loaded from {folder} ({reason}): expected CLIP's files") from error
+    one, two = tokenizer(["dark nucleus", "bright cytoplasm"]).input_ids
+    if one == two:
+        raise InputError(
+            f"the tokenizer {folder} takes two prompts for the same, expected a CLIP vocabulary: its "
+            "vocab.json and merges.txt, or tokenizer.json, are incomplete"
+        )
+    return tokenizer
+
+
+def _check_fit(
+    name: str, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> None:
+    """Raise InputError unless the parts belong to one model."""
+    text = text_encoder.config
+    if unet.config.cross_attention_dim != text.hidden_size:
+        raise InputError(
+            f"backbone {name}: the U-Net attends to {unet.config.cross_attention_dim} features but the text "
+            f"encoder gives {text.hidden_size}, expected parts of one model"
+        )
+    if not unet.config.in_channels == unet.config.out_channels == vae.config.latent_channels:
+        raise InputError(
+            f"backbone {name}: the U-Net makes {unet.config.out_channels} channels of {unet.config.in_channels} but "
+            f"the VAE's latents have {vae.config.latent_channels}, expected as many"
+        )
+    if len(tokenizer) > text.vocab_size or tokenizer.model_max_length > text.max_position_embeddings:
+        raise InputError(
+            f"backbone {name}: the tokenizer has {len(tokenizer)} tokens in sequences of up to "
+            f"{tokenizer.model_max_length}, the text encoder reads {text.vocab_size} in up to "
+            f"{text.max_position_embeddings}: expected the tokenizer of this model, with its tokenizer_config.json"
+        )
+
+
 def _recommended(folder: Path) -> Recommended:
     """natural2nanoscale.json beside the parts, if any, overrides Stable Diffusion's values."""
     file = folder / "natural2nanoscale.json"
@@ -170,28 +236,3 @@ def _recommended(folder: Path) -> Recommended:
         return Recommended()
     values = json.loads(file.read_text(encoding="utf-8"))["recommended"]
     return Recommended(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
-def _from_hub(name: str) -> Path:
-    """The cached snapshot of a hub id, or else a download of the parts that are needed."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    advice = (
-        "bring the weights as a diffusers folder and name it with --backbone, connect to the network once, or "
-        "pass --backbone embedded for the small backbone of this package"
-    )
-    patterns = [f"{part}/*.{kind}" for part in PARTS for kind in ("json", "txt")]
-    patterns += [f"{part}/*model.safetensors" for part in ("vae", "unet", "text_encoder")]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-    except HFValidationError:
-        raise InputError(f"backbone {name!r} is neither a folder nor a hub id: {advice}") from None
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=2))
-    except Exception as error:  # the hub client raises many kinds; each of them means: not to be had now
-        raise InputError(
-            f"backbone {name} is not in the local cache and cannot be downloaded ({type(error).__name__}): {advice}"
-        ) from None

@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from diffusers import ControlNetModel
 
 from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
-from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
+from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
+from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_initial, load_trained
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import open_run, select_device
 
@@ -52,13 +53,24 @@ def fitting_crop(crop: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
 
 
 def controlnet_config(
-    settings: FineTuning, backbone: Backbone, prompts: list[str], train: PairFolder, val: PairFolder
+    settings: FineTuning,
+    backbone: Backbone,
+    prompts: list[str],
+    train: PairFolder,
+    val: PairFolder,
+    tokenizer: Path | None = None,
+    initial: ControlNetModel | None = None,
 ) -> dict:
     """What a ControlNet's run folder says of it, and what a resumed run must agree with."""
     return {
         "kind": "controlnet",
         "settings": asdict(settings),
-        "backbone": {"name": backbone.name, "weights": backbone.fingerprint},
+        "backbone": {
+            "name": backbone.name,
+            "weights": backbone.fingerprint,
+            "tokenizer": str(tokenizer) if tokenizer else None,
+        },
+        "controlnet_init": weights_hash(initial) if initial else None,
         "prompts": prompts,
         "classes": train.info.classes.to_json(),
         "data": {"train": fingerprint(train), "val": fingerprint(val)},
@@ -74,10 +86,18 @@ def train_controlnet(args: argparse.Namespace) -> None:
     train, val = open_pairs(root / "train"), open_pairs(root / "val")
     if train.info.classes != val.info.classes:
         raise InputError(f"{root}: train/ and val/ list different classes in dataset.json, expected the same")
+    if args.controlnet_init:
+        if not (args.controlnet_init / "config.json").is_file():
+            raise InputError(
+                f"--controlnet-init {args.controlnet_init} is neither a run folder nor a diffusers ControlNet, "
+                "expected a folder with config.json: `python -m natural2nanoscale convert` makes one from a file"
+            )
+        refuse_held_out(args.controlnet_init, root)
     device = select_device(args.device)
     backbone = load_backbone(
-        backbone_name(args.backbone, train.info.origin), device, select_dtype(args.precision, device)
+        backbone_name(args.backbone, train.info.origin), device, select_dtype(args.precision, device), args.tokenizer
     )
+    initial = load_initial(args.controlnet_init, backbone) if args.controlnet_init else None
     settings = FineTuning(
         crop=fitting_crop(args.crop or backbone.recommended.crop, backbone),
         learning_rate=args.lr if args.lr is not None else backbone.recommended.learning_rate,
@@ -92,7 +112,7 @@ def train_controlnet(args: argparse.Namespace) -> None:
         checkpoint_every=args.checkpoint_every,
         sample_every=args.sample_every,
     )
-    config = controlnet_config(settings, backbone, prompts, train, val)
+    config = controlnet_config(settings, backbone, prompts, train, val, args.tokenizer, initial)
     run = open_run(args.out, config, args.resume, MAY_CHANGE)
     print(
         f"ControlNet over {backbone.name} on {device} ({str(backbone.unet.dtype).removeprefix('torch.')}): "
@@ -100,8 +120,20 @@ def train_controlnet(args: argparse.Namespace) -> None:
         f"{settings.total_steps(len(train.stems))} steps of {settings.batch_size}, "
         f"learning rate {settings.learning_rate:g}"
     )
-    fine_tune(run, backbone, train, val, prompts, settings, args.resume)
+    fine_tune(run, backbone, train, val, prompts, settings, args.resume, initial)
     print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args, root)}")
+
+
+def refuse_held_out(run: Path, root: Path) -> None:
+    """Raise InputError for a run of ours that has learnt from what is now val/ or test/."""
+    file = run / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for part in ("val", "test") if "data" in config else ():  # a diffusers folder does not say
+        if config["data"]["train"] == fingerprint(open_pairs(root / part)):
+            raise InputError(
+                f"{run} was trained on the slices of {root}/{part}: train one on {root}/train, or scores "
+                "on that part are worthless"
+            )
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -130,15 +162,11 @@ def generate(args: argparse.Namespace) -> None:
             f"{args.controlnet} was trained for other classes than those of {root}/train, expected the same names and "
             "colours: train a ControlNet on this dataset"
         )
-    for part in ("val", "test"):
-        if config["data"]["train"] == fingerprint(open_pairs(root / part)):
-            raise InputError(
-                f"{args.controlnet} was trained on the slices of {root}/{part}: train one on {root}/train, or scores "
-                "on that part are worthless"
-            )
+    refuse_held_out(args.controlnet, root)
     device = select_device(args.device)
     dtype = select_dtype(args.precision, device)
-    backbone = load_backbone(args.backbone or config["backbone"]["name"], device, dtype)
+    tokenizer = args.tokenizer or (None if args.backbone else config["backbone"].get("tokenizer"))
+    backbone = load_backbone(args.backbone or config["backbone"]["name"], device, dtype, tokenizer)
     if backbone.fingerprint != config["backbone"]["weights"]:
         raise InputError(
             f"backbone {backbone.name} has other weights than the one that {args.controlnet} was trained over "

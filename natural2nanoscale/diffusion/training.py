@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder
-from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
+from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, load_module
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet
 from natural2nanoscale.diffusion.latents import LatentCache
 from natural2nanoscale.diffusion.validation import Validation
@@ -64,14 +65,17 @@ def fine_tune(
     prompts: list[str],
     settings: FineTuning,
     resume: bool = False,
+    initial: ControlNetModel | None = None,
 ) -> ControlNetModel:
     """Train a ControlNet over the frozen backbone; everything is kept in `run`. Returns the trained model.
+
+    `initial` is trained on; without it the ControlNet starts as a copy of the U-Net's encoder.
 
     Raises Interrupted after a requested stop, once the state is saved, and InputError when the loss is no
     longer finite.
     """
     device, colors = backbone.device, train.info.classes.colors
-    controlnet = make_controlnet(backbone, settings.seed).train()
+    controlnet = (initial or make_controlnet(backbone, settings.seed)).train()
     optimizer = torch.optim.Adam(controlnet.parameters(), lr=settings.learning_rate, fused=True)
     step = 0
     if resume:
@@ -184,9 +188,28 @@ def save_controlnet(
 
 
 def load_controlnet_weights(controlnet: ControlNetModel, folder: Path) -> None:
-    """Copy saved weights into the existing parameters, whose memory format stays as it is."""
-    saved = ControlNetModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    """Copy saved weights into the existing parameters, whose memory format stays as it is.
+
+    Raises InputError unless the folder holds, in diffusers' layout, a ControlNet of the very same architecture.
+    """
+    saved = load_module(ControlNetModel, folder)
+    for key, needed in controlnet.config.items():
+        found = saved.config.get(key)
+        if not key.startswith("_") and json.dumps(found or None) != json.dumps(needed or None):
+            raise InputError(
+                f"the ControlNet in {folder} has {key} {found} but the backbone needs {needed}: expected one for this "
+                "backbone"
+            )
     controlnet.load_state_dict(saved.state_dict())
+
+
+def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
+    """What --controlnet-init names, a run folder or a ControlNet in diffusers' layout, as make_controlnet gives it."""
+    if (folder / "checkpoints").is_dir():
+        return load_trained(folder, backbone).requires_grad_(True)
+    controlnet = make_controlnet(backbone)
+    load_controlnet_weights(controlnet, folder)
+    return controlnet
 
 
 def load_trained(run: Path, backbone: Backbone) -> ControlNetModel:

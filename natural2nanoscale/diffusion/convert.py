@@ -1,0 +1,98 @@
+"""Other people's ControlNets: a file as the paper's authors publish theirs, turned into a diffusers folder."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+
+from natural2nanoscale.data.folders import refuse_non_empty
+from natural2nanoscale.diffusion.backbone import Recommended
+from natural2nanoscale.diffusion.original import Tensors, fill, read_safetensors, split
+from natural2nanoscale.diffusion.stable_diffusion import (
+    CONTROLNET,
+    STABLE_DIFFUSION_15,
+    TEXT_ENCODER,
+    UNET,
+    VAE,
+    Configs,
+)
+from natural2nanoscale.errors import InputError
+
+PICKLES = (".ckpt", ".pth", ".pt")
+CARD = """# ControlNet converted from {file}
+
+In diffusers' layout, float32, for Stable Diffusion 1.5. It reads three channels in [0, 1].
+
+Assumed, as the file does not say it and nobody here has checked it: the channels are red, green, blue, in this order
+(`controlnet_conditioning_channel_order: rgb`). The file does not say either which colour means what; start a training
+from it with `train_controlnet.py --controlnet-init`.
+"""
+
+
+def run(args: argparse.Namespace) -> None:
+    """The verb `convert`."""
+    refuse_non_empty(args.out)
+    controlnet = convert(args.file)
+    write(controlnet, args.out, args.file.name)
+    print(f"ControlNet in {args.out}; next: python train_controlnet.py --controlnet-init {args.out}")
+
+
+def convert(file: Path, configs: Configs = STABLE_DIFFUSION_15) -> ControlNetModel:
+    """A file's `control_model.*` tensors -> ControlNet in float32. The rest of a whole model may stand beside them.
+
+    Raises InputError unless they are exactly those of a ControlNet over `configs.unet` that reads three channels.
+    """
+    tensors = read_pickle(file) if file.suffix in PICKLES else read_safetensors(file)
+    control = split(file, tensors, {CONTROLNET: "ControlNet"}, (UNET, VAE, TEXT_ENCODER))[CONTROLNET]
+    hint = control.get(f"{CONTROLNET}input_hint_block.0.weight")
+    if hint is not None and hint.shape[1] != 3:
+        raise InputError(f"{file} is a ControlNet that reads {hint.shape[1]} channels, expected one that reads 3")
+    with torch.device("meta"):
+        controlnet = ControlNetModel.from_unet(
+            UNet2DConditionModel(**configs.unet),
+            conditioning_embedding_out_channels=Recommended().conditioning_embedding_out_channels,
+        )
+    fill(controlnet, convert_controlnet_checkpoint(control, controlnet.config), control, file)
+    return controlnet.eval()
+
+
+def read_pickle(file: Path) -> Tensors:
+    """The tensors of a torch.save file, by torch's reader that builds tensors and plain containers and nothing else.
+
+    The only place that reads a pickle. Raises InputError, with the type's name, for a file that needs any other type.
+    """
+    try:
+        foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+        if foreign:
+            raise InputError(
+                f"{file} needs {foreign[0]}, expected tensors alone: its other content could run code here; ask its "
+                "authors for a .safetensors file"
+            )
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file} cannot be read as tensors that torch.save wrote ({reason})") from error
+    tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
+    if not isinstance(tensors, dict):
+        raise InputError(f"{file} holds a {type(tensors).__name__}, expected tensors by name")
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise InputError(f"{file}: {name} is of type {type(value).__name__}, expected tensors by name alone")
+    return tensors
+
+
+def write(controlnet: ControlNetModel, out: Path, origin: str) -> None:
+    """Weights, config and card under a temporary name, then renamed: the folder is whole or not there."""
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".tmp-{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    controlnet.save_pretrained(temporary, safe_serialization=True)
+    (temporary / "README.md").write_text(CARD.format(file=origin), encoding="utf-8")
+    temporary.replace(out)

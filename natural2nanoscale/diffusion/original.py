@@ -1,0 +1,109 @@
+"""Files in the layout of Stable Diffusion's and ControlNet's authors, read into diffusers' modules.
+
+The mapping of names is diffusers'; which tensors there must be, and in which shape, is checked here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from natural2nanoscale.diffusion.stable_diffusion import (
+    TEXT_ENCODER,
+    UNET,
+    VAE,
+    Configs,
+    is_extra,
+    refuse_other_file,
+)
+from natural2nanoscale.errors import InputError
+
+Tensors = dict[str, torch.Tensor]
+
+
+def read_backbone(
+    path: Path, configs: Configs
+) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel, DDPMScheduler]:
+    """One `.safetensors` file with U-Net, VAE and text encoder, of any float type -> the parts in float32, on the CPU.
+
+    Raises InputError unless its tensors are those of `configs`, each of them, and besides them known extras only.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"--backbone {path}: expected a .safetensors file; other kinds can run code when opened")
+    parts = split(path, read_safetensors(path), {UNET: "U-Net", VAE: "VAE", TEXT_ENCODER: "text encoder"})
+    with torch.device("meta"):  # no time is lost on random weights
+        unet, vae = UNet2DConditionModel(**configs.unet), AutoencoderKL(**configs.vae)
+    text_encoder = CLIPTextModel(CLIPTextConfig(**configs.text_encoder))
+    fill(unet, convert_ldm_unet_checkpoint(parts[UNET], unet.config), parts[UNET], path)
+    fill(vae, convert_ldm_vae_checkpoint(parts[VAE], vae.config), parts[VAE], path)
+    # versions of transformers and of merging tools differ in `text_model.`
+    stem = "text_model." if any(name.startswith("text_model.") for name in text_encoder.state_dict()) else ""
+    named = {
+        stem + name.removeprefix(TEXT_ENCODER + "transformer.").removeprefix("text_model."): tensor
+        for name, tensor in parts[TEXT_ENCODER].items()
+    }
+    fill(text_encoder, named, parts[TEXT_ENCODER], path)
+    return vae, unet, text_encoder, DDPMScheduler(**configs.scheduler)
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """All tensors of a file, on the CPU; InputError if it is damaged or something else."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as safetensors ({error}): fetch or copy it once more") from error
+
+
+def split(path: Path, tensors: Tensors, parts: dict[str, str], beside: tuple[str, ...] = ()) -> dict[str, Tensors]:
+    """Tensors by prefix, without known extras. `parts`: prefixes and their names; `beside`: what else there may be.
+
+    Raises InputError for a relative of Stable Diffusion 1.5, for a part that is not there and for unknown tensors.
+    """
+    refuse_other_file(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    found = {p: {n: t for n, t in tensors.items() if n.startswith(p) and not is_extra(n)} for p in parts}
+    for prefix, part in parts.items():
+        if not found[prefix]:
+            raise InputError(
+                f"{path} holds no {part}: expected tensors named {prefix}*, as its authors name them (of a diffusers "
+                "folder name the folder; of a ControlNet's file `python -m natural2nanoscale convert` makes one)"
+            )
+    unknown = sorted(name for name in tensors if not name.startswith((*parts, *beside)) and not is_extra(name))
+    if unknown:
+        raise InputError(
+            f"{path} has {len(unknown)} unexpected tensor(s), such as {unknown[0]}: expected names that begin with "
+            f"{', '.join(parts)}"
+        )
+    return found
+
+
+def fill(module: torch.nn.Module, converted: dict[str, torch.Tensor | None], source: Tensors, path: Path) -> None:
+    """Give the module its weights, as float32 copies; InputError unless names and shapes are exactly its own.
+
+    `converted` was made from `source`; a tensor that the conversion dropped is unexpected too.
+    """
+    expected = module.state_dict()
+    weights = {name: tensor for name, tensor in converted.items() if tensor is not None}
+    used = {tensor.data_ptr() for tensor in weights.values()}
+    dropped = [name for name, tensor in source.items() if tensor.data_ptr() not in used]
+    problems = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - expected.keys()) + sorted(dropped),
+        "wrongly shaped": [
+            f"{name} {tuple(tensor.shape)} in place of {tuple(expected[name].shape)}"
+            for name, tensor in weights.items()
+            if name in expected and tensor.shape != expected[name].shape
+        ],
+    }
+    for problem, names in problems.items():
+        if names:
+            raise InputError(
+                f"{path} has {len(names)} {problem} tensor(s) for {type(module).__name__}, such as {names[0]}: "
+                "expected exactly those of Stable Diffusion 1.5"
+            )
+    module.load_state_dict({name: t.to(torch.float32, copy=True) for name, t in weights.items()}, assign=True)

@@ -1,0 +1,267 @@
+"""Every way in which a lab may hold a backbone: each tensor is right, or the reason is one sentence."""
+
+import json
+import shutil
+import socket
+
+import huggingface_hub
+import pytest
+import torch
+from backbones import SMALL, TINY, make_parts, save_backbone, save_tokenizer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from original_layout import original_file
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from natural2nanoscale.diffusion import hub
+from natural2nanoscale.diffusion.architecture import RECOMMENDED
+from natural2nanoscale.diffusion.backbone import EMBEDDED, STABLE_DIFFUSION, load_backbone
+from natural2nanoscale.diffusion.stable_diffusion import STABLE_DIFFUSION_15
+from natural2nanoscale.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty local cache, and a hub that cannot be reached."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "PATIENCE", 0.5)
+    return folder
+
+
+def put_into_cache(cache, name, folder) -> None:
+    """As the hub's client leaves a downloaded snapshot."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("0123456789")
+    (repository / "snapshots").mkdir()
+    shutil.copytree(folder, repository / "snapshots/0123456789")
+
+
+def assert_same_weights(module, reference) -> None:
+    weights, expected = module.state_dict(), reference.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict:
+    """What a file in the original layout holds; copies of the weights of `make_parts(SMALL)`."""
+    return {name: tensor.clone() for name, tensor in original_file(*make_parts(SMALL)).items()}
+
+
+@pytest.fixture
+def one_file(tmp_path):
+    """Save tensors as one file with a tokenizer beside it."""
+
+    def save(tensors: dict):
+        save_tokenizer(tmp_path / "tokenizer")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+        return tmp_path / "model.safetensors"
+
+    return save
+
+
+# ------------------------------------------------------------------------------------------ one file
+
+
+def test_one_file_equals_the_folder(tensors, one_file, small_backbone):
+    backbone = load_backbone(str(one_file(tensors)), CPU, configs=SMALL)
+    for part, reference in zip(("unet", "vae", "text_encoder"), make_parts(SMALL), strict=True):
+        module = getattr(backbone, part)
+        assert_same_weights(module, reference)
+        assert not module.training and not any(p.requires_grad or p.is_meta for p in module.parameters())
+    folder = load_backbone(str(small_backbone), CPU)
+    assert backbone.fingerprint == folder.fingerprint
+    assert torch.equal(backbone.scheduler.alphas_cumprod, folder.scheduler.alphas_cumprod)
+    assert backbone.scheduler.config.prediction_type == "epsilon" and backbone.grid == folder.grid == 64
+    assert backbone.vae.config.scaling_factor == 0.31
+
+
+def test_half_precision_and_merged_names_load_as_float32(tensors, one_file):
+    """Merging tools leave out `text_model.`, and save halves."""
+    renamed = {name.replace("text_model.", ""): tensor for name, tensor in tensors.items()}
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in renamed.items()}
+    backbone = load_backbone(str(one_file(halves)), CPU, configs=SMALL)
+    for part, reference in zip(("unet", "vae", "text_encoder"), make_parts(SMALL), strict=True):
+        assert {p.dtype for p in getattr(backbone, part).parameters()} == {torch.float32}
+        assert_same_weights(getattr(backbone, part), reference.half().float())
+
+
+def test_constants_are_stable_diffusion():
+    """Numbers of parameters of the published weights."""
+    with torch.device("meta"):
+        modules = (
+            UNet2DConditionModel(**STABLE_DIFFUSION_15.unet),
+            AutoencoderKL(**STABLE_DIFFUSION_15.vae),
+            CLIPTextModel(CLIPTextConfig(**STABLE_DIFFUSION_15.text_encoder)),
+        )
+    counts = [sum(parameter.numel() for parameter in module.parameters()) for module in modules]
+    assert counts == [859_520_964, 83_653_863, 123_060_480]
+
+
+UNET, QUERY = "model.diffusion_model.", "first_stage_model.encoder.mid.attn_1.q.weight"
+EDITS = {
+    "1 missing tensor.*norm2": {UNET + "output_blocks.11.0.out_layers.0.bias": None},
+    "1 missing tensor.*to_q": {QUERY: None},
+    "1 missing tensor.*final_layer_norm": {"cond_stage_model.transformer.text_model.final_layer_norm.bias": None},
+    "unexpected tensor.*adapter": {UNET + "adapter.weight": torch.zeros(3)},
+    "unexpected tensor.*v_pred": {"v_pred": torch.zeros(3)},
+    r"wrongly shaped.*\(7, 2\) in place of \(32, 32\)": {UNET + "time_embed.2.weight": torch.zeros(7, 2)},
+    "is an inpainting model": {UNET + "input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)},
+    "is Stable Diffusion 2": {
+        UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(8, 1024),
+    },
+    "is Stable Diffusion XL": {"conditioner.embedders.1.model.ln_final.weight": torch.zeros(3)},
+    "is a transformer model such as Stable Diffusion 3": {UNET + "joint_blocks.0.x_block.weight": torch.zeros(3)},
+}
+
+
+@pytest.mark.parametrize("message", EDITS)
+def test_other_tensors_are_refused(message, tensors, one_file):
+    edited = {name: tensor for name, tensor in (tensors | EDITS[message]).items() if tensor is not None}
+    with pytest.raises(InputError, match=message):
+        load_backbone(str(one_file(edited)), CPU, configs=SMALL)
+
+
+def test_files_of_other_kinds_are_refused(tensors, one_file, tmp_path):
+    some = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage_model.")}
+    with pytest.raises(InputError, match="holds no VAE"):
+        load_backbone(str(one_file(some)), CPU, configs=SMALL)
+    file = one_file({"control_model.zero_convs.0.0.bias": torch.zeros(3)})
+    with pytest.raises(InputError, match="natural2nanoscale convert"):
+        load_backbone(str(file), CPU, configs=SMALL)
+    file.write_bytes(one_file(tensors).read_bytes()[:-100])
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        load_backbone(str(file), CPU, configs=SMALL)
+    with pytest.raises(InputError, match="expected a .safetensors file"):
+        load_backbone(str(file.rename(tmp_path / "model.ckpt")), CPU, configs=SMALL)
+
+
+def test_tokenizer_of_one_file(tensors, one_file, tmp_path, cache):
+    file = one_file(tensors)
+    with pytest.raises(InputError, match="expected the tokenizer of this model"):
+        load_backbone(str(file), CPU, tokenizer_folder=EMBEDDED / "tokenizer", configs=SMALL)
+    file.write_bytes(b"")  # the tokenizer comes first: once it is found, the file is what is wrong
+    found = pytest.raises(InputError, match="cannot be read as safetensors")
+    with found:
+        load_backbone(str(file), CPU)
+    other = (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="neither in the local cache nor in .*--tokenizer"):
+        load_backbone(str(file), CPU)
+    with pytest.raises(InputError, match="no tokenizer can be loaded from"):
+        load_backbone(str(file), CPU, tokenizer_folder=tmp_path / "nowhere")
+    with found:
+        load_backbone(str(file), CPU, tokenizer_folder=other)
+    shutil.copytree(other, tmp_path / "snapshot/tokenizer")
+    (tmp_path / "snapshot/tokenizer/vocab.json").write_text("{}")  # the published snapshot has one
+    put_into_cache(cache, STABLE_DIFFUSION, tmp_path / "snapshot")
+    with found:
+        load_backbone(str(file), CPU)
+
+
+# ------------------------------------------------------------------------------------------- folders
+
+
+def test_names_of_2022(tmp_path, small_backbone):
+    folder = shutil.copytree(small_backbone, tmp_path / "old")
+    renames = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    weights = {}
+    for name, tensor in load_file(folder / "vae/diffusion_pytorch_model.safetensors").items():
+        for new, old in renames.items():
+            name = name.replace(new, old)
+        weights[name] = tensor
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in weights
+    save_file(weights, folder / "vae/diffusion_pytorch_model.safetensors", {"format": "pt"})
+    texts = load_file(folder / "text_encoder/model.safetensors")
+    texts = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in texts.items()}
+    texts["text_model.embeddings.position_ids"] = torch.arange(24)[None]
+    save_file(texts, folder / "text_encoder/model.safetensors", {"format": "pt"})
+    backbone = load_backbone(str(folder), CPU)
+    for part, reference in zip(("unet", "vae", "text_encoder"), make_parts(SMALL), strict=True):
+        assert_same_weights(getattr(backbone, part), reference)
+
+
+def test_folder_of_halves(tmp_path):
+    folder = save_backbone(tmp_path / "backbone", TINY)
+    for part, module in zip(("unet", "vae", "text_encoder"), make_parts(TINY), strict=True):
+        shutil.rmtree(folder / part)
+        module.half().save_pretrained(folder / part, variant="fp16")
+    backbone = load_backbone(str(folder), CPU)
+    assert_same_weights(backbone.unet, make_parts(TINY)[0].half().float())
+
+
+def edit_config(folder, part, **values) -> None:
+    file = folder / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "message, values",
+    [
+        ("is an inpainting model", {"in_channels": 9}),
+        ("is Stable Diffusion 2", {"cross_attention_dim": 1024}),
+        ("is Stable Diffusion XL", {"addition_embed_type": "text_time"}),
+        ("missing keys|unexpected keys|cannot be loaded", {"layers_per_block": 2}),
+        ("unet cannot be loaded as UNet2DConditionModel", {"block_out_channels": [8, 32]}),
+        ("parts of one model", {"cross_attention_dim": 8}),
+    ],
+)
+def test_other_folders_are_refused(message, values, tmp_path):
+    folder = save_backbone(tmp_path / "backbone", TINY)
+    edit_config(folder, "unet", **values)
+    if message == "parts of one model":
+        (folder / "unet").rename(folder / "wrong")
+        UNet2DConditionModel(**{**TINY.unet, **values}).save_pretrained(folder / "unet")
+    with pytest.raises(InputError, match=message):
+        load_backbone(str(folder), CPU)
+
+
+def test_wrong_shapes_and_missing_parts_of_folders_are_refused(tmp_path):
+    folder = save_backbone(tmp_path / "backbone", TINY)
+    edit_config(folder, "text_encoder", intermediate_size=40)
+    with pytest.raises(InputError, match="text_encoder"):
+        load_backbone(str(folder), CPU)
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(InputError, match="has no text_encoder/"):
+        load_backbone(str(folder), CPU)
+    (folder / "unet").rename(folder / "transformer")
+    with pytest.raises(InputError, match="Stable Diffusion 3 or Flux"):
+        load_backbone(str(folder), CPU)
+
+
+# ------------------------------------------------------------------------------------------- the hub
+
+
+def test_cache_is_asked_before_the_network(cache, tiny_backbone):
+    put_into_cache(cache, "lab/small", tiny_backbone)
+    assert_same_weights(load_backbone("lab/small", CPU).unet, make_parts(TINY)[0])
+    shutil.rmtree(cache / "models--lab--small/snapshots/0123456789/vae")  # as an interrupted download leaves it
+    with pytest.raises(InputError, match="not in the local cache"):
+        load_backbone("lab/small", CPU)
+
+
+def test_no_network_is_one_sentence():
+    with pytest.raises(InputError, match=r"hub cannot be asked.*hf download lab/none.*--backbone weights"):
+        load_backbone("lab/none", CPU)
+    with pytest.raises(InputError, match="neither a folder, nor a .safetensors file"):
+        load_backbone("no/such/folder", CPU)
+
+
+def test_a_hub_that_keeps_silent_is_asked_once(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes the call, never answers
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(InputError, match="--backbone embedded"):
+            load_backbone("lab/none", CPU)
+        server.settimeout(0.1)
+        server.accept()[0].close()
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_embedded_backbone_carries_what_the_recipe_says():
+    assert json.loads((EMBEDDED / "natural2nanoscale.json").read_text()) == {"recommended": RECOMMENDED}
