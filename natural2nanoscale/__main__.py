@@ -23,7 +23,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/demo"), help="run folder; a stopped demo goes on in it")
     add("--data", type=Path, help="prepared data root to draw slices from (default: a phantom)")
-    add("--backbone", default="auto", help="auto, embedded, a diffusers folder, or a hub id")
+    add("--backbone", default="auto", help="auto, embedded, a diffusers folder, a .safetensors file, or a hub id")
     add("--slices", type=at_least(1), default=8, help="annotated slices to learn from")
     add("--redraws", type=at_least(1), default=1, help="repetitions with other slices and ControlNets")
     add("--seeds", type=at_least(1), default=3, help="U-Nets per condition and redraw")

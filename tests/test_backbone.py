@@ -250,6 +250,23 @@ def test_no_network_is_one_sentence():
         load_backbone("lab/none", CPU)
     with pytest.raises(InputError, match="neither a folder, nor a .safetensors file"):
         load_backbone("no/such/folder", CPU)
+    with pytest.raises(InputError, match="neither a folder, nor a .safetensors file"):
+        load_backbone("nosuchfile.safetensors", CPU)
+
+
+def test_another_model_is_refused_before_its_weights_are_fetched(monkeypatch, tmp_path):
+    fetched = []
+
+    def snapshot(name: str, allow_patterns: list) -> str:
+        fetched.append(allow_patterns)
+        return str(tmp_path)
+
+    (tmp_path / "text_encoder_2").mkdir()
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(InputError, match="is Stable Diffusion XL"):
+        load_backbone("lab/xl", CPU)
+    assert fetched == [["*/config.json"]]
 
 
 def test_a_hub_that_keeps_silent_is_asked_once(monkeypatch):

@@ -6,12 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.nn.functional as F
+from backbones import disturbed
+from safetensors.torch import load_file, save_file
 
 from natural2nanoscale.data.folders import open_pairs, read_gray, save_png
-from natural2nanoscale.diffusion.backbone import load_backbone
+from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.command import read_prompts
+from natural2nanoscale.diffusion.controlnet import denoising_loss, predict_noise
 from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows
+from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.synthesis import draw_slices
 from natural2nanoscale.diffusion.training import FineTuning
 
 
@@ -145,7 +150,7 @@ def test_windows_reach_every_pixel_and_keep_the_labels(tiny_backbone):
     mask[:, 50:] = 2
     mask[30:] = 255
     settings = FineTuning(crop=(32, 32), learning_rate=1e-3, noise=0.0)
-    windows, ids = augmented_windows(image.astype(np.uint8), mask, settings, 0, range(10))
+    windows, ids, _ = augmented_windows(image.astype(np.uint8), mask, settings, 0, range(10))
     assert windows.shape == ids.shape == (10, 32, 32)
     assert set(ids.unique().tolist()) <= {0, 2, 255}
     # the first 3 x 2 windows are a grid of plain crops that holds every pixel
@@ -158,7 +163,8 @@ def test_cached_latents_are_those_of_encoding_every_step(tiny_backbone, data_fol
     backbone = load_backbone(str(tiny_backbone), torch.device("cpu"))
     folder = open_pairs(data_folder / "train")
     cached, plain = (LatentCache(backbone, folder, FineTuning((32, 32), 1e-3, latent_variants=k)) for k in (3, 0))
-    for kept, fresh in zip(cached.batch([1, 3], epoch=2), plain.batch([1, 3], epoch=2), strict=True):
+    assert cached.batch([1, 3], epoch=2)[3] is None  # no padding
+    for kept, fresh in zip(cached.batch([1, 3], epoch=2)[:3], plain.batch([1, 3], epoch=2)[:3], strict=True):
         assert torch.allclose(kept.float(), fresh.float(), atol=1e-5)
     # after the last variant the first comes round again
     assert torch.equal(cached.batch([0], epoch=3)[0], cached.batch([0], epoch=0)[0])
@@ -172,3 +178,101 @@ def test_killed_run_resumes(train, tmp_path):
     (tmp_path / "run/log.jsonl").open("a").write('{"step": 5, "lo')
     train("run", "--max-steps", 5, "--resume")
     assert [path.name for path in checkpoints.glob("step-*")] == ["step-000005"]
+
+
+def test_padding_carries_no_loss(small_backbone, data_folder):
+    """Slices of 64x32 in windows of 128x64: a quarter of each window is real, unrotated the middle of it."""
+    backbone = load_backbone(str(small_backbone), torch.device("cpu"))
+    settings = FineTuning((128, 64), 1e-3, rotation=0.0, latent_variants=1)
+    mean, _, _, share = LatentCache(backbone, open_pairs(data_folder / "train"), settings).batch([0, 2], epoch=0)
+    expected = torch.zeros(2, 1, 8, 16)
+    expected[:, :, 2:6, 4:12] = 1
+    assert torch.equal(share, expected)
+    # the loss is the mean over what is real
+    controlnet, generator = disturbed(backbone), torch.Generator().manual_seed(0)
+    noise = torch.randn(mean.shape, generator=generator)
+    conditioning = torch.zeros(2, 3, 64, 128)
+    hidden = encode_prompts(backbone, ["a", "b"])
+    timesteps = torch.tensor([100, 700])
+    arguments = (backbone.unet, controlnet, backbone.scheduler, mean)
+    noisy = backbone.scheduler.add_noise(mean, noise, timesteps)
+    with torch.no_grad():
+        loss = denoising_loss(*arguments, noise, timesteps, hidden, conditioning, share=share)
+        prediction = predict_noise(backbone.unet, controlnet, noisy, timesteps, hidden, conditioning)
+    middle = (..., slice(2, 6), slice(4, 12))
+    assert loss.item() == pytest.approx(F.mse_loss(prediction[middle], noise[middle]).item(), rel=1e-5)
+
+
+def test_slices_of_mixed_sizes_in_one_folder(script, train, data_folder, tmp_path):
+    sizes = {}
+    for number, file in enumerate(sorted((data_folder / "train/images").iterdir())):
+        sizes[file.stem] = (32 - 7 * (number % 2), 64 - 20 * (number // 2))  # two are lower than the window
+        for part in ("images", "masks"):
+            pixels = read_gray(data_folder / "train" / part / file.name)[: sizes[file.stem][0], : sizes[file.stem][1]]
+            save_png(data_folder / "train" / part / file.name, pixels)
+    train("run", "--max-steps", 2)
+    script(
+        "generate.py",
+        *("--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 1, "--out", tmp_path / "mixed"),
+    )
+    made = open_pairs(tmp_path / "mixed")
+    assert {stem: made.image(f"{stem}_s000").shape for stem in sizes} == sizes
+
+
+def test_off_the_grid_equals_the_mirrored_mask(tiny_backbone):
+    """A slice of 29x51 is what the slice from its mask, mirrored to 32x52, shows in these 29x51 pixels."""
+    backbone = load_backbone(str(tiny_backbone), torch.device("cpu"))
+    controlnet = disturbed(backbone)
+    mask = (np.indices((29, 51)).sum(axis=0) // 9 % 3).astype(np.uint8)
+    whole = np.concatenate([mask, mask[:-4:-1]])
+    whole = np.concatenate([whole, whole[:, :-2:-1]], axis=1)
+    embeds, negative = encode_prompts(backbone, ["a"]), encode_prompts(backbone, [""])
+    colors, settings = ((0, 0, 0), (0, 255, 0), (255, 0, 0)), SamplingSettings(steps=2)
+    cut, full = (
+        draw_slices(backbone, controlnet, [ids], [ids], colors, embeds, negative, [5], settings)
+        for ids in (mask, whole)
+    )
+    assert backbone.grid == 4 and full.shape == (1, 32, 52) and cut.shape == (1, 29, 51)
+    assert np.array_equal(cut, full[:, :29, :51])
+
+
+def test_training_starts_from_another_controlnet(script, train, data_folder, tiny_backbone, small_backbone, tmp_path):
+    train("first", "--max-steps", 1)
+    weights = "controlnet/diffusion_pytorch_model.safetensors"
+    folder = tmp_path / "first/checkpoints/step-000001"
+    # a run folder, and the diffusers folder in it, are one ControlNet: a learning rate of 0 leaves it as it is
+    for number, init in enumerate((tmp_path / "first", folder / "controlnet")):
+        train(f"next{number}", "--max-steps", 1, "--lr", 0, "--controlnet-init", init)
+        one, two = load_file(folder / weights), load_file(tmp_path / f"next{number}/checkpoints/step-000001" / weights)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    # the weights are on record: a resumed run must start from the same
+    train("next0", "--max-steps", 2, "--lr", 0, "--controlnet-init", folder / "controlnet", "--resume")
+    error = train("next0", "--max-steps", 3, "--lr", 0, "--resume", expect=2).stderr
+    assert "controlnet_init was" in error and "is now None" in error
+
+    def refusal(init) -> str:
+        message = train("refused", "--max-steps", 1, "--controlnet-init", init, expect=2).stderr
+        assert not (tmp_path / "refused").exists() and message.count("\n") == 1
+        return message
+
+    assert "neither a run folder nor a diffusers ControlNet" in refusal(tmp_path / "nowhere")
+    disturbed(load_backbone(str(small_backbone), torch.device("cpu"))).save_pretrained(tmp_path / "wider")
+    assert "but the backbone" in refusal(tmp_path / "wider")
+    damaged = shutil.copytree(folder / "controlnet", tmp_path / "damaged")
+    some = load_file(damaged / "diffusion_pytorch_model.safetensors")
+    del some["controlnet_mid_block.bias"]
+    save_file(some, damaged / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    assert "1 missing keys for ControlNetModel, such as controlnet_mid_block.bias" in refusal(damaged)
+    (data_folder / "test").rename(tmp_path / "test")
+    shutil.copytree(data_folder / "train", data_folder / "test")
+    assert "was trained on the slices of" in refusal(tmp_path / "first")
+
+
+def test_generation_takes_the_tokenizer_of_the_training(script, train, data_folder, tiny_backbone, tmp_path):
+    tokenizer = shutil.copytree(tiny_backbone / "tokenizer", tmp_path / "letters")
+    train("run", "--max-steps", 1, "--tokenizer", tokenizer)
+    shutil.rmtree(tokenizer)
+    make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 1)
+    assert "no tokenizer can be loaded from" in script(*make, expect=2).stderr
+    script(*make, "--tokenizer", tiny_backbone / "tokenizer")
+    assert len(open_pairs(data_folder / "synthetic").stems) == 4

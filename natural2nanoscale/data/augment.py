@@ -25,19 +25,31 @@ def warp(
     so positions are exact to 1e-4 pixels.
     """
     height, width = images.shape[-2:]
-    h, w = size
-    rows = torch.arange(h, device=images.device, dtype=torch.float32) - (h - 1) / 2
-    columns = torch.arange(w, device=images.device, dtype=torch.float32) - (w - 1) / 2
-    y, x = torch.meshgrid(rows, columns, indexing="ij")  # (h,w) offsets from the window's centre
-    turn = torch.deg2rad(angles.to(torch.float32)).view(-1, 1, 1)
-    cos, sin = torch.cos(turn), torch.sin(turn)
-    source_x = centers[:, 0].view(-1, 1, 1) + cos * x - sin * y  # (B,h,w) in pixels of the slice
-    source_y = centers[:, 1].view(-1, 1, 1) + sin * x + cos * y
+    source_x, source_y = _sources(angles, centers, size, images.device)
     grid = torch.stack([(2 * source_x + 1) / width - 1, (2 * source_y + 1) / height - 1], dim=-1)
     warped = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     planes = masks.unsqueeze(1).to(torch.float32)
     ids = F.grid_sample(planes, grid, mode="nearest", padding_mode="reflection", align_corners=False)
     return warped, ids.squeeze(1).round().to(masks.dtype)
+
+
+def inside(shape: tuple[int, int], angles: torch.Tensor, centers: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B,h,w) bool: which pixels of the windows that `warp` cuts out of slices of `shape` are no mirror images."""
+    x, y = _sources(angles, centers, size, angles.device)
+    return (x > -0.5) & (x < shape[1] - 0.5) & (y > -0.5) & (y < shape[0] - 0.5)
+
+
+def _sources(
+    angles: torch.Tensor, centers: torch.Tensor, size: tuple[int, int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and y (B,h,w), in pixels of the slice, of every pixel of the windows."""
+    h, w = size
+    rows = torch.arange(h, device=device, dtype=torch.float32) - (h - 1) / 2
+    columns = torch.arange(w, device=device, dtype=torch.float32) - (w - 1) / 2
+    y, x = torch.meshgrid(rows, columns, indexing="ij")  # (h,w) offsets from the window's centre
+    turn = torch.deg2rad(angles.to(torch.float32)).view(-1, 1, 1)
+    cos, sin = torch.cos(turn), torch.sin(turn)
+    return centers[:, 0].view(-1, 1, 1) + cos * x - sin * y, centers[:, 1].view(-1, 1, 1) + sin * x + cos * y
 
 
 def draw_window(

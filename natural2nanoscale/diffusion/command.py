@@ -13,9 +13,10 @@ from diffusers import ControlNetModel
 from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
+from natural2nanoscale.diffusion.initial import load_initial
 from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_initial, load_trained
+from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import open_run, select_device
 

@@ -110,18 +110,23 @@ def denoising_loss(
     encoder_hidden_states: torch.Tensor,
     controlnet_cond: torch.Tensor,
     max_weight: float = 1.0,
+    share: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean squared error between predicted and true noise: w(t) || eps - eps_theta(z_t, t, prompt, mask) ||^2.
 
     All randomness is handed in: noise like latents (B,C,h,w), timesteps (B,) int64. With a v-prediction
     scheduler the target is the velocity. w(t) = 1 / SNR(t) within [1, max_weight]: above 1 it makes up for what
     the plain loss hardly sees, the error in brightness and contrast that is decided where noise prevails.
+    share (B,1,h,w) in [0,1] weighs the latents of an image: 0 where there is padding only.
     """
     noisy_latents = scheduler.add_noise(latents, noise, timesteps)
     prediction = predict_noise(unet, controlnet, noisy_latents, timesteps, encoder_hidden_states, controlnet_cond)
     target = noise
     if scheduler.config.prediction_type == "v_prediction":
         target = scheduler.get_velocity(latents, noise, timesteps)
-    error = F.mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3))  # (B,)
+    error = F.mse_loss(prediction, target, reduction="none")  # (B,C,h,w)
+    if share is not None:
+        error = error * share / share.mean(dim=(1, 2, 3), keepdim=True)
+    error = error.mean(dim=(1, 2, 3))  # (B,)
     alphas = scheduler.alphas_cumprod.to(error.device)[timesteps]
     return (((1 - alphas) / alphas).clamp(1.0, max_weight) * error).mean()

@@ -17,15 +17,18 @@ PATIENCE = 2  # seconds to wait for the hub's first answer
 
 
 def from_hub(name: str) -> Path:
-    """The folder of a hub id, from the cache or else downloaded; what is no relative's is refused by its configs
-    before any weights are fetched. Raises InputError where it is to be had neither way."""
+    """The folder of a hub id, from the cache or else downloaded, configs first: what they show to be another model is
+    refused before its weights are fetched. Raises InputError where it is to be had neither way."""
+    neither = InputError(
+        f"--backbone {name} is neither a folder, nor a .safetensors file, nor a hub id: check the path, or pass "
+        "--backbone embedded for the small backbone of this package"
+    )
+    if name.endswith(".safetensors"):
+        raise neither
     try:
         folder = cached(name, "unet/config.json")
     except HFValidationError:
-        raise InputError(
-            f"--backbone {name!r} is neither a folder, nor a .safetensors file, nor a hub id: check the path, or pass "
-            "--backbone embedded for the small backbone of this package"
-        ) from None
+        raise neither from None
     if folder is not None and is_complete(folder):
         return folder
     reason = _unreachable(name)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from natural2nanoscale.data.augment import covering_centers, draw_window, warp
+from natural2nanoscale.data.augment import covering_centers, draw_window, inside, warp
 from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 def augmented_windows(
     image: np.ndarray, mask: np.ndarray, settings: FineTuning, index: int, variants: range
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows of one slice: (V,H,W) float32 grey values in 0..255 and (V,H,W) uint8 class ids.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Windows of one slice: (V,H,W) float32 grey values in 0..255, (V,H,W) uint8 class ids, and (V,H,W) bool: what
+    is no mirror image.
 
     Window v of slice `index` is a function of (seed, index, v) alone. The first ones stand unrotated on a
     grid that holds every pixel of the slice; the others are drawn (paper 4.4: crop, rotation, noise).
@@ -42,15 +44,17 @@ def augmented_windows(
     count = len(variants)
     images = torch.from_numpy(image).float().expand(count, 1, -1, -1)
     masks = torch.from_numpy(mask).expand(count, -1, -1)
-    images, masks = warp(images, masks, torch.tensor(angles), torch.tensor(centers), size)
-    return (images[:, 0] + torch.stack(noise)).clamp(0, 255), masks
+    turns, centers = torch.tensor(angles), torch.tensor(centers)
+    images, masks = warp(images, masks, turns, centers, size)
+    return (images[:, 0] + torch.stack(noise)).clamp(0, 255), masks, inside(image.shape, turns, centers, size)
 
 
 class LatentCache:
-    """Posterior mean and std of the latents of augmented windows, and the windows' masks.
+    """Posterior mean and std of the latents of augmented windows, the windows' masks, and what carries loss.
 
     Keeping both moments, not one drawn sample, keeps the posterior's noise fresh at every visit. With
-    `latent_variants` = 0 nothing is kept: each visit of epoch e encodes window e.
+    `latent_variants` = 0 nothing is kept: each visit of epoch e encodes window e. Where a slice is smaller than the
+    window, the mirror images that fill it up carry no loss; the corners of rotated windows of larger ones do.
     """
 
     def __init__(self, backbone: Backbone, folder: PairFolder, settings: FineTuning):
@@ -59,28 +63,34 @@ class LatentCache:
         size = settings.crop[1], settings.crop[0]
         cover = max(len(covering_centers(image.shape, size)) for image in self.images)
         self.variants = max(settings.latent_variants, cover) if settings.latent_variants else 0
-        self.entries: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # per slice: mean, std, masks
+        self.padded = [image.shape[0] < size[0] or image.shape[1] < size[1] for image in self.images]
+        self.entries: list[tuple[torch.Tensor, ...]] = []  # per slice: mean, std, masks, share of loss
         if self.variants:
             for index in tqdm(range(len(self.images)), desc="caching latents", leave=False):
                 self.entries.append(self._encode(index, range(self.variants)))
 
-    def _encode(self, index: int, variants: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        means, stds, masks = [], [], []
+    def _encode(self, index: int, variants: range) -> tuple[torch.Tensor, ...]:
+        means, stds, masks, shares = [], [], [], []
         for first in range(variants.start, variants.stop, 4):  # a few at a time: activations of the VAE are large
             some = range(first, min(first + 4, variants.stop))
-            windows, ids = augmented_windows(self.images[index], self.masks[index], self.settings, index, some)
+            windows, ids, real = augmented_windows(self.images[index], self.masks[index], self.settings, index, some)
             mean, std = latent_moments(self.backbone, encode_gray(windows.to(self.backbone.device)))
             means.append(mean)
             stds.append(std)
             masks.append(ids)
-        return torch.cat(means), torch.cat(stds), torch.cat(masks)
+            real = real if self.padded[index] else torch.ones_like(real)
+            shares.append(F.avg_pool2d(real.float(), self.backbone.downsampling)[:, None].to(mean.device))
+        return torch.cat(means), torch.cat(stds), torch.cat(masks), torch.cat(shares)
 
-    def batch(self, indices: list[int], epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Window (epoch mod variants) of each slice: mean, std (B,C,h,w) and masks (B,H,W)."""
+    def batch(
+        self, indices: list[int], epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Window (epoch mod variants) of each slice: mean, std (B,C,h,w), masks (B,H,W) and the share (B,1,h,w) in
+        [0,1] of each latent that carries loss, or None where all do."""
         if self.variants:
             variant = epoch % self.variants
             picked = [tuple(part[variant] for part in self.entries[index]) for index in indices]
         else:
             picked = [tuple(p[0] for p in self._encode(index, range(epoch, epoch + 1))) for index in indices]
-        mean, std, masks = (torch.stack(parts) for parts in zip(*picked, strict=True))
-        return mean, std, masks.to(mean.device)
+        mean, std, masks, share = (torch.stack(parts) for parts in zip(*picked, strict=True))
+        return mean, std, masks.to(mean.device), share if any(self.padded) else None

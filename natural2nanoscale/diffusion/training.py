@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder
-from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, load_module
+from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet
 from natural2nanoscale.diffusion.latents import LatentCache
 from natural2nanoscale.diffusion.validation import Validation
@@ -113,7 +112,7 @@ def fine_tune(
             indices = order[position * settings.batch_size :][: settings.batch_size]
 
             # what is drawn for each of them: prompt, timestep, noise, and a sample of the VAE's posterior
-            mean, std, masks = cache.batch(indices, epoch)
+            mean, std, masks, share = cache.batch(indices, epoch)
             draws = [generator_for(settings.seed, "draw", epoch, index) for index in indices]
             chosen = [int(torch.randint(len(prompts), (1,), generator=g)) for g in draws]
             timesteps = torch.cat(
@@ -134,6 +133,7 @@ def fine_tune(
                 prompt_embeds[chosen],
                 encode_mask(masks, colors),
                 settings.max_weight,
+                share,
             )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(controlnet.parameters(), settings.clip)
@@ -188,28 +188,9 @@ def save_controlnet(
 
 
 def load_controlnet_weights(controlnet: ControlNetModel, folder: Path) -> None:
-    """Copy saved weights into the existing parameters, whose memory format stays as it is.
-
-    Raises InputError unless the folder holds, in diffusers' layout, a ControlNet of the very same architecture.
-    """
-    saved = load_module(ControlNetModel, folder)
-    for key, needed in controlnet.config.items():
-        found = saved.config.get(key)
-        if not key.startswith("_") and json.dumps(found or None) != json.dumps(needed or None):
-            raise InputError(
-                f"the ControlNet in {folder} has {key} {found} but the backbone needs {needed}: expected one for this "
-                "backbone"
-            )
+    """Copy saved weights into the existing parameters, whose memory format stays as it is."""
+    saved = ControlNetModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     controlnet.load_state_dict(saved.state_dict())
-
-
-def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
-    """What --controlnet-init names, a run folder or a ControlNet in diffusers' layout, as make_controlnet gives it."""
-    if (folder / "checkpoints").is_dir():
-        return load_trained(folder, backbone).requires_grad_(True)
-    controlnet = make_controlnet(backbone)
-    load_controlnet_weights(controlnet, folder)
-    return controlnet
 
 
 def load_trained(run: Path, backbone: Backbone) -> ControlNetModel:

@@ -1,0 +1,36 @@
+"""A training may start from a ControlNet that exists already, a run of ours or somebody else's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from diffusers import ControlNetModel
+
+from natural2nanoscale.diffusion.backbone import Backbone, load_module
+from natural2nanoscale.diffusion.controlnet import make_controlnet
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import RunFolder
+
+
+def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
+    """The ControlNet of a diffusers folder, or the newest one of a run folder, as make_controlnet would give it.
+
+    Raises InputError unless its tensors and its architecture are exactly those that the backbone needs.
+    """
+    if (folder / "checkpoints").is_dir():
+        checkpoint = RunFolder(folder).load_checkpoint()
+        if checkpoint is None:
+            raise InputError(f"{folder} holds no checkpoint yet: let train_controlnet.py run to its first one")
+        folder = checkpoint.path / "controlnet"
+    saved = load_module(ControlNetModel, folder)  # weights against their own config
+    controlnet = make_controlnet(backbone)
+    for key, needed in controlnet.config.items():  # and this config against the backbone
+        found = saved.config.get(key)
+        if not key.startswith("_") and json.dumps(found or None) != json.dumps(needed or None):
+            raise InputError(
+                f"the ControlNet in {folder} has {key} {found} but the backbone {backbone.name} needs {needed}: "
+                "expected one for this backbone"
+            )
+    controlnet.load_state_dict(saved.state_dict())
+    return controlnet
