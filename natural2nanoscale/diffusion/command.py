@@ -129,7 +129,7 @@ def refuse_held_out(run: Path, root: Path) -> None:
     """Raise InputError for a run of ours that has learnt from what is now val/ or test/."""
     file = run / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for part in ("val", "test") if "data" in config else ():  # a diffusers folder does not say
+    for part in ("val", "test") if config.get("kind") == "controlnet" else ():  # a diffusers folder does not say
         if config["data"]["train"] == fingerprint(open_pairs(root / part)):
             raise InputError(
                 f"{run} was trained on the slices of {root}/{part}: train one on {root}/train, or scores "

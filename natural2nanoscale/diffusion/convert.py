@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -68,16 +69,18 @@ def read_pickle(file: Path) -> Tensors:
     The only place that reads a pickle. Raises InputError, with the type's name, for a file that needs any other type.
     """
     try:
-        foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its text, which tells how to read the file anyway, is not passed on
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
             raise InputError(
-                f"{file} needs {foreign[0]}, expected tensors alone: its other content could run code here; ask its "
+                f"{file} needs {foreign[1]}, expected tensors alone: what else it holds could run code here; ask its "
                 "authors for a .safetensors file"
-            )
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, ValueError, RuntimeError) as error:
+            ) from None
+        raise InputError(f"{file} cannot be read, expected tensors as torch.save writes them") from None
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file} cannot be read as tensors that torch.save wrote ({reason})") from error
+        raise InputError(f"{file} cannot be read ({reason}), expected tensors as torch.save writes them") from error
     tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
     if not isinstance(tensors, dict):
         raise InputError(f"{file} holds a {type(tensors).__name__}, expected tensors by name")
