@@ -17,11 +17,11 @@ from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, generator_for
-from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
+from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak, spread_over_masks
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.training import accumulate_gradient, check, class_weights, train, validate
+from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, train, validate
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
 
 CLASSES = Classes.named("background", "cell")

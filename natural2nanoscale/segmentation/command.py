@@ -11,11 +11,11 @@ import torch
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, select_device
-from natural2nanoscale.segmentation.batches import plan_steps, set_size
+from natural2nanoscale.segmentation.batches import check, plan_steps, set_size
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings
-from natural2nanoscale.segmentation.training import check, train
+from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet
 
 

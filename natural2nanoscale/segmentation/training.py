@@ -26,12 +26,12 @@ from natural2nanoscale.runs import (
 from natural2nanoscale.segmentation.batches import (
     DeviceSlices,
     autocast,
+    check,
     draw_batch,
     micro_batch_size,
     plan_steps,
     read_batch,
     set_size,
-    slices_per_step,
 )
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.mixing import Slices
@@ -48,44 +48,6 @@ class Trained:
     best: dict  # the line of the best validation: step, loss, val_loss, val_miou, val_iou
     rows: list[dict]  # the lines of all validations
     steps: int  # optimiser steps taken, fewer than planned when training stopped early
-
-
-def check(training: Slices, validation: Slices, settings: Settings) -> None:
-    """Raise InputError for data and settings that cannot be trained on."""
-    if training.classes != validation.classes:
-        raise InputError(
-            f"training slices have classes {', '.join(training.classes.names)}, validation slices "
-            f"{', '.join(validation.classes.names)}, or their colours differ: take both from one dataset"
-        )
-    for name, slices in (("training", training), ("validation", validation)):
-        if all((mask == IGNORE_ID).all() for mask in slices.masks):
-            raise InputError(f"no pixel of the {len(slices)} {name} masks carries a label: check the masks")
-    if settings.crop is None and len(training.shapes) > 1:
-        (h0, w0), (h1, w1) = training.shapes[0], training.shapes[-1]
-        raise InputError(
-            f"the training slices have {len(training.shapes)} different sizes, from {w0}x{h0} to {w1}x{h1}, "
-            f"expected one: train on windows with --crop WxH, such as --crop {w0}x{h0}"
-        )
-    synthetic, size = len(training) - training.real, slices_per_step(settings, set_size(training, settings))
-    for flag, given in (("--balance", settings.balance), ("--mode pretrain-finetune", settings.finetune_after)):
-        if given is not None and not (training.real and synthetic):
-            raise InputError(
-                f"{flag} needs real and synthetic slices, found {training.real} real and {synthetic} "
-                "synthetic: leave it out, or mix both with --synthetic-ratio"
-            )
-    if settings.balance is not None and not 0 < round(settings.balance * size) < size:
-        raise InputError(
-            f"--balance {settings.balance:g} of batches of {size} leaves no slice for one of the two "
-            "kinds, expected at least one of each: change --balance or raise --batch-size"
-        )
-    if settings.enlarge_to is not None:
-        if not 0 < training.real <= settings.enlarge_to:
-            raise InputError(
-                f"--enlarge-to {settings.enlarge_to} of {training.real} real slices, expected real slices and a "
-                "number that is not below theirs: raise it or leave it out"
-            )
-        if settings.augment == "none":
-            raise InputError("--enlarge-to without --augment repeats the slices: add --augment rotation")
 
 
 def is_better(row: dict, best: dict, select_by: str) -> bool:
