@@ -198,6 +198,7 @@ def compare(
                     seed=seed_for(settings.seed, redraw, "unet", seed),
                 ),
                 device,
+                label=f"U-Net {seed}, {condition}",
             )
             matrices = image_matrices(trained.model, slices["test"], device)
             scores = score(matrices, folders["test"].stems)
