@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from natural2nanoscale.cli import at_least, data_root, main_guard, size
-from natural2nanoscale.segmentation.settings import Settings, recommended_help
+from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,9 +34,28 @@ def parse_arguments() -> argparse.Namespace:
     )
     add(
         "--augment",
-        choices=("none", "rotation"),
+        choices=tuple(AUGMENTATIONS),
         default=default.augment,
-        help="rotation by up to 16 degrees (default: %(default)s)",
+        help="rotation is the paper's, paper-all all that it tried,\nnnunet nnU-Net's defaults (default: %(default)s)",
+    )
+    add(
+        "--angle",
+        type=at_least(0.0, float),
+        default=default.angle,
+        metavar="DEGREES",
+        help="largest rotation either way (default: %(default)g)",
+    )
+    add(
+        "--enlarge-to",
+        type=at_least(1),
+        metavar="N",
+        help="augment once and for all, to N slices from the real ones\n(default: anew at every visit)",
+    )
+    add(
+        "--mode",
+        choices=("joint", "pretrain-finetune"),
+        default="joint",
+        help="pretrain-finetune: half of the steps on synthetic slices (with\n--balance on both), then on real ones",
     )
     add("--crop", type=size, metavar="WxH", help="train on windows of this size (default: whole slices)")
     add("--epochs", type=at_least(1), metavar="N", help=f"passes over the training slices {recommended_help('epochs')}")
@@ -46,6 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--width", type=at_least(1), metavar="N", help=f"channels of the first stage {recommended_help('width')}")
     add("--depth", type=at_least(1), metavar="N", help=f"halvings of the resolution {recommended_help('depth')}")
     add("--lr", type=at_least(0.0, float), default=default.learning_rate, help="(default: %(default)s)")
+    add("--decay", action="store_true", help="let the learning rate rise and fall to 0: good for short trainings")
     add(
         "--class-balance",
         type=at_least(0.0, float),

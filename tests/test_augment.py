@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
-from natural2nanoscale.data.augment import covering_centers, draw_window, warp
+from natural2nanoscale.data.augment import (
+    blur,
+    change_contrast,
+    change_gamma,
+    covering_centers,
+    draw_window,
+    lower_resolution,
+    warp,
+)
 
 
 def slices(count: int, height: int, width: int, classes: int = 5):
@@ -51,6 +60,69 @@ def test_any_angle_equals_scipy(angle):
     assert np.abs(image[0, 0].numpy() - expected).max() < 0.05
     ids = ndimage.rotate(masks[0].numpy(), angle, reshape=False, order=0, mode="reflect")
     assert (mask[0].numpy() != ids).mean() < 0.005  # ties at half a pixel may fall either way
+
+
+def test_negative_scales_mirror():
+    images, masks = slices(3, 12, 17)
+    scales = torch.tensor([[-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    image, mask = warp(images, masks, torch.zeros(3), middle((12, 17), 3), (12, 17), scales)
+    for i, dims in enumerate(([-1], [-2], [-2, -1])):
+        assert torch.equal(mask[i], masks[i].flip(dims))
+        assert torch.allclose(image[i], images[i].flip(dims), atol=0.05)
+
+
+def test_scale_rotation_and_flip_together_equal_scipy():
+    """One matrix: offsets in the window are scaled, then rotated; scipy's matrix is in (y, x)."""
+    images, masks = slices(1, 40, 40)
+    images = torch.from_numpy(ndimage.gaussian_filter(images.numpy(), (0, 0, 2, 2)))
+    scales, center = (1.4, -0.8), (18.0, 21.0)
+    image, mask = warp(images, masks, torch.tensor([30.0]), torch.tensor([center]), (40, 40), torch.tensor([scales]))
+    cos, sin = np.cos(np.pi / 6), np.sin(np.pi / 6)
+    matrix = np.array([[cos, sin], [-sin, cos]]) @ np.diag(scales[::-1])
+    offset = np.array(center[::-1]) - matrix @ np.array([19.5, 19.5])
+    expected = ndimage.affine_transform(images[0, 0].numpy(), matrix, offset, order=1, mode="reflect")
+    assert np.abs(image[0, 0].numpy() - expected).max() < 0.05
+    ids = ndimage.affine_transform(masks[0].numpy(), matrix, offset, order=0, mode="reflect")
+    assert (mask[0].numpy() != ids).mean() < 0.005
+
+
+def test_blur_equals_scipy():
+    images, _ = slices(3, 15, 20)
+    sigmas = torch.tensor([[0.5, 1.0], [0.9, 0.6], [1.0, 1.0]])
+    blurred = blur(images, sigmas)
+    for i in range(3):
+        expected = images[i, 0].numpy()
+        for axis in (0, 1):
+            expected = ndimage.gaussian_filter1d(expected, sigmas[i, axis].item(), axis, mode="nearest", radius=4)
+        assert np.allclose(blurred[i, 0].numpy(), expected, atol=1e-3)
+
+
+def test_lower_resolution_equals_interpolating_down_and_up():
+    images, _ = slices(4, 30, 41)
+    factors = torch.tensor([0.5, 0.73, 0.87, 1.0])  # none that leaves a pixel just between two
+    coarse = lower_resolution(images, factors)
+    for i, factor in enumerate(factors.tolist()):
+        small = F.interpolate(images[i : i + 1], [round(30 * factor), round(41 * factor)], mode="nearest-exact")
+        expected = F.interpolate(small, (30, 41), mode="bilinear")
+        torch.testing.assert_close(coarse[i : i + 1], expected, rtol=0, atol=1e-3)
+    assert torch.equal(coarse[3], images[3])
+
+
+def test_contrast_keeps_mean_and_range_and_gamma_mean_and_deviation():
+    images, _ = slices(3, 20, 30)
+    images = images ** torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1, 1)
+    mean = images.mean((1, 2, 3), True)
+    contrast = change_contrast(images, torch.tensor([0.75, 1.0, 1.25]))
+    torch.testing.assert_close(contrast[0] - mean[0], 0.75 * (images[0] - mean[0]))
+    torch.testing.assert_close(contrast[1], images[1])
+    assert contrast[2].max() == images[2].max() and contrast[2].std() > images[2].std()
+    gamma = change_gamma(images, torch.tensor([0.7, 1.0, 1.5]))
+    torch.testing.assert_close(gamma[1], images[1], rtol=0, atol=1e-3)
+    torch.testing.assert_close(gamma.std((1, 2, 3)), images.std((1, 2, 3)))
+    torch.testing.assert_close(gamma.mean((1, 2, 3)), images.mean((1, 2, 3)))
+    curve = ((images[2] - images[2].min()) / (images[2].max() - images[2].min())) ** 1.5
+    assert np.corrcoef(gamma[2].flatten(), curve.flatten())[0, 1] > 0.99999
+    assert change_gamma(torch.full((1, 1, 4, 4), 0.3), torch.tensor([1.5])).isfinite().all()
 
 
 def test_no_warp_makes_new_mask_values():

@@ -17,11 +17,11 @@ from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, generator_for
-from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
+from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak, spread_over_masks
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.training import accumulate_gradient, check, class_weights, train, validate
+from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
 
 CLASSES = Classes.named("background", "cell")
@@ -168,6 +168,24 @@ def test_full_batches_are_full_and_see_every_slice_equally_often():
     assert np.bincount([index for _, index in drawn]).tolist() == [21, 21, 21]
 
 
+@pytest.mark.parametrize("balance", [None, 0.25], ids=["synthetic first", "both first"])
+def test_finetuning_takes_real_slices_alone_in_the_same_number_of_full_steps(balance):
+    settings = replace(SMALL, batch_size=8, balance=balance, finetune_after=6)
+    batches = [draw_batch(step, 3 + 40, 3, settings) for step in range(12)]
+    real = [sum(index < 3 for _, index in batch) for batch in batches]
+    assert real == [2 if balance else 0] * 6 + [8] * 6 and {len(batch) for batch in batches} == {8}
+    drawn = [pair for batch in batches for pair in batch]
+    assert len(set(drawn)) == len(drawn)  # no slice is augmented alike twice
+    assert max(np.bincount([index for _, index in drawn])[:3]) - min(np.bincount([i for _, i in drawn])[:3]) <= 1
+
+
+def test_early_stopping_waits_for_finetuning():
+    mixed = combine(blobs(4, 1), blobs(4, 2, real=False))
+    still = replace(SMALL, learning_rate=0.0, validate_every=1, patience=2, augment="none", max_steps=20)
+    assert train(mixed, blobs(2, 9), still, CPU, progress=False).steps == 3
+    assert train(mixed, blobs(2, 9), replace(still, finetune_after=7), CPU, progress=False).steps == 9
+
+
 def test_balance_gives_every_batch_its_share_of_real_slices():
     settings = replace(SMALL, batch_size=8, balance=0.5)
     batches = [draw_batch(step, 3 + 40, 3, settings) for step in range(10)]
@@ -225,7 +243,34 @@ def test_synthetic_slices_from_test_masks_are_refused(tmp_path):
     assert load_slices(open_pairs(path)).real == 0
 
 
+def test_a_single_held_out_mask_among_the_synthetic_ones_is_refused_but_not_blank_ones_or_twins(tmp_path):
+    train_slices, test_slices, made = blobs(3, 1), blobs(2, 2), blobs(3, 3)
+    blank = np.zeros((24, 32), np.uint8)
+    blank[:2] = IGNORE_ID
+    test_slices.masks[0] = made.masks[0] = blank
+    folders = {}
+
+    def refuse():
+        for name, slices in (("train", train_slices), ("test", test_slices), ("synthetic", made)):
+            folders[name] = open_pairs(write(tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}", slices))
+        refuse_leak(folders["synthetic"], [folders["test"]], folders["train"])
+
+    refuse()
+    made.masks[2] = test_slices.masks[1]
+    with pytest.raises(InputError, match="such as 's_1' were used to make"):
+        refuse()
+    train_slices.masks[0] = test_slices.masks[1]
+    refuse()
+
+
 # ------------------------------------------------------------------------------------------ refusals
+
+
+def test_the_learning_rate_is_constant_or_rises_and_falls():
+    assert {learning_rate(step, 40, SMALL) for step in range(40)} == {SMALL.learning_rate}
+    decayed = [learning_rate(step, 40, replace(SMALL, decay=True, learning_rate=2.0)) for step in range(40)]
+    assert decayed[0] == pytest.approx(0.5) and decayed[20] == pytest.approx(1.0)  # a quarter of the rise; half way
+    assert 0 < decayed[39] < 0.01 and max(decayed) == decayed[3] < 2.0
 
 
 def test_unusable_data_is_refused_with_the_flag_that_helps():
@@ -236,6 +281,8 @@ def test_unusable_data_is_refused_with_the_flag_that_helps():
     check(mixed, mixed, replace(SMALL, crop=(16, 16)))
     with pytest.raises(InputError, match="--balance"):
         check(small, small, replace(SMALL, balance=0.5))
+    with pytest.raises(InputError, match="--mode pretrain-finetune"):
+        check(small, small, replace(SMALL, finetune_after=4))
     with pytest.raises(InputError, match="classes"):
         check(small, replace(small, classes=Classes.named("a", "b", "c")), SMALL)
     blank = replace(small, masks=[np.full((24, 32), IGNORE_ID, np.uint8)] * 2)
@@ -285,6 +332,14 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     assert "width" in refused("--resume", "--width", 8)
     call("--max-steps", 5, "--resume")
     assert load_unet(tmp_path / "run" / "seed-1" / "best")[1].trained["steps"] == 5
+
+    call("--max-steps", 5, "--resume", "--seeds", 1)  # the second network stays, the report is of the first
+    assert [seed["seed"] for seed in json.loads((tmp_path / "run" / "report.json").read_text())["seeds"]] == [0]
+    flags = ["--out", tmp_path / "tuned", "--mode", "pretrain-finetune", "--augment", "paper-all", "--enlarge-to", 6]
+    call(*flags, "--seeds", 1)
+    printed = capsys.readouterr().out
+    assert "order     1 steps on synthetic slices" in printed and "enlarged  to 10 slices" in printed
+    assert "finetune_after was 1 and is now 4" in refused(*flags, "--seeds", 1, "--max-steps", 8, "--resume")
 
     other = write(tmp_path / "other", replace(blobs(2, 5), classes=Classes.named("background", "nucleus")))
     with pytest.raises(InputError, match="nucleus"):

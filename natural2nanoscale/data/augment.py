@@ -14,18 +14,21 @@ def warp(
     angles: torch.Tensor,
     centers: torch.Tensor,
     size: tuple[int, int],
+    scales: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cut a rotated window of `size` = (height, width) pixels out of every slice and its mask.
 
     images (B,1,H,W) float, masks (B,H,W) integer ids, angles (B,) in degrees, counter-clockwise;
-    centers (B,2): the window's centre (x, y) in pixels of the slice, pixel centres at integers.
+    centers (B,2): the window's centre (x, y) in pixels of the slice, pixel centres at integers;
+    scales (B,2): pixels of the slice per pixel of the window along the window's x and y. Above 1 everything
+    looks smaller, below 0 it is mirrored; None is 1.
     Images are interpolated linearly, masks take the nearest id, so no new mask value can appear. What
     lies outside the slice is its mirror image, in image and mask alike.
     Returns (B,1,h,w) float and (B,h,w) of the masks' dtype. grid_sample's coordinates in [-1,1] are rounded,
     so positions are exact to 1e-4 pixels.
     """
     height, width = images.shape[-2:]
-    source_x, source_y = _sources(angles, centers, size, images.device)
+    source_x, source_y = _sources(angles, centers, size, images.device, scales)
     grid = torch.stack([(2 * source_x + 1) / width - 1, (2 * source_y + 1) / height - 1], dim=-1)
     warped = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     planes = masks.unsqueeze(1).to(torch.float32)
@@ -40,7 +43,11 @@ def inside(shape: tuple[int, int], angles: torch.Tensor, centers: torch.Tensor, 
 
 
 def _sources(
-    angles: torch.Tensor, centers: torch.Tensor, size: tuple[int, int], device: torch.device
+    angles: torch.Tensor,
+    centers: torch.Tensor,
+    size: tuple[int, int],
+    device: torch.device,
+    scales: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x and y (B,h,w), in pixels of the slice, of every pixel of the windows."""
     h, w = size
@@ -49,6 +56,8 @@ def _sources(
     y, x = torch.meshgrid(rows, columns, indexing="ij")  # (h,w) offsets from the window's centre
     turn = torch.deg2rad(angles.to(torch.float32)).view(-1, 1, 1)
     cos, sin = torch.cos(turn), torch.sin(turn)
+    if scales is not None:
+        x, y = x * scales[:, 0].view(-1, 1, 1), y * scales[:, 1].view(-1, 1, 1)  # (B,h,w)
     return centers[:, 0].view(-1, 1, 1) + cos * x - sin * y, centers[:, 1].view(-1, 1, 1) + sin * x + cos * y
 
 
@@ -82,3 +91,43 @@ def covering_centers(shape: tuple[int, int], size: tuple[int, int]) -> list[tupl
         return [offset + (window - 1) / 2 for offset in offsets]
 
     return [(x, y) for y in along(shape[0], size[0]) for x in along(shape[1], size[1])]
+
+
+def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur of (B,1,h,w) by sigmas (B,2) > 0 in pixels along y and x, at most 1; edges are repeated."""
+    count, radius = len(images), 4  # four of the largest sigma
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    kernels = torch.exp(-0.5 * (offsets / sigmas.unsqueeze(-1)) ** 2)  # (B,2,9)
+    kernels = (kernels / kernels.sum(-1, keepdim=True)).to(images.dtype)
+    planes = F.pad(images.transpose(0, 1), (radius,) * 4, mode="replicate")  # (1,B,h+8,w+8): a channel per sample
+    planes = F.conv2d(planes, kernels[:, 0].view(count, 1, -1, 1), groups=count)
+    return F.conv2d(planes, kernels[:, 1].view(count, 1, 1, -1), groups=count).transpose(0, 1)
+
+
+def lower_resolution(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """(B,1,h,w) as if taken with `factors` (B,) in (0,1] times as many pixels per axis: nearest down, linear up."""
+    for _ in range(2):  # along x and, transposed, along y
+        length = images.shape[-1]
+        kept = (length * factors).round().clamp(min=1).view(-1, 1)  # pixels that remain
+        place = torch.arange(length, device=images.device) + 0.5
+        place = (place * kept / length - 0.5).clamp(min=0)  # (B,w) of every pixel among those that remain
+        below = place.floor()
+        ends = [((end + 0.5) * length / kept).long() for end in (below, torch.minimum(below + 1, kept - 1))]
+        low, high = (images.gather(-1, end.view(-1, 1, 1, length).expand_as(images)) for end in ends)
+        images = torch.lerp(low, high, (place - below).view(-1, 1, 1, length)).transpose(2, 3)
+    return images
+
+
+def change_contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Scale (B,1,h,w) about each mean by `factors` (B,), kept within each minimum and maximum."""
+    mean, low, high = images.mean((1, 2, 3), True), images.amin((1, 2, 3), True), images.amax((1, 2, 3), True)
+    return torch.clamp((images - mean) * factors.view(-1, 1, 1, 1) + mean, low, high)
+
+
+def change_gamma(images: torch.Tensor, gammas: torch.Tensor) -> torch.Tensor:
+    """Raise (B,1,h,w), stretched to [0,1], to the power `gammas` (B,); each keeps its mean and deviation."""
+    low, high = images.amin((1, 2, 3), True), images.amax((1, 2, 3), True)
+    curved = ((images - low) / (high - low).clamp(min=1e-6)) ** gammas.view(-1, 1, 1, 1)
+    std, mean = torch.std_mean(images, (1, 2, 3), keepdim=True)
+    curved_std, curved_mean = torch.std_mean(curved, (1, 2, 3), keepdim=True)
+    return (curved - curved_mean) * (std / curved_std.clamp(min=1e-6)) + mean

@@ -11,10 +11,11 @@ import torch
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, select_device
+from natural2nanoscale.segmentation.batches import check, plan_steps, set_size
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings
-from natural2nanoscale.segmentation.training import check, plan_steps, train
+from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet
 
 
@@ -45,10 +46,12 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     synthetic = None
     if ratio > 0:
         folders["synthetic"] = open_pairs(synthetic_path)
-        refuse_leak(folders["synthetic"], [folders["val"], folders["test"]])
+        refuse_leak(folders["synthetic"], [folders["val"], folders["test"]], folders["train"])
         synthetic = load_slices(folders["synthetic"])
     training = combine(None if args.no_real else real, synthetic, ratio, len(real))
     settings = choose_settings(args, folders["train"].info.origin)
+    if args.mode == "pretrain-finetune":
+        settings = replace(settings, finetune_after=plan_steps(set_size(training, settings), settings)[1] // 2)
     check(training, validation, settings)
     if folders["test"].info.classes != training.classes:
         raise InputError(f"{root}/test has other classes than the training set: take both from one dataset")
@@ -87,9 +90,12 @@ def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
         Settings(**advised | given),
         max_steps=args.max_steps,
         augment=args.augment,
+        angle=args.angle,
+        enlarge_to=args.enlarge_to,
         crop=args.crop,
         balance=args.balance,
         learning_rate=args.lr,
+        decay=args.decay,
         class_balance=args.class_balance,
         validate_every=args.validate_every,
         select_by=args.select,
@@ -111,12 +117,18 @@ def print_plan(
     with torch.device("meta"):
         network = UNet(training.classes.count, settings.width, settings.depth)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    per_epoch, total = plan_steps(len(training), settings)
+    count = set_size(training, settings)
+    per_epoch, total = plan_steps(count, settings)
     sizes = ", ".join(f"{width}x{height}" for height, width in training.shapes[:3])
     more = " and others" if len(training.shapes) > 3 else ""
     synthetic = len(training) - training.real
     print(f"train on  {training.real} real + {synthetic} synthetic slices of {sizes}{more}")
+    if settings.enlarge_to:
+        print(f"enlarged  to {count} slices by the augmentation {settings.augment}")
     print(f"judge on  {len(validation)} validation and {len(folders['test'].stems)} test slices")
     print(f"classes   {', '.join(training.classes.names)}")
     print(f"network   U-Net of width {settings.width} and depth {settings.depth}: {parameters:,} parameters")
     print(f"length    at most {total} steps, {per_epoch} per epoch, for each of {seeds} seed(s), on {device}")
+    if settings.finetune_after is not None:
+        first = "both kinds" if settings.balance else "synthetic slices"
+        print(f"order     {settings.finetune_after} steps on {first}, then real slices alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,11 +66,17 @@ def summarize(seeds: Sequence[dict], classes: Classes) -> dict:
 
 
 def trained_seeds(run: Path) -> list[Path]:
-    """The best/ folders of a run's seeds, in order; InputError when there is none."""
-    found = [path for path in Path(run).glob("seed-*/best") if path.is_dir()]
-    if not found:
-        raise InputError(f"{run} holds no trained U-Net (seed-*/best): train one with `python train_unet.py`")
-    return sorted(found, key=lambda path: int(path.parent.name.removeprefix("seed-")))
+    """The best/ folders of the seeds that a run's config names; InputError unless all of them are trained."""
+    try:
+        settings = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))["settings"]
+        seeds = range(settings["seed"], settings["seed"] + settings["seeds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run} is no U-Net run ({error}): train one with `python train_unet.py`") from error
+    folders = [Path(run) / f"seed-{seed}" / "best" for seed in seeds]
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        raise InputError(f"{run} is not trained to its end, {missing[0]} is missing: go on with --resume")
+    return folders
 
 
 def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:

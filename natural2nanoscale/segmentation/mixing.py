@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import PairFolder, fingerprint
 from natural2nanoscale.errors import InputError
 
@@ -81,8 +81,7 @@ def spread_over_masks(masks: Sequence[np.ndarray], count: int) -> list[int]:
     """
     by_mask: dict[bytes, list[int]] = {}
     for index, mask in enumerate(masks):
-        key = hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).digest()
-        by_mask.setdefault(key, []).append(index)
+        by_mask.setdefault(mask_hash(mask), []).append(index)
     rounds: list[list[int]] = []
     for indices in by_mask.values():
         for turn, index in enumerate(indices):
@@ -96,12 +95,28 @@ def spread_over_masks(masks: Sequence[np.ndarray], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def refuse_leak(synthetic: PairFolder, held_out: Sequence[PairFolder]) -> None:
-    """Raise InputError when the synthetic slices were made from the masks of a validation or test folder."""
+def mask_hash(mask: np.ndarray) -> bytes:
+    """Equal for masks (H,W) uint8 that agree in size and in every pixel."""
+    return hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).digest()
+
+
+def refuse_leak(synthetic: PairFolder, held_out: Sequence[PairFolder], training: PairFolder | None = None) -> None:
+    """Raise InputError when the synthetic slices were made from the masks of a validation or test folder.
+
+    They were when their source has its fingerprint or, folders prepared anew or mixed, when a mask of theirs is
+    one of its masks. Masks of a single class do not count, nor those that `training` holds as well: slices of
+    pure background, or neighbours with one annotation, agree by chance.
+    """
     source = synthetic.info.split.get("source") or {}
+    allowed = {mask_hash(training.mask(stem)) for stem in training.stems} if training else set()
+    used = {mask_hash(synthetic.mask(stem)) for stem in synthetic.stems} - allowed
     for folder in held_out:
-        if source.get("fingerprint") == fingerprint(folder):
+        masks = {stem: folder.mask(stem) for stem in folder.stems}
+        telling = {stem: mask for stem, mask in masks.items() if len(np.unique(mask[mask != IGNORE_ID])) > 1}
+        found = [stem for stem, mask in telling.items() if mask_hash(mask) in used]
+        if found or source.get("fingerprint") == fingerprint(folder):
+            which = f"such as {found[0]!r} " if found else ""
             raise InputError(
-                f"the masks of {folder.path} were used to make {synthetic.path}, so its scores would be "
+                f"the masks of {folder.path} {which}were used to make {synthetic.path}, so its scores would be "
                 "worthless: generate from the training masks"
             )

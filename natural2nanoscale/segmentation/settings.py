@@ -16,9 +16,13 @@ class Settings:
     batch_size: int = 512  # slices per step; the whole set when it is smaller
     full_batches: bool = False  # every step takes batch_size slices, even from a smaller set
     balance: float | None = None  # share of every batch that is real; None: as in the set
+    finetune_after: int | None = None  # steps on synthetic slices (with balance: on both), then real ones alone
     learning_rate: float = 1e-3
+    decay: bool = False  # the learning rate rises for a tenth of the steps, then falls to 0 along a cosine
     class_balance: float = 0.0  # a pixel weighs (share of its class)^-class_balance in the loss; 0: all the same
-    augment: str = "none"  # or "rotation": uniform in [-MAX_ANGLE, MAX_ANGLE]
+    augment: str = "none"  # a name of AUGMENTATIONS
+    angle: float = 16.0  # degrees: rotation is uniform in [-angle, angle] (paper 4.3); "nnunet" has its own
+    enlarge_to: int | None = None  # the real slices become this many, augmented once and for all
     crop: tuple[int, int] | None = None  # (width, height) in pixels of windows cut from the training slices
     validate_every: int | None = None  # steps; None: once per epoch
     patience: int = 20  # validations without a better one until training stops; 0: never
@@ -28,7 +32,15 @@ class Settings:
     seed: int = 0
 
 
-MAX_ANGLE = 16.0  # degrees, paper 4.3
+AUGMENTATIONS = {  # paper 4.3: its standard augmentation, rotation; what it found useless; all of them
+    "none": (),
+    "rotation": ("rotation",),
+    "flips": ("flips",),
+    "shifts": ("shifts",),
+    "noise": ("noise",),
+    "paper-all": ("rotation", "flips", "shifts", "noise"),
+    "nnunet": ("rotation", "flips"),  # and scale and intensities, by nnU-Net's published 2-D defaults
+}
 
 # What may differ on --resume.
 MAY_CHANGE = ("epochs", "max_steps", "validate_every", "patience", "checkpoint_every", "micro_batch")

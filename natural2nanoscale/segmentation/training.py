@@ -26,10 +26,12 @@ from natural2nanoscale.runs import (
 from natural2nanoscale.segmentation.batches import (
     DeviceSlices,
     autocast,
+    check,
     draw_batch,
     micro_batch_size,
+    plan_steps,
     read_batch,
-    slices_per_step,
+    set_size,
 )
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.mixing import Slices
@@ -48,40 +50,12 @@ class Trained:
     steps: int  # optimiser steps taken, fewer than planned when training stopped early
 
 
-def check(training: Slices, validation: Slices, settings: Settings) -> None:
-    """Raise InputError for data and settings that cannot be trained on."""
-    if training.classes != validation.classes:
-        raise InputError(
-            f"training slices have classes {', '.join(training.classes.names)}, validation slices "
-            f"{', '.join(validation.classes.names)}, or their colours differ: take both from one dataset"
-        )
-    for name, slices in (("training", training), ("validation", validation)):
-        if all((mask == IGNORE_ID).all() for mask in slices.masks):
-            raise InputError(f"no pixel of the {len(slices)} {name} masks carries a label: check the masks")
-    if settings.crop is None and len(training.shapes) > 1:
-        (h0, w0), (h1, w1) = training.shapes[0], training.shapes[-1]
-        raise InputError(
-            f"the training slices have {len(training.shapes)} different sizes, from {w0}x{h0} to {w1}x{h1}, "
-            f"expected one: train on windows with --crop WxH, such as --crop {w0}x{h0}"
-        )
-    if settings.balance is not None:
-        synthetic, size = len(training) - training.real, slices_per_step(settings, len(training))
-        if not training.real or not synthetic:
-            raise InputError(
-                f"--balance needs real and synthetic slices, found {training.real} real and {synthetic} "
-                "synthetic: leave it out, or mix both with --synthetic-ratio"
-            )
-        if not 0 < round(settings.balance * size) < size:
-            raise InputError(
-                f"--balance {settings.balance:g} of batches of {size} leaves no slice for one of the two "
-                "kinds, expected at least one of each: change --balance or raise --batch-size"
-            )
-
-
-def plan_steps(count: int, settings: Settings) -> tuple[int, int]:
-    """Optimiser steps per epoch and in all, for `count` training slices."""
-    per_epoch = math.ceil(count / slices_per_step(settings, count))
-    return per_epoch, settings.max_steps or settings.epochs * per_epoch
+def learning_rate(step: int, total_steps: int, settings: Settings) -> float:
+    """Of optimiser step `step`, counted from 0: constant (paper 4.4), or with `decay` up and down again."""
+    if not settings.decay:
+        return settings.learning_rate
+    rise = min(1.0, (step + 1) / (0.1 * total_steps))
+    return settings.learning_rate * rise * (1 + math.cos(math.pi * step / total_steps)) / 2
 
 
 def is_better(row: dict, best: dict, select_by: str) -> bool:
@@ -146,8 +120,11 @@ def train(
     folder: RunFolder | None = None,
     resume: bool = False,
     progress: bool = True,
+    label: str | None = None,
 ) -> Trained:
     """Train one U-Net; with `folder` keep log, checkpoints and best/ there, without it write nothing.
+
+    `label` names it on the progress bar, in place of its seed.
 
     Raises Interrupted after a requested stop, once the state is saved, and InputError for unusable data or
     a loss that is no longer finite.
@@ -160,14 +137,16 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     weights = class_weights(training, settings.class_balance).to(device)
 
-    per_epoch, total_steps = plan_steps(len(training), settings)
+    pool, judge = DeviceSlices(training, device, settings.enlarge_to), DeviceSlices(validation, device)
+    count = set_size(training, settings)
+    real = count - (len(training) - training.real)
+    per_epoch, total_steps = plan_steps(count, settings)
     validate_every = settings.validate_every or per_epoch
     patience = settings.patience or math.inf
     height, width = (settings.crop[1], settings.crop[0]) if settings.crop else training.shapes[0]
     micro_batch = settings.micro_batch or micro_batch_size(height * width, settings.width, device)
     largest = max(height * width for height, width in validation.shapes)
     validation_batch = micro_batch_size(largest, settings.width, device)
-    pool, judge = DeviceSlices(training, device), DeviceSlices(validation, device)
 
     # all that moves: the weights, the optimiser's moments, and these
     step, useless, best = 0, 0, {}  # useless: validations since the best one
@@ -211,15 +190,16 @@ def train(
         folder.save_checkpoint(step, tensors, {"useless": useless, "best": best})
 
     started = time.monotonic()
-    name = f"U-Net seed {settings.seed}"
-    bar = tqdm(total=total_steps, initial=step, desc=name, unit="step", disable=not progress)
+    label = label or f"U-Net seed {settings.seed}"
+    bar = tqdm(total=total_steps, initial=step, desc=label, unit="step", disable=not progress)
     with StopSignal() as stop, bar:
         while step < total_steps and useless < patience:
             # the gradient step: summed over micro-batches, divided once
             model.train()
-            samples = draw_batch(step, len(training), training.real, settings)
+            samples = draw_batch(step, count, real, settings)
             cuts = range(0, len(samples), micro_batch)
             optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] = learning_rate(step, total_steps, settings)
             loss, weight = accumulate_gradient(
                 model, (read_batch(pool, samples[cut : cut + micro_batch], settings) for cut in cuts), weights
             )
@@ -233,7 +213,7 @@ def train(
                 row = look()
                 train_loss.zero_()
                 rows.append(row)
-                useless += 1
+                useless = 0 if step <= (settings.finetune_after or 0) else useless + 1  # never stop before fine-tuning
                 if is_better(row, best, settings.select_by):
                     best, useless = row, 0
                     best_weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
