@@ -58,14 +58,17 @@ def make_synthetic(
         max_steps=steps,
         seed=seed,
     )
-    third = max(1, tuning.total_steps(len(folders["train"].stems)) // 3)  # strips at four stages (paper, Figure 4)
+    total = tuning.total_steps(len(folders["train"].stems))
+    third = max(1, total // 3)  # strips at four stages (paper, Figure 4)
     tuning = replace(tuning, sample_every=third, checkpoint_every=min(third, tuning.checkpoint_every))
-    begun = RunFolder(out / "controlnet").load_checkpoint() is not None
+    checkpoint = RunFolder(out / "controlnet").load_checkpoint()
+    begun = checkpoint is not None
     if not begun:  # new, or stopped before its first checkpoint
         shutil.rmtree(out / "controlnet", ignore_errors=True)
     config = controlnet_config(tuning, backbone, prompts, folders["train"], folders["val"])
     run = open_run(out / "controlnet", config, begun, MAY_CHANGE)
-    fine_tune(run, backbone, folders["train"], folders["val"], prompts, tuning, begun)
+    if not begun or checkpoint.step < total:
+        fine_tune(run, backbone, folders["train"], folders["val"], prompts, tuning, begun)
     synthesize(
         out / "synthetic",
         backbone,

@@ -18,7 +18,8 @@ from natural2nanoscale.runs import Interrupted, RunFolder, open_run, seed_for, s
 from natural2nanoscale.segmentation.mixing import combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.study.cells import draw_train, make_synthetic, picture_row, sampling_settings, score_unet
-from natural2nanoscale.study.table import markdown
+from natural2nanoscale.study.report import run_facts, write_report
+from natural2nanoscale.study.table import demo_report
 
 CONDITIONS = (  # name, with real slices, with synthetic slices, U-Net augmentation
     ("real", True, False, "none"),
@@ -83,10 +84,11 @@ def run_demo(args: argparse.Namespace) -> None:
     except Interrupted:
         raise Interrupted(f"in {run.path}: the same command goes on there") from None
     rows = run.read_log()
-    report = markdown(rows, asdict(settings), asdict(sampling_settings(backbone)), name, folders)
-    (run.path / "report.md").write_text(report, encoding="utf-8")
+    pictures = [run.path / f"redraw-{redraw}.png" for redraw in range(min(settings.redraws, 2))]
+    used = asdict(settings), asdict(sampling_settings(backbone)), name, folders
+    report = write_report(run.path, demo_report(rows, *used, pictures, run_facts(run.path)))
     write_json(run.path / "results.json", rows)
-    print(f"\n{report}\n{run.path}/report.md, {run.path}/redraw-0.png; {time.monotonic() - started:.0f} s")
+    print(f"\n{report}\n{run.path}/report.html, report.md and tables/; {time.monotonic() - started:.0f} s")
 
 
 def draw_folders(out: Path, root: Path | None, settings: DemoSettings, redraw: int) -> dict[str, PairFolder]:
