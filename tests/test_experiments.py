@@ -84,7 +84,7 @@ def test_experiments_go_on_after_a_kill_and_report(
     assert report in printed and "Synthetic slices" in report.splitlines()[2] or "No benefit" in report.splitlines()[2]
     for title in ("Table 1", "Figure 6", "Table 2", "Control: epochs", "Control: blocks", "Label scarcity"):
         assert f"## {title}" in report
-    with (out / "tables/figure-6-size-of-the-training-set.csv").open() as file:
+    with (out / "tables/figure-6-growing-training-sets.csv").open() as file:
         table = list(csv.DictReader(file))
     row = next(row for row in rows if row["experiment"] == "figure6" and row["condition"] == BOTH)
     line = next(line for line in table if line["training set"].startswith(BOTH) and int(line["size"]) == row["size"])

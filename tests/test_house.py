@@ -51,7 +51,10 @@ def test_runs_imports_no_wing():
         ["train_controlnet.py"],
         ["generate.py"],
         ["train_unet.py"],
-        *(["-m", "natural2nanoscale", *verb] for verb in ([], ["demo"], ["prepare"], ["phantom"], ["evaluate"])),
+        *(
+            ["-m", "natural2nanoscale", *verb]
+            for verb in ([], ["demo"], ["experiments"], ["prepare"], ["phantom"], ["evaluate"])
+        ),
     ],
     ids=lambda command: command[-1],
 )

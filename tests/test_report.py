@@ -72,6 +72,10 @@ def test_charts_put_values_where_they_belong():
     assert [float(end) for end in (*bar.groups(), mean[1])] == pytest.approx([14, 346, 14 + 332 / 3], abs=0.06)
 
 
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --disable-sync --no-first-run --disable-background-networking"
+    " --disable-component-update --enable-logging=stderr --virtual-time-budget=2000 --window-size=1400,900 --dump-dom"
+).split()
 PROBE = """<script>
 let refused = 0;
 document.addEventListener("securitypolicyviolation", () => refused++);
@@ -80,17 +84,19 @@ window.addEventListener("load", () => setTimeout(() => parent.postMessage({
   pictures: [...document.images].filter(image => image.naturalWidth).length,
   outside: [...document.querySelectorAll("section > *, img, svg")].filter(
     part => part.getBoundingClientRect().right > innerWidth + 0.5).length,
-  text: Math.min(...[...document.querySelectorAll("svg text")].map(t => t.getBoundingClientRect().height))
+  text: Math.min(...[...document.querySelectorAll("svg text")].map(words => words.getBoundingClientRect().height))
 }, "*"), 100));
 </script>"""
 WRAPPER = """<!DOCTYPE html><body><pre></pre><script>
-window.addEventListener("message", event => { document.querySelector("pre").textContent += JSON.stringify(event.data) + "\\n"; });
+window.addEventListener("message", event => {
+  document.querySelector("pre").textContent += JSON.stringify(event.data) + "\\n";
+});
 </script><iframe src="copy.html" style="width:360px;height:800px;border:0"></iframe>
 <iframe src="copy.html" style="width:1280px;height:800px;border:0"></iframe>"""
 
 
 def test_page_in_a_browser(report, tmp_path):
-    """At the widths of a telephone and of a desk: nothing sticks out, nothing is asked for, nothing is complained of."""
+    """At the widths of a telephone and a desk nothing sticks out, is asked for, or is complained of."""
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("no `chromium` on PATH: the page can be looked at in any browser instead")
@@ -100,24 +106,7 @@ def test_page_in_a_browser(report, tmp_path):
     (tmp_path / "copy.html").write_text(page.replace(POLICY, f"{POLICY}; script-src 'unsafe-inline'") + PROBE)
     (tmp_path / "wrapper.html").write_text(WRAPPER)
     result = subprocess.run(
-        [
-            *(
-                browser,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-sync",
-            ),
-            *(
-                "--disable-background-networking",
-                "--disable-component-update",
-                f"--user-data-dir={tmp_path / 'profile'}",
-            ),
-            *("--enable-logging=stderr", "--virtual-time-budget=2000", "--window-size=1400,900", "--dump-dom"),
-            (tmp_path / "wrapper.html").as_uri(),
-        ],
+        [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "wrapper.html").as_uri()],
         capture_output=True,
         text=True,
         timeout=300,

@@ -70,9 +70,8 @@ def run_experiments(args: argparse.Namespace) -> None:
                 write_phantom(here, replace(preset.phantom, seed=preset.seed + redraw))
             for (split, count), members in groups.items():
                 run_group(run, backbone, here, split, count, members, preset, redraw, args.crop)
-            report = write_report(
-                run.path, experiments_report(run, read_timing(run), preset, open_pairs(here / "test"))
-            )
+            test = open_pairs(here / "test")
+            report = write_report(run.path, experiments_report(run, read_timing(run), preset, test))
             write_json(run.path / "results.json", run.read_log())
     except Interrupted:
         raise Interrupted(f"in {run.path}: the same command goes on there") from None
@@ -147,9 +146,8 @@ def plan_cells(
     for member in members:
         condition, size = member, None
         if member.copies == math.inf and timing:
-            condition = replace(
-                member, copies=min(affordable(member, count, preset, timing), preset.most_copies) / count
-            )
+            made = min(affordable(member, count, preset, timing), preset.most_copies)
+            condition = replace(member, copies=made / count)
         if condition.copies < math.inf:
             size = sum(condition.counts(count)) + count * condition.real
         budget = member.budget or next(iter(preset.budgets))
@@ -173,9 +171,8 @@ def read_timing(run: RunFolder) -> dict[str, float]:
 def training_set(condition: Condition, annotated: Slices, copies: Slices, synthetic: Slices | None) -> Slices:
     """The slices of a condition: annotated ones, rotated copies, which count as real, then synthetic ones."""
     turned, made = condition.counts(len(annotated))
-    mixed = combine(
-        annotated if condition.real else None, synthetic if made else None, condition.synthetic, len(annotated)
-    )
+    real = annotated if condition.real else None
+    mixed = combine(real, synthetic if made else None, condition.synthetic, len(annotated))
     if not turned:
         return mixed
     own, added = mixed.images[: mixed.real] + copies.images[:turned], mixed.images[mixed.real :]
@@ -208,6 +205,6 @@ def split_at_random(root: Path, out: Path, seed: int) -> Path:
         first += len(folder.stems)
         shutil.rmtree(out / part, ignore_errors=True)  # half written when a study was killed
         info = replace(folder.info, split={"method": "random", "part": part, "seed": seed})
-        pairs = ((f"{old}_{stem}", parts[old].image(stem), parts[old].mask(stem)) for old, stem in dealt)
+        pairs = ((f"{stem}_{old}", parts[old].image(stem), parts[old].mask(stem)) for old, stem in dealt)
         write_pairs(out / part, info, pairs)
     return out

@@ -143,7 +143,7 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 .verdict { font-size: 1.35rem; line-height: 1.35; font-weight: 600; margin: .5rem 0 0; padding-left: .8rem;
   border-left: 4px solid var(--s0); }
 .note { color: var(--soft); font-size: .9rem; margin: .5rem 0; }
-.scroll { overflow-x: auto; } .off { display: inline-block; min-width: 3.6em; text-align: left; }
+.scroll { overflow-x: auto; } .off { display: inline-block; min-width: 3.2em; text-align: left; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; color: var(--soft); }

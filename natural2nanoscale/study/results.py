@@ -33,7 +33,7 @@ from natural2nanoscale.study.table import (
 
 TITLES = {
     "table1": "Table 1: pure synthetic slices",
-    "figure6": "Figure 6: size of the training set",
+    "figure6": "Figure 6: growing training sets",
     "table2": "Table 2: equal generation time",
     "budget": "Control: epochs or equal steps",
     "split": "Control: blocks or random slices",
@@ -77,7 +77,7 @@ def experiments_report(run: RunFolder, timing: dict[str, float], preset: Preset,
     return Report(
         f"What synthetic slices are worth: {test.info.name}, preset {preset.name}",
         verdict(headlines) if headlines else "The experiments have no comparison yet.",
-        [*parts, *picture_parts(run, label_consistency(rows, names))],
+        [*parts, *picture_parts(run, label_consistency([row for row in rows if row["experiment"] == "table1"], names))],
         run_facts(run.path),
     )
 
@@ -151,6 +151,8 @@ def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], wha
         cells = [name + mark, *map(str, fields), f"{size:,}", *score_cells(group, len(names)), f"{steps:,.0f}"]
         lines.append(cells + ([PAPER.get((experiment, name, size), "–")] if paper else []))
     note = f"{what} Test IoU in per cent, mean ± sample standard deviation over {repetitions_of(rows)}."
+    if any("copies" in row["condition"] for row in rows):
+        note += " Copies are rotated by up to 16 degrees."
     if any(row["unconverged"] for row in rows):
         note += " †: the last validation of a training was its best, so a longer one might have been better."
     if experiment == "split":
@@ -179,7 +181,8 @@ def size_figure(experiment: str, rows: Sequence[dict]) -> Figure:
     level = (REAL, 100 * mean_std(mious(pick(rows, REAL)))[0]) if growth else None
     x_title = "training slices" if growth else "annotated slices"
     chart = curves(series, x_title, "mIoU in per cent", level, logarithmic=not growth)
-    return Figure(TITLES[experiment], chart, f"Bars: one standard deviation over {repetitions_of(rows)}.")
+    title = "Figure 6" if growth else "Fewer annotated slices"
+    return Figure(title, chart, f"Bars: one standard deviation over {repetitions_of(rows)}.")
 
 
 def time_table(rows: Sequence[dict], timing: dict[str, float], preset: Preset) -> Table:

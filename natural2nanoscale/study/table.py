@@ -78,8 +78,13 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
+def points(share: float) -> str:
+    """A difference of shares as percentage points with a sign."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
+
+
 def range_of(interval: tuple[float, float] | None) -> str:
-    return "–" if interval is None else f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
+    return "–" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
 
 
 def mious(rows: Sequence[dict]) -> list[float]:
@@ -98,7 +103,7 @@ def difference_parts(title: str, comparisons: Sequence[Comparison], block: int) 
     rows, chart = [], []
     for one in comparisons:
         cells = [range_of(one.interval), range_of(one.over_blocks), str(one.change.pairs), one.verdict]
-        rows.append([one.label, f"{100 * one.change.mean:+.1f}", *cells])
+        rows.append([one.label, points(one.change.mean), *cells])
         bars = [bar and (100 * bar[0], 100 * bar[1]) for bar in (one.interval, one.over_blocks)]
         chart.append((one.label, 100 * one.change.mean, bars))
     note = (
@@ -119,8 +124,8 @@ def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
         lead = "No benefit of synthetic slices was found"
     clauses = []
     for where, one in comparisons:
-        interval = f"95 % interval {range_of(one.interval)}" if one.interval else "one repetition, no interval"
-        clauses.append(f"{100 * one.change.mean:+.1f} mIoU {where} ({interval})")
+        interval = f"95\u00a0% interval {range_of(one.interval)}" if one.interval else "one repetition, no interval"
+        clauses.append(f"{points(one.change.mean)} mIoU {where} ({interval})")
     return f"{lead}: {', '.join(clauses)}."
 
 
