@@ -136,7 +136,7 @@ def test_conditions_of_the_paper_have_its_sizes():
 def test_best_at_the_last_validation_is_unconverged(best_step, unconverged, data_folder, monkeypatch):
     slices = load_slices(open_pairs(data_folder / "train"))
     trained = cells.train(slices, slices, replace(EQUAL, balance=None), torch.device("cpu"), progress=False)
-    trained.best["step"] = best_step
+    trained = replace(trained, best=trained.best | {"step": best_step})
     monkeypatch.setattr(cells, "train", lambda *_: trained)
     row = cells.score_unet(slices, slices, slices, EQUAL, torch.device("cpu"))
     assert row["unconverged"] is unconverged and len(row["images"]) == 4

@@ -63,7 +63,7 @@ def test_tables_are_the_same_everywhere(report, tmp_path):
 
 def test_charts_put_values_where_they_belong():
     assert ticks(65.2, 87.1) == [65, 70, 75, 80, 85, 90] and ticks(-8.9, 2.7) == [-10, -5, 0, 5]
-    assert ticks(0.3, 0.3) and ticks(-0.02, 0.01)[0] <= -0.02
+    assert ticks(0.3, 0.3)[0] <= 0.3 < ticks(0.3, 0.3)[-1] and ticks(-0.02, 0.01)[0] <= -0.02
     _, place = bottom_axis(-8.9, 2.7, 100, "")
     assert place(-10) == 14 and place(5) == 346 and place(0) == pytest.approx(14 + 332 * 2 / 3)
     drawing = interval_plot([("a", -5.0, [(-10.0, 5.0), None])], "x")

@@ -31,7 +31,7 @@ def dot(x: float, y: float, radius: float, kind: str) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover low..high in about `count` steps of 1, 2 or 5 times a power of ten."""
-    span = max(high - low, 1e-9)
+    span = max(high - low, 1e-3)
     power = 10 ** math.floor(math.log10(span / count))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * count >= span)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
