@@ -46,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--width", type=at_least(1), metavar="N", help=f"channels of the first stage {recommended_help('width')}")
     add("--depth", type=at_least(1), metavar="N", help=f"halvings of the resolution {recommended_help('depth')}")
     add("--lr", type=at_least(0.0, float), default=default.learning_rate, help="(default: %(default)s)")
+    add("--decay", action="store_true", help="let the learning rate rise and fall to 0: good for short trainings")
     add(
         "--class-balance",
         type=at_least(0.0, float),

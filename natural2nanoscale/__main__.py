@@ -36,7 +36,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unet-steps", type=at_least(1), default=200, metavar="N", help="steps of every U-Net")
     add("--unet-batch", type=at_least(2), default=4, metavar="N", help="windows per step")
     add("--unet-crop", type=size, default=(112, 112), metavar="WxH", help="the U-Nets' window in pixels")
-    add("--unet-lr", type=at_least(0.0, float), default=3e-3, help="the U-Nets' learning rate")
+    add("--unet-lr", type=at_least(0.0, float), default=8e-3, help="the U-Nets' highest learning rate")
     add("--class-balance", type=at_least(0.0, float), default=0.5, help="weight of rare classes in the U-Nets' loss")
     add("--validations", type=at_least(1), default=8, metavar="N", help="looks at the validation slices")
     add("--device", default="auto", help="auto, cpu or cuda")

@@ -3,12 +3,10 @@
 import csv
 import json
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion import validation
@@ -74,6 +72,10 @@ def test_experiments_go_on_after_a_kill_and_report(
     given = [row for row in real if row["split"] == "given"]
     assert len(given) == 5 and len({row["miou"] for row in given}) == 1 and len(calls) - 1 < len(rows)
 
+    # marks and pooled matrices are those of what was trained
+    assert all(isinstance(row["unconverged"], bool) for row in rows)
+    assert all(row["confusion"] == np.sum(row["images"], axis=0).tolist() for row in rows)
+
     # sizes are those of the sets; the time of the synthetic slices makes more copies than are kept
     sizes = {(row["condition"], row["ratio"]): row["size"] for row in rows if row["experiment"] == "figure6"}
     assert sizes[COPIES, 2.0] == sizes[MIXED, 2.0] == sizes[BOTH, 2.0] == 12
@@ -132,15 +134,19 @@ def test_conditions_of_the_paper_have_its_sizes():
     assert paper.budgets["paper"] == Settings() and (paper.phantom.val, paper.phantom.test) == (25, 65)
 
 
-@pytest.mark.parametrize("best_step, unconverged", [(4, True), (2, False)])
-def test_best_at_the_last_validation_is_unconverged(best_step, unconverged, data_folder, monkeypatch):
-    slices = load_slices(open_pairs(data_folder / "train"))
-    trained = cells.train(slices, slices, replace(EQUAL, balance=None), torch.device("cpu"), progress=False)
-    trained = replace(trained, best=trained.best | {"step": best_step})
-    monkeypatch.setattr(cells, "train", lambda *_: trained)
-    row = cells.score_unet(slices, slices, slices, EQUAL, torch.device("cpu"))
-    assert row["unconverged"] is unconverged and len(row["images"]) == 4
-    assert row["confusion"] == np.sum(row["images"], axis=0).tolist()
+@pytest.mark.parametrize(
+    "mious, losses, by_miou, by_loss",
+    [
+        ((0.5, 0.6, 0.7), (0.9, 0.8, 0.7), True, True),
+        ((0.5, 0.7, 0.6), (0.9, 0.7, 0.8), False, False),  # past its best
+        ((0.5, 0.7, 0.704), (0.9, 0.7, 0.698), False, False),  # as good as flat
+        ((0.5, 0.7, 0.706), (0.9, 0.7, 0.696), True, True),
+        ((0.5,), (0.9,), True, True),  # a single look says nothing
+    ],
+)
+def test_training_that_still_improves_is_unconverged(mious, losses, by_miou, by_loss):
+    rows = [{"val_miou": miou, "val_loss": loss} for miou, loss in zip(mious, losses, strict=True)]
+    assert (cells.still_improves(rows, "miou"), cells.still_improves(rows, "loss")) == (by_miou, by_loss)
 
 
 def test_share_of_the_gap():

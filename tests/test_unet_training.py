@@ -21,7 +21,14 @@ from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, rea
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak, spread_over_masks
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.training import accumulate_gradient, check, class_weights, train, validate
+from natural2nanoscale.segmentation.training import (
+    accumulate_gradient,
+    check,
+    class_weights,
+    learning_rate,
+    train,
+    validate,
+)
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
 
 CLASSES = Classes.named("background", "cell")
@@ -226,6 +233,13 @@ def test_synthetic_slices_from_test_masks_are_refused(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------ refusals
+
+
+def test_the_learning_rate_is_constant_or_rises_and_falls():
+    assert {learning_rate(step, 40, SMALL) for step in range(40)} == {SMALL.learning_rate}
+    decayed = [learning_rate(step, 40, replace(SMALL, decay=True, learning_rate=2.0)) for step in range(40)]
+    assert decayed[0] == pytest.approx(0.5) and decayed[20] == pytest.approx(1.0)  # a quarter of the rise; half way
+    assert 0 < decayed[39] < 0.01 and max(decayed) == decayed[3] < 2.0
 
 
 def test_unusable_data_is_refused_with_the_flag_that_helps():

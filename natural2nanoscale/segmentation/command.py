@@ -90,6 +90,7 @@ def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
         crop=args.crop,
         balance=args.balance,
         learning_rate=args.lr,
+        decay=args.decay,
         class_balance=args.class_balance,
         validate_every=args.validate_every,
         select_by=args.select,

@@ -17,6 +17,7 @@ class Settings:
     full_batches: bool = False  # every step takes batch_size slices, even from a smaller set
     balance: float | None = None  # share of every batch that is real; None: as in the set
     learning_rate: float = 1e-3
+    decay: bool = False  # the learning rate rises for a tenth of the steps, then falls to 0 along a cosine
     class_balance: float = 0.0  # a pixel weighs (share of its class)^-class_balance in the loss; 0: all the same
     augment: str = "none"  # or "rotation": uniform in [-MAX_ANGLE, MAX_ANGLE]
     crop: tuple[int, int] | None = None  # (width, height) in pixels of windows cut from the training slices

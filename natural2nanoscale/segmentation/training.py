@@ -84,6 +84,14 @@ def plan_steps(count: int, settings: Settings) -> tuple[int, int]:
     return per_epoch, settings.max_steps or settings.epochs * per_epoch
 
 
+def learning_rate(step: int, total_steps: int, settings: Settings) -> float:
+    """Of optimiser step `step`, counted from 0: constant (paper 4.4), or with `decay` up and down again."""
+    if not settings.decay:
+        return settings.learning_rate
+    rise = min(1.0, (step + 1) / (0.1 * total_steps))
+    return settings.learning_rate * rise * (1 + math.cos(math.pi * step / total_steps)) / 2
+
+
 def is_better(row: dict, best: dict, select_by: str) -> bool:
     """Whether a validation beats the best one so far ({} before the first)."""
     if select_by == "loss":
@@ -220,6 +228,7 @@ def train(
             samples = draw_batch(step, len(training), training.real, settings)
             cuts = range(0, len(samples), micro_batch)
             optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] = learning_rate(step, total_steps, settings)
             loss, weight = accumulate_gradient(
                 model, (read_batch(pool, samples[cut : cut + micro_batch], settings) for cut in cuts), weights
             )

@@ -92,18 +92,27 @@ def score_unet(
 ) -> dict:
     """Train one U-Net and score it on the test slices: the facts of a log line.
 
-    `synthetic`: slices to be labelled as well; do they show what their masks say? Its last validation being its best
-    marks a training as unconverged: longer might have been better.
+    `synthetic`: slices to be labelled as well; do they show what their masks say?
     """
     trained = train(training, validation, settings, device)
     matrices = image_matrices(trained.model, test, device)
     scores = score(matrices, range(len(test)))
     row = {"validation": trained.best["val_miou"], "steps": trained.steps}
-    row["unconverged"] = trained.best["step"] == trained.rows[-1]["step"]
+    row["unconverged"] = still_improves(trained.rows, settings.select_by)
     row |= {key: scores[key] for key in ("miou", "iou", "confusion")}
     if synthetic is not None:
         row["synthetic_iou"] = score(image_matrices(trained.model, synthetic, device), range(len(synthetic)))["iou"]
     return row | {"images": matrices.tolist()}
+
+
+def still_improves(rows: list[dict], select_by: str) -> bool:
+    """Whether the last validation is the best, by more than 0.5 points of mIoU or 0.5 % of the loss: then the training
+    was too short to tell what it could become."""
+    scores = [row["val_miou"] if select_by == "miou" else -row["val_loss"] for row in rows]
+    if len(scores) < 2:
+        return True
+    before = max(scores[:-1])
+    return scores[-1] - before > 0.005 * (1 if select_by == "miou" else -before)
 
 
 def picture_row(path: Path, train_folder: PairFolder, synthetic: PairFolder, count: int = 3) -> None:

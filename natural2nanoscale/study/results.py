@@ -154,7 +154,7 @@ def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], wha
     if any("copies" in row["condition"] for row in rows):
         note += " Copies are rotated by up to 16 degrees."
     if any(row["unconverged"] for row in rows):
-        note += " †: the last validation of a training was its best, so a longer one might have been better."
+        note += " †: validation still improved at the end, so a longer training might have been better."
     if experiment == "split":
         note += " The two splits have other test slices: compare differences, not rows."
     return Table(TITLES[experiment], header + ["the paper"] * paper, lines, note)

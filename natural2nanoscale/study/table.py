@@ -188,9 +188,9 @@ def demo_report(
         f"slices for {settings['controlnet_steps']} steps over the backbone {backbone}, in {sampling['steps']} DDIM "
         f"steps at strength {sampling['strength']:g}{began}. Every U-Net (width {settings['unet_width']}) takes "
         f"{settings['unet_steps']} steps of {settings['unet_batch']} windows of {settings['unet_crop'][0]}x"
-        f"{settings['unet_crop'][1]} pixels, half of them from real slices where both are mixed, at learning rate "
-        f"{settings['unet_learning_rate']:g} and class balance {settings['class_balance']:g}, "
-        f"without early stopping; the best of {settings['validations']} "
+        f"{settings['unet_crop'][1]} pixels, half of them from real slices where both are mixed, at a learning rate "
+        f"that rises to {settings['unet_learning_rate']:g} and falls to 0, and class balance "
+        f"{settings['class_balance']:g}, without early stopping; the best of {settings['validations']} "
         "validations is tested. Rotation: ±16 degrees."
     )
     chart = dot_plot([(name, [100 * v for v in mious(group)]) for name, group in groups.items()], "test mIoU, per cent")
