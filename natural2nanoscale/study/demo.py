@@ -51,7 +51,7 @@ class DemoSettings:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    """Run or continue the demo in args.out; print the table and write report.md and the pictures."""
+    """Run or continue the demo in args.out; print and write the report."""
     started = time.monotonic()
     settings = DemoSettings(
         args.slices, args.redraws, args.seeds, args.seed, args.controlnet_steps, args.per_mask,
