@@ -10,6 +10,7 @@ from natural2nanoscale.cli import at_least, main_guard, size
 
 VERBS = {
     "demo": "the whole loop at embedded scale, from a few slices to a table (the default)",
+    "experiments": "the paper's tables and figures with their controls, on any data root",
     "phantom": "write the embedded dataset, a procedural FIB-SEM phantom",
     "prepare": "turn EM files and masks into train/, val/ and test/ pair folders",
     "check": "look over a data root before training, without a GPU",
@@ -17,6 +18,7 @@ VERBS = {
     "convert": "turn a ControlNet's original file into a diffusers folder",
     "backbone": "train the embedded backbone on dead-leaves images",
 }
+DEFAULTS_SHOWN = ("demo", "experiments", "backbone")
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="natural2nanoscale", description=__doc__.splitlines()[0])
     choices = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, text in VERBS.items():
-        formatter = argparse.ArgumentDefaultsHelpFormatter if name in ("demo", "backbone") else argparse.HelpFormatter
+        formatter = argparse.ArgumentDefaultsHelpFormatter if name in DEFAULTS_SHOWN else argparse.HelpFormatter
         sub = choices.add_parser(name, help=text, description=text, formatter_class=formatter)
         if name == verb:
             add_arguments(name, sub)
@@ -60,6 +62,23 @@ def parse_arguments() -> argparse.Namespace:
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     if verb == "demo":
         add_demo_arguments(parser)
+    elif verb == "experiments":
+        from natural2nanoscale.study.presets import EXPERIMENTS, PRESETS
+
+        add, suppress = parser.add_argument, argparse.SUPPRESS
+        names = "; ".join(f"{name}: {what}" for name, what in EXPERIMENTS.items())
+        add("--preset", choices=tuple(PRESETS), default="embedded", help="budgets of everything")
+        add("--out", type=Path, default=Path("runs/experiments"), help="run folder; stopped experiments go on in it")
+        add("--data", type=Path, help="prepared data root (default: phantoms)")
+        add("--backbone", default="auto", help="auto, embedded, a diffusers folder, or a hub id")
+        add("--only", nargs="+", choices=tuple(EXPERIMENTS), metavar="NAME", default=suppress, help=names)
+        add("--ratios", nargs="+", type=at_least(0.01, float), metavar="R", default=suppress,
+            help="added slices per annotated one in figure6, instead of the preset's")  # fmt: skip
+        add("--redraws", type=at_least(1), metavar="N", default=suppress, help="repetitions, instead of the preset's")
+        add("--seeds", type=at_least(1), metavar="N", default=suppress, help="U-Nets each, instead of the preset's")
+        add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
+        add("--crop", type=size, metavar="WxH", help="ControlNet's window in pixels")
+        add("--device", default="auto", help="auto, cpu or cuda")
     elif verb == "phantom":
         from natural2nanoscale.data.phantom import add_arguments as add
 
@@ -103,6 +122,8 @@ def run_verb() -> None:
     args = parse_arguments()
     if args.verb == "demo":
         from natural2nanoscale.study.demo import run_demo as run
+    elif args.verb == "experiments":
+        from natural2nanoscale.study.experiments import run_experiments as run
     elif args.verb == "phantom":
         from natural2nanoscale.data.phantom import run
     elif args.verb == "prepare":

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from natural2nanoscale.study.table import difference
+from natural2nanoscale.study.table import compare, verdict
 
 TOY = [
     *("--slices", 2, "--redraws", 2, "--seeds", 1, "--controlnet-steps", 2, "--per-mask", 2, "--crop", "32x32"),
@@ -20,7 +20,8 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     rows = json.loads((out / "results.json").read_text())
     assert len(rows) == 2 * 5 and len({row["condition"] for row in rows}) == 5
     report = (out / "report.md").read_text()
-    assert report in printed
+    assert report in printed and "redraw-1.png" in report
+    assert report.splitlines()[2].strip("*") in (out / "report.html").read_text()
     for row in rows:  # each cell of the table is the mean of what the log holds
         pair = [other["miou"] for other in rows if other["condition"] == row["condition"]]
         assert f"| {row['condition']} | {100 * sum(pair) / 2:.1f} ± " in report
@@ -63,7 +64,29 @@ def test_differences_are_paired_by_redraw():
             (1, 0, "real + synthetic", 0.6),
         ]
     ]
-    change = difference(rows, "real + synthetic", "real")
+    groups = [[row for row in rows if row["condition"] == name] for name in ("real + synthetic", "real")]
+    change = compare("", *groups, block=1).change
     # (0.7 - 0.6, 0.6 - 0.4): mean 0.15, sample deviation 0.0707, t(0.975, 1) = 12.706
     assert change.pairs == 2 and change.mean == pytest.approx(0.15)
     assert change.half_width == pytest.approx(12.7062 * 0.0707107 / 2**0.5, rel=1e-4)
+
+
+def rows_of(condition, mious):
+    return [{"redraw": i, "seed": 0, "condition": condition, "miou": value} for i, value in enumerate(mious)]
+
+
+@pytest.mark.parametrize(
+    "gains, lead",
+    [
+        ((0.10, 0.11, 0.12), "Synthetic slices helped: +11.0 mIoU beside (95\u00a0% interval +8.5 to +13.5)."),
+        ((-0.10, -0.11, -0.12), "Synthetic slices did not help: -11.0"),
+        ((-0.10, 0.01, 0.12), "No benefit of synthetic slices was found: +1.0"),
+    ],
+)
+def test_verdict_says_what_its_interval_allows(gains, lead):
+    real = [0.5, 0.6, 0.7]
+    ours = rows_of("with", [value + gain for value, gain in zip(real, gains, strict=True)])
+    one = compare("", ours, rows_of("real", real), block=1)
+    assert verdict([("beside", one)]).startswith(lead)
+    both = verdict([("beside", one), ("on top", compare("", ours[:1], rows_of("real", real), block=1))])
+    assert "on top (one repetition, no interval)" in both and both.count(".") >= 1

@@ -53,7 +53,7 @@ def test_runs_imports_no_wing():
         ["train_unet.py"],
         *(
             ["-m", "natural2nanoscale", *verb]
-            for verb in ([], ["demo"], ["prepare"], ["phantom"], ["evaluate"], ["convert"])
+            for verb in ([], ["demo"], ["experiments"], ["prepare"], ["phantom"], ["evaluate"], ["convert"])
         ),
     ],
     ids=lambda command: command[-1],

@@ -1,10 +1,12 @@
-"""t intervals against scipy."""
+"""t intervals against scipy, the block bootstrap against cases whose distribution is known."""
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from natural2nanoscale.study.statistics import paired_difference, t_distribution, t_quantile
+from natural2nanoscale.segmentation.metrics import iou, mean_present
+from natural2nanoscale.study.statistics import block_bootstrap, miou, paired_difference, t_distribution, t_quantile
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 29, 60])
@@ -27,3 +29,49 @@ def test_paired_interval_equals_scipy():
 def test_one_pair_has_no_interval():
     ours = paired_difference([0.8], [0.7])
     assert ours.half_width is None and ours.reaches_zero
+
+
+def hits_of(found: list[int], size: int = 10) -> np.ndarray:
+    """(1,N,2,2): every slice is `size` pixels of class 0, of which found[i] were recognised. mIoU is linear in them:
+    IoU of class 0 is their share and that of class 1, never right, is 0."""
+    return np.array([[[[n, size - n], [0, 0]] for n in found]], dtype=np.int64)
+
+
+def test_bootstrap_of_two_blocks_reaches_from_one_to_the_other():
+    # both blocks are drawn twice, or one of each: differences 1/2 * (0.2, 0.5, 0.8), with chances 1/4, 1/2, 1/4
+    low, high = block_bootstrap(hits_of([2, 2, 8, 8]), hits_of([0, 0, 0, 0]), block=2, volumes=[0])
+    assert (low, high) == (pytest.approx(0.1), pytest.approx(0.4))
+
+
+def test_bootstrap_equals_the_binomial_quantiles():
+    right = hits_of([10, 10, 0, 0] * 10)  # 20 blocks of two neighbours, every other one wholly right
+    low, high = block_bootstrap(right, hits_of([0, 1] * 20), block=2, volumes=[0], draws=20000)
+    quantiles = stats.binom.ppf([0.025, 0.975], 20, 0.5) / 20
+    assert (low, high) == (pytest.approx(quantiles[0] / 2 - 0.025), pytest.approx(quantiles[1] / 2 - 0.025))
+    # taken one by one, the slices would look twice as many and the interval too short by sqrt(2)
+    alone = block_bootstrap(right, hits_of([0, 1] * 20), block=1, volumes=[0], draws=20000)
+    assert 1.2 < (high - low) / (alone[1] - alone[0]) < 1.6
+
+
+def test_bootstrap_of_equal_blocks_is_a_point_and_pools_before_it_divides():
+    rng = np.random.default_rng(0)
+    one, other = (np.tile(rng.integers(0, 50, (1, 1, 3, 3)), (1, 6, 1, 1)) for _ in range(2))
+    low, high = block_bootstrap(one, other, block=3, volumes=[0])
+    pooled = [mean_present(iou(torch.from_numpy(m[0].sum(0)))) for m in (one, other)]
+    assert low == pytest.approx(pooled[0] - pooled[1]) == pytest.approx(high)
+
+
+def test_repetitions_on_the_same_slices_share_their_draws():
+    two, none = np.tile(hits_of([2, 8]), (2, 1, 1, 1)), np.tile(hits_of([0, 0]), (2, 1, 1, 1))
+    assert block_bootstrap(two, none, 1, [5, 5]) == (pytest.approx(0.1), pytest.approx(0.4))
+    # independent volumes average out: both at an extreme in 1 of 16 draws, still within the outer 2.5 %
+    low, high = block_bootstrap(two, none, 1, [0, 1], draws=20000)
+    assert (low, high) == (pytest.approx(0.1), pytest.approx(0.4))
+    many = np.tile(hits_of([2, 8]), (12, 1, 1, 1))
+    low, high = block_bootstrap(many, np.zeros_like(many) + np.tile(hits_of([0, 0]), (12, 1, 1, 1)), 1, range(12))
+    assert 0.15 < low < 0.25 < high < 0.35
+
+
+def test_absent_class_does_not_count():
+    matrices = np.array([[[5, 0, 0], [1, 4, 0], [0, 0, 0]], [[0] * 3] * 3])
+    assert miou(matrices)[0] == pytest.approx((5 / 6 + 4 / 5) / 2) and np.isnan(miou(matrices)[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,21 +10,16 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.cli import data_root
-from natural2nanoscale.data.contact import colored, sheet
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json, write_pairs
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
 from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
-from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
-from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
-from natural2nanoscale.diffusion.sampling import SamplingSettings
-from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
+from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, RunFolder, open_run, permutation_for, seed_for, select_device
-from natural2nanoscale.segmentation.evaluation import image_matrices, score
+from natural2nanoscale.runs import Interrupted, RunFolder, open_run, seed_for, select_device
 from natural2nanoscale.segmentation.mixing import combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.study.table import markdown
+from natural2nanoscale.study.cells import draw_train, make_synthetic, picture_row, sampling_settings, score_unet
+from natural2nanoscale.study.report import run_facts, write_report
+from natural2nanoscale.study.table import demo_report
 
 CONDITIONS = (  # name, with real slices, with synthetic slices, U-Net augmentation
     ("real", True, False, "none"),
@@ -57,7 +51,7 @@ class DemoSettings:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    """Run or continue the demo in args.out; print the table and write report.md and the pictures."""
+    """Run or continue the demo in args.out; print and write the report."""
     started = time.monotonic()
     settings = DemoSettings(
         args.slices, args.redraws, args.seeds, args.seed, args.controlnet_steps, args.per_mask,
@@ -83,16 +77,18 @@ def run_demo(args: argparse.Namespace) -> None:
         for redraw in range(settings.redraws):
             folder = run.path / f"redraw-{redraw}"
             folders = draw_folders(folder, root, settings, redraw)
-            synthetic = make_synthetic(folder, backbone, folders, settings, redraw, args.crop)
+            budget = settings.controlnet_steps, settings.per_mask
+            synthetic = make_synthetic(folder, backbone, folders, *budget, settings.seed + redraw, args.crop)
             compare(run, folders | {"synthetic": synthetic}, settings, redraw, device)
             picture_row(folder.with_suffix(".png"), folders["train"], synthetic)
     except Interrupted:
         raise Interrupted(f"in {run.path}: the same command goes on there") from None
     rows = run.read_log()
-    report = markdown(rows, asdict(settings), asdict(sampling_settings(backbone)), name, folders)
-    (run.path / "report.md").write_text(report, encoding="utf-8")
+    pictures = [run.path / f"redraw-{redraw}.png" for redraw in range(min(settings.redraws, 2))]
+    used = asdict(settings), asdict(sampling_settings(backbone)), name, folders
+    report = write_report(run.path, demo_report(rows, *used, pictures, run_facts(run.path)))
     write_json(run.path / "results.json", rows)
-    print(f"\n{report}\n{run.path}/report.md, {run.path}/redraw-0.png; {time.monotonic() - started:.0f} s")
+    print(f"\n{report}\n{run.path}/report.html, report.md and tables/; {time.monotonic() - started:.0f} s")
 
 
 def draw_folders(out: Path, root: Path | None, settings: DemoSettings, redraw: int) -> dict[str, PairFolder]:
@@ -107,55 +103,8 @@ def draw_folders(out: Path, root: Path | None, settings: DemoSettings, redraw: i
     pool = open_pairs(root / "train")
     if len(pool.stems) < settings.slices:
         raise InputError(f"{root}/train has {len(pool.stems)} slices, expected at least --slices {settings.slices}")
-    if not (out / "train" / "dataset.json").is_file():
-        shutil.rmtree(out / "train", ignore_errors=True)  # half written when a demo was killed
-        order = permutation_for(len(pool.stems), settings.seed, "slices", redraw)
-        chosen = [pool.stems[i] for i in sorted(order[: settings.slices])]
-        write_pairs(out / "train", pool.info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
-    return {"train": open_pairs(out / "train")} | {part: open_pairs(root / part) for part in ("val", "test")}
-
-
-def sampling_settings(backbone: Backbone) -> SamplingSettings:
-    """The defaults, with what the backbone recommends."""
-    return SamplingSettings(strength=backbone.recommended.strength, start=backbone.recommended.start)
-
-
-def make_synthetic(
-    out: Path,
-    backbone: Backbone,
-    folders: dict[str, PairFolder],
-    settings: DemoSettings,
-    redraw: int,
-    crop: tuple[int, int] | None,
-) -> PairFolder:
-    """Fine-tune a ControlNet on the drawn slices and draw new ones from their masks, or go on with both."""
-    prompts = read_prompts(None)
-    tuning = FineTuning(
-        crop=fitting_crop(crop or backbone.recommended.crop, backbone),
-        learning_rate=backbone.recommended.learning_rate,
-        max_weight=backbone.recommended.max_weight,
-        max_steps=settings.controlnet_steps,
-        seed=settings.seed + redraw,
-        checkpoint_every=300,
-        sample_every=300,
-    )
-    begun = RunFolder(out / "controlnet").load_checkpoint() is not None
-    if not begun:  # new, or stopped before its first checkpoint
-        shutil.rmtree(out / "controlnet", ignore_errors=True)
-    config = controlnet_config(tuning, backbone, prompts, folders["train"], folders["val"])
-    run = open_run(out / "controlnet", config, begun, MAY_CHANGE)
-    fine_tune(run, backbone, folders["train"], folders["val"], prompts, tuning, begun)
-    synthesize(
-        out / "synthetic",
-        backbone,
-        load_trained(out / "controlnet", backbone),
-        folders["train"],
-        prompts,
-        sampling_settings(backbone),
-        settings.per_mask,
-        seed=settings.seed + redraw,
-    )
-    return open_pairs(out / "synthetic")
+    drawn = draw_train(out / "train", pool, settings.slices, settings.seed, redraw)
+    return {"train": drawn} | {part: open_pairs(root / part) for part in ("val", "test")}
 
 
 def compare(
@@ -178,44 +127,23 @@ def compare(
         for seed in range(settings.seeds):
             if (redraw, condition, seed) in done:
                 continue
-            trained = train(
-                training,
-                slices["val"],
-                Settings(
-                    width=settings.unet_width,
-                    max_steps=settings.unet_steps,
-                    batch_size=settings.unet_batch,
-                    full_batches=True,
-                    balance=0.5 if with_real and with_synthetic else None,
-                    augment=augment,
-                    crop=settings.unet_crop,
-                    learning_rate=settings.unet_learning_rate,
-                    decay=True,
-                    class_balance=settings.class_balance,
-                    validate_every=settings.unet_steps // settings.validations,
-                    patience=0,
-                    select_by="miou",
-                    seed=seed_for(settings.seed, redraw, "unet", seed),
-                ),
-                device,
-                label=f"U-Net {seed}, {condition}",
+            unet = Settings(
+                width=settings.unet_width,
+                max_steps=settings.unet_steps,
+                batch_size=settings.unet_batch,
+                full_batches=True,
+                balance=0.5 if with_real and with_synthetic else None,
+                augment=augment,
+                crop=settings.unet_crop,
+                learning_rate=settings.unet_learning_rate,
+                decay=True,
+                class_balance=settings.class_balance,
+                validate_every=settings.unet_steps // settings.validations,
+                patience=0,
+                select_by="miou",
+                seed=seed_for(settings.seed, redraw, "unet", seed),
             )
-            matrices = image_matrices(trained.model, slices["test"], device)
-            scores = score(matrices, folders["test"].stems)
-            row = {"redraw": redraw, "condition": condition, "seed": seed, "validation": trained.best["val_miou"]}
-            row |= {key: scores[key] for key in ("miou", "iou", "confusion")}
-            if condition == JUDGE:  # do the synthetic slices show what their masks say?
-                agreement = score(
-                    image_matrices(trained.model, slices["synthetic"], device), folders["synthetic"].stems
-                )
-                row["synthetic_iou"] = agreement["iou"]
-            run.log(row | {"images": matrices.tolist()})
-
-
-def picture_row(path: Path, train_folder: PairFolder, synthetic: PairFolder, count: int = 3) -> None:
-    """real | mask | synthetic for a few of the masks."""
-    rows = []
-    for stem in train_folder.stems[:: max(1, len(train_folder.stems) // count)][:count]:
-        mask = colored(train_folder.mask(stem), train_folder.info.classes)
-        rows.append([train_folder.image(stem), mask, synthetic.image(f"{stem}_s000")])
-    sheet(rows, path, ["real", "mask", "synthetic"])
+            judged = slices["synthetic"] if condition == JUDGE else None
+            row = {"redraw": redraw, "condition": condition, "seed": seed, "test": fingerprint(folders["test"])[:12]}
+            label = f"U-Net {seed}, {condition}"
+            run.log(row | score_unet(training, slices["val"], slices["test"], unet, device, judged, label))

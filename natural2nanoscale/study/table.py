@@ -1,12 +1,19 @@
-"""The demo's table: what synthetic slices were worth, in Markdown, from the log's lines alone."""
+"""From a log's lines to tables: means, spreads, paired differences; and the demo's report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from natural2nanoscale.runs import mean_std
-from natural2nanoscale.study.statistics import Difference, paired_difference
+from natural2nanoscale.study.figures import dot_plot, interval_plot
+from natural2nanoscale.study.report import Figure, Pictures, Report, Table
+from natural2nanoscale.study.statistics import Difference, block_bootstrap, paired_difference
 
+BLOCK = 4  # consecutive test slices that the bootstrap keeps together
 COMPARISONS = (
     ("real + synthetic", "real"),
     ("real + synthetic + rotation", "real + rotation"),
@@ -15,36 +22,153 @@ COMPARISONS = (
 )
 
 
-def markdown(rows: Sequence[dict], settings: dict, sampling: dict, backbone: str, folders: dict) -> str:
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference in mIoU: its t interval over repetitions, and its interval over blocks of test slices."""
+
+    label: str
+    change: Difference
+    over_blocks: tuple[float, float] | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        half = self.change.half_width
+        return None if half is None else (self.change.mean - half, self.change.mean + half)
+
+    @property
+    def verdict(self) -> str:
+        """What the t interval excludes."""
+        low, high = self.interval or (-1, 1)
+        return "better" if low > 0 else "worse" if high < 0 else "open"
+
+
+def by_repetition(rows: Sequence[dict], value: Callable[[dict], float | None]) -> dict[int, float]:
+    """The values that spread and pairs are over: of redraws when there are several (their seeds averaged), else of
+    U-Net seeds. Rows whose value is None (an absent class) are left out."""
+    unit = "redraw" if len({row["redraw"] for row in rows}) > 1 else "seed"
+    groups: dict[int, list[float]] = {}
+    for row in rows:
+        if value(row) is not None:
+            groups.setdefault(row[unit], []).append(value(row))
+    return {key: mean_std(groups[key])[0] for key in sorted(groups)}
+
+
+def compare(label: str, with_it: Sequence[dict], without: Sequence[dict], block: int) -> Comparison | None:
+    """Paired difference in mIoU of two training sets, over what both have; None where they share nothing."""
+    ours, theirs = (by_repetition(rows, lambda row: row["miou"]) for rows in (with_it, without))
+    both = [key for key in ours if key in theirs]
+    if not both:
+        return None
+    change = paired_difference([ours[key] for key in both], [theirs[key] for key in both])
+    there = {(row["redraw"], row["seed"]): row for row in without}
+    pairs = [(row, there[row["redraw"], row["seed"]]) for row in with_it if (row["redraw"], row["seed"]) in there]
+    if not all("images" in row for pair in pairs for row in pair):
+        return Comparison(label, change, None)
+    matrices = [np.array([pair[side]["images"] for pair in pairs]) for side in (0, 1)]
+    tests = [row.get("test", row["redraw"]) for row, _ in pairs]
+    volumes = [tests.index(test) for test in tests]
+    return Comparison(label, change, block_bootstrap(*matrices, block, volumes))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Shares as per cent: mean and, of several, sample standard deviation."""
+    if not values:
+        return "absent"
+    mean, std = mean_std(values)
+    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
+
+
+def points(share: float) -> str:
+    """A difference of shares as percentage points with a sign."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
+
+
+def range_of(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
+
+
+def mious(rows: Sequence[dict]) -> list[float]:
+    return list(by_repetition(rows, lambda row: row["miou"]).values())
+
+
+def score_cells(rows: Sequence[dict], classes: int) -> list[str]:
+    """mIoU and the IoU of every class."""
+    per_class = [list(by_repetition(rows, lambda row, k=k: row["iou"][k]).values()) for k in range(classes)]
+    return [spread(values) for values in (mious(rows), *per_class)]
+
+
+def difference_parts(title: str, comparisons: Sequence[Comparison], block: int) -> list[Table | Figure]:
+    """The same differences as a chart and as a table."""
+    header = ("difference in mIoU", "mean", "95 % t interval", "95 % over test slices", "pairs", "verdict")
+    rows, chart = [], []
+    for one in comparisons:
+        cells = [range_of(one.interval), range_of(one.over_blocks), str(one.change.pairs), one.verdict]
+        rows.append([one.label, points(one.change.mean), *cells])
+        bars = [bar and (100 * bar[0], 100 * bar[1]) for bar in (one.interval, one.over_blocks)]
+        chart.append((one.label, 100 * one.change.mean, bars))
+    note = (
+        f"Thick bar: t interval over repetitions, which the verdict goes by. Thin bar: the same trained networks on "
+        f"other test slices, blocks of {block} neighbours drawn anew, matrices pooled before mIoU is taken."
+    )
+    figure = Figure(title, interval_plot(chart, "difference in mIoU, percentage points"), note)
+    return [figure, Table(f"{title}, in numbers", header, rows)]
+
+
+def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
+    """One sentence: whether synthetic slices helped in each of the (circumstance, comparison) pairs."""
+    found = {one.verdict for _, one in comparisons}
+    lead = "Synthetic slices did not help"
+    if "better" in found:
+        lead = "Synthetic slices helped" + ("" if found == {"better"} else " in part")
+    elif found == {"open"}:
+        lead = "No benefit of synthetic slices was found"
+    clauses = []
+    for where, one in comparisons:
+        interval = f"95\u00a0% interval {range_of(one.interval)}" if one.interval else "one repetition, no interval"
+        clauses.append(f"{points(one.change.mean)} mIoU {where} ({interval})")
+    return f"{lead}: {', '.join(clauses)}."
+
+
+def label_consistency(rows: Sequence[dict], names: Sequence[str]) -> str:
+    """How well U-Nets that never saw synthetic slices find the masks that these were made from; "" if none looked."""
+    judges = [row for row in rows if "synthetic_iou" in row]
+    if not judges:
+        return ""
+
+    def agreement(row: dict, k: int) -> float | None:
+        on_synthetic, on_test = row["synthetic_iou"][k], row["iou"][k]
+        return on_synthetic / on_test if on_test and on_synthetic is not None else None
+
+    shares = [
+        spread(list(by_repetition(judges, lambda row, k=k: agreement(row, k)).values())) for k in range(len(names))
+    ]
+    return (
+        f"Label consistency: IoU of the U-Nets trained on {judges[0]['condition']} on the synthetic slices, against "
+        "the masks that these were made from, in per cent of their IoU on the real test slices: "
+        + ", ".join(f"{name} {share}" for name, share in zip(names, shares, strict=True))
+        + "."
+    )
+
+
+def demo_report(
+    rows: Sequence[dict],
+    settings: dict,
+    sampling: dict,
+    backbone: str,
+    folders: dict,
+    pictures: Sequence[Path],
+    facts: Sequence[tuple[str, str]],
+) -> Report:
     """Verdict, mIoU and IoU per condition, paired differences, and how all this was made.
 
     `rows` have redraw, seed, condition, miou and iou (per class, null where absent).
     """
     names = folders["train"].info.classes.names
-    lines = [f"**{verdict(rows)}**", "", "| training set | mIoU | " + " | ".join(names) + " |"]
-    lines.append("|---|--:|" + "--:|" * len(names))
-    for condition in dict.fromkeys(row["condition"] for row in rows):
-        cells = [_spread(repetitions(rows, condition, lambda row: row["miou"]))]
-        cells += [_spread(repetitions(rows, condition, lambda row, k=k: row["iou"][k])) for k in range(len(names))]
-        lines.append(f"| {condition} | {' | '.join(cells)} |")
-    lines += ["", "| difference in mIoU | mean | 95 % t interval | pairs |", "|---|--:|--:|--:|"]
-    for with_it, without in COMPARISONS:
-        change = difference(rows, with_it, without)
-        interval = "–"
-        if change.half_width is not None:
-            low, high = change.mean - change.half_width, change.mean + change.half_width
-            interval = f"{100 * low:+.1f} to {100 * high:+.1f}" + (", reaches below zero" if low < 0 else "")
-        lines.append(f"| {with_it} − {without} | {100 * change.mean:+.1f} | {interval} | {change.pairs} |")
-    judge = next((row["condition"] for row in rows if "synthetic_iou" in row), None)
-    if judge:
-        shares = [_spread(repetitions(rows, judge, lambda row, k=k: agreement(row, k))) for k in range(len(names))]
-        lines += [
-            "",
-            f"Label consistency: IoU of the U-Nets trained on {judge} on the synthetic slices, against the masks that "
-            "these were made from, in per cent of their IoU on the real test slices: "
-            + ", ".join(f"{name} {share}" for name, share in zip(names, shares, strict=True))
-            + ".",
-        ]
+    groups = {
+        name: [row for row in rows if row["condition"] == name] for name in dict.fromkeys(r["condition"] for r in rows)
+    }
+    scores = [[name, *score_cells(group, len(names))] for name, group in groups.items()]
+    compared = [compare(f"{a} − {b}", groups[a], groups[b], BLOCK) for a, b in COMPARISONS]
     redraws = len({row["redraw"] for row in rows})
     repeats = (
         f"{redraws} redraws of slices, ControlNet, synthetic slices and U-Nets"
@@ -57,8 +181,7 @@ def markdown(rows: Sequence[dict], settings: dict, sampling: dict, backbone: str
             f", of which the first {100 * (1 - sampling['start']):.0f} % are left out: sampling begins at the mask's "
             "own slice, noised to that level"
         )
-    lines += [
-        "",
+    made = (
         f"Test IoU in per cent on {len(folders['test'].stems)} real slices of {folders['test'].info.name}, mean ± "
         f"sample standard deviation over {repeats}. {settings['slices']} annotated slices; "
         f"{settings['per_mask']} synthetic ones from each of their masks, by a ControlNet fine-tuned on the same "
@@ -68,46 +191,23 @@ def markdown(rows: Sequence[dict], settings: dict, sampling: dict, backbone: str
         f"{settings['unet_crop'][1]} pixels, half of them from real slices where both are mixed, at a learning rate "
         f"that rises to {settings['unet_learning_rate']:g} and falls to 0, and class balance "
         f"{settings['class_balance']:g}, without early stopping; the best of {settings['validations']} "
-        "validations is tested. Rotation: ±16 degrees.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def repetitions(rows: Sequence[dict], condition: str, value: Callable[[dict], float | None]) -> list[float]:
-    """The values that spread and pairs are over: of redraws when there are several (their seeds averaged), else
-    of U-Net seeds. Rows whose value is None (an absent class) are left out."""
-    by_redraw = len({row["redraw"] for row in rows}) > 1
-    groups: dict[int, list[float]] = {}
-    for row in rows:
-        if row["condition"] == condition and value(row) is not None:
-            groups.setdefault(row["redraw"] if by_redraw else row["seed"], []).append(value(row))
-    return [mean_std(groups[key])[0] for key in sorted(groups)]
-
-
-def agreement(row: dict, class_id: int) -> float | None:
-    """A network's IoU on the synthetic slices as a share of its IoU on the test slices."""
-    on_synthetic, on_test = row["synthetic_iou"][class_id], row["iou"][class_id]
-    return on_synthetic / on_test if on_test and on_synthetic is not None else None
-
-
-def difference(rows: Sequence[dict], with_it: str, without: str) -> Difference:
-    """Paired difference in mIoU between two conditions, which have the same redraws and seeds."""
-    return paired_difference(*(repetitions(rows, name, lambda row: row["miou"]) for name in (with_it, without)))
-
-
-def verdict(rows: Sequence[dict]) -> str:
-    """One sentence: what synthetic slices added, alone and on top of rotation."""
-    parts = []
-    for with_it, without in COMPARISONS[:2]:
-        change = difference(rows, with_it, without)
-        certain = "an interval that reaches below zero" if change.reaches_zero and change.half_width is not None else ""
-        spread = f" ± {100 * change.half_width:.1f}" if change.half_width is not None else ""
-        parts.append(f"{100 * change.mean:+.1f}{spread} mIoU beside {without}" + (f" ({certain})" if certain else ""))
-    return f"Synthetic slices were worth {parts[0]} and {parts[1]}."
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return "absent"
-    mean, std = mean_std(values)
-    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
+        "validations is tested. Rotation: ±16 degrees."
+    )
+    chart = dot_plot([(name, [100 * v for v in mious(group)]) for name, group in groups.items()], "test mIoU, per cent")
+    where = "beside the real slices", "on top of rotation"
+    return Report(
+        f"What synthetic slices are worth: {folders['train'].info.name}",
+        verdict(list(zip(where, compared[:2], strict=True))),
+        [
+            *difference_parts("Differences", compared, BLOCK)[:1],
+            Table("Training sets", ("training set", "mIoU", *names), scores, made),
+            Figure("Every repetition", chart, "Large dots: means. Small dots: repetitions."),
+            *difference_parts("Differences", compared, BLOCK)[1:],
+            Pictures(
+                "Real, mask, synthetic",
+                [(f"redraw {i}", path) for i, path in enumerate(pictures)],
+                label_consistency(rows, names),
+            ),
+        ],
+        facts,
+    )

@@ -24,7 +24,8 @@ from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.study.demo import DemoSettings, draw_folders, make_synthetic
+from natural2nanoscale.study.cells import make_synthetic
+from natural2nanoscale.study.demo import DemoSettings, draw_folders
 
 CPU = torch.device("cpu")
 
@@ -99,7 +100,9 @@ def main() -> None:
             flush=True,
         )
         for name, model in (("frozen", backbone), ("random", random_unet(backbone, turn))):
-            drawn = load_slices(make_synthetic(args.out / f"seed-{turn}" / name, model, folders, settings, turn, None))
+            drawn = load_slices(
+                make_synthetic(args.out / f"seed-{turn}" / name, model, folders, args.steps, 1, args.seed + turn, None)
+            )
             found = scores(drawn)
             shares = [f"{100 * a / b:.1f}" for a, b in zip(found["iou"], real["iou"], strict=True) if a and b]
             print(

@@ -1,0 +1,133 @@
+"""Charts as SVG, by hand: as wide as a telephone, so that their text can be read on one; colours come from the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+
+WIDTH, MARGIN = 360, 14  # in units of the viewBox, which are pixels on a narrow screen
+
+
+def svg(height: float, parts: Sequence[str], label: str) -> str:
+    """The drawing with its frame; `label` is what a screen reader says."""
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(words)}</text>'
+
+
+def line(x0: float, y0: float, x1: float, y1: float, kind: str) -> str:
+    return f'<line x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}" class="{kind}"/>'
+
+
+def dot(x: float, y: float, radius: float, kind: str) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" class="{kind}"/>'
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover low..high in about `count` steps of 1, 2 or 5 times a power of ten."""
+    span = max(high - low, 1e-3)
+    power = 10 ** math.floor(math.log10(span / count))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * count >= span)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]
+
+
+def bottom_axis(low: float, high: float, height: float, title: str) -> tuple[list[str], Callable[[float], float]]:
+    """Grid, numbers and title of a horizontal axis, and the function from values to x."""
+    marks = ticks(low, high)
+    left, right = MARGIN, WIDTH - MARGIN
+
+    def place(value: float) -> float:
+        return left + (right - left) * (value - marks[0]) / (marks[-1] - marks[0])
+
+    parts = [line(place(mark), 4, place(mark), height - 34, "grid") for mark in marks]
+    parts += [text(place(mark), height - 20, f"{mark:g}", "middle", "small") for mark in marks]
+    return [*parts, text(WIDTH / 2, height - 4, title, "middle", "small")], place
+
+
+def dot_plot(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> str:
+    """One line per condition: its repetitions as small dots, their mean as a large one."""
+    height = 34 * len(rows) + 44
+    values = [value for _, row in rows for value in row]
+    parts, place = bottom_axis(min(values), max(values), height, title)
+    for i, (name, row) in enumerate(rows):
+        y = 34 * i + 28
+        mean = sum(row) / len(row)
+        parts += [text(MARGIN, y - 11, name), line(MARGIN, y, WIDTH - MARGIN, y, "rule")]
+        parts += [dot(place(value), y, 3, "repetition") for value in row if len(row) > 1]
+        parts.append(dot(place(mean), y, 5, "mean"))
+    return svg(height, parts, title)
+
+
+def interval_plot(rows: Sequence[tuple[str, float, Sequence[tuple[float, float] | None]]], title: str) -> str:
+    """One line per difference: its mean as a dot, its intervals as bars (the first one thick), and zero."""
+    height = 38 * len(rows) + 44
+    ends = [end for _, mean, bars in rows for end in (0.0, mean, *(e for bar in bars if bar for e in bar))]
+    parts, place = bottom_axis(min(ends), max(ends), height, title)
+    parts.append(line(place(0), 4, place(0), height - 34, "zero"))
+    for i, (name, mean, bars) in enumerate(rows):
+        y = 38 * i + 28
+        parts.append(text(MARGIN, y - 11, name, kind="halo"))
+        for n, bar in enumerate(bars):
+            if bar:
+                parts.append(line(place(bar[0]), y + 7 * n, place(bar[1]), y + 7 * n, f"bar bar{n}"))
+        parts.append(dot(place(mean), y, 5, "mean"))
+    return svg(height, parts, title)
+
+
+def curves(
+    series: Sequence[tuple[str, Sequence[tuple[float, float, float | None]]]],
+    x_title: str,
+    y_title: str,
+    level: tuple[str, float] | None = None,
+    logarithmic: bool = False,
+) -> str:
+    """Curves of (x, mean, standard deviation or None) with bars of one deviation; `level` is a dashed line."""
+    scale = (lambda x: math.log2(x)) if logarithmic else (lambda x: x)
+    named = [*series, *([(level[0], [])] if level else [])]
+    top, bottom, left, right = 12 + 17 * len(named), 300 + 17 * len(named), 40, WIDTH - MARGIN
+    points = [point for _, row in series for point in row]
+    xs = sorted({x for x, _, _ in points})
+    ends = [mean + sign * (std or 0) for _, mean, std in points for sign in (-1, 1)] + ([level[1]] if level else [])
+    marks = ticks(min(ends), max(ends))
+    x0, x1 = (scale(xs[0]), scale(xs[-1])) if len(xs) > 1 else (scale(xs[0]) - 1, scale(xs[0]) + 1)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = left + 12 + (right - left - 24) * (scale(x) - x0) / (x1 - x0)
+        return across, bottom - (bottom - top) * (y - marks[0]) / (marks[-1] - marks[0])
+
+    parts = []
+    for mark in marks:
+        y = at(xs[0], mark)[1]
+        parts += [line(left, y, right, y, "grid"), text(left - 6, y + 4, f"{mark:g}", "end", "small")]
+    taken = -math.inf
+    for x in xs:
+        across = at(x, marks[0])[0]
+        parts.append(line(across, bottom, across, bottom + 4, "rule"))
+        if across - taken > 40:  # numbers that would touch are left out
+            parts.append(text(across, bottom + 18, f"{x:,.0f}", "middle", "small"))
+            taken = across
+    parts.append(text((left + right) / 2, bottom + 34, f"{x_title}; upright: {y_title}", "middle", "small"))
+    if level:
+        y = at(xs[0], level[1])[1]
+        parts.append(line(left, y, right, y, "level"))
+    for n, (name, row) in enumerate(named):
+        y = 14 + 17 * n
+        kind = f"s{n}" if row else "level"
+        parts += [line(left, y - 4, left + 22, y - 4, f"curve {kind}"), text(left + 30, y, name)]
+        offset = 3 * (n - (len(series) - 1) / 2)  # bars of different curves stand side by side
+        placed = [(at(x, mean), mean, std, x) for x, mean, std in sorted(row)]
+        path = " ".join(f"{across + offset:.1f},{down:.1f}" for (across, down), _, _, _ in placed)
+        parts.append(f'<polyline points="{path}" class="curve {kind}"/>' if row else "")
+        for (across, down), mean, std, x in placed:
+            if std:
+                ends_y = at(x, mean - std)[1], at(x, mean + std)[1]
+                parts.append(line(across + offset, ends_y[0], across + offset, ends_y[1], f"spread {kind}"))
+            parts.append(dot(across + offset, down, 4, f"point {kind}"))
+    return svg(bottom + 40, parts, f"{y_title} against {x_title}")

@@ -1,0 +1,168 @@
+"""The experiments as data: every U-Net's training set is one line of `conditions`, every budget one of PRESETS."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from natural2nanoscale.data.phantom import PhantomSettings
+from natural2nanoscale.segmentation.settings import Settings
+
+EXPERIMENTS = {
+    "table1": "real against pure synthetic slices, equally many (the paper's Experiment 1)",
+    "figure6": "growing training sets (Experiment 2)",
+    "table2": "equal generation time (Experiment 3)",
+    "budget": "the paper's epochs and early stopping against equal optimiser steps",
+    "split": "blocks with gaps against a random split of the same slices, whose neighbours leak",
+    "scarcity": "fewer annotated slices, ControlNet trained on these alone",
+}
+REAL, SYNTHETIC, ROTATION = "real", "synthetic", "real + rotation"  # rotation: drawn anew at every visit
+COPIES, MIXED = "real + copies", "real + synthetic"  # copies: rotated, made once, the paper's standard augmentation
+BOTH, ROTATED_MIX = "real + copies + synthetic", "real + synthetic + rotation"
+ON_DISK, IN_MEMORY = f"{COPIES}, as PNG", f"{COPIES}, in memory"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One training set of a U-Net, and the budget it is given. Shares are per annotated slice."""
+
+    experiment: str
+    name: str
+    synthetic: float = 0.0
+    copies: float = 0.0  # infinity: as many as the time takes in which the synthetic slices are made
+    real: bool = True  # with the annotated slices themselves
+    augment: str = "none"  # Settings.augment
+    slices: int | None = None  # annotated ones; None: all that the preset takes
+    split: str = "given"  # or "random"
+    budget: str = ""  # "": the preset's first
+
+    def counts(self, slices: int) -> tuple[int, int]:
+        """How many rotated copies and how many synthetic slices there are beside `slices` annotated ones."""
+        return math.floor(self.copies * slices + 0.5), math.floor(self.synthetic * slices + 0.5)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What all experiments of one scale have in common."""
+
+    name: str
+    experiments: tuple[str, ...]
+    budgets: dict[str, Settings]  # of every U-Net; the first one serves all experiments but "budget"
+    ratios: tuple[float, ...]  # added slices per annotated one in Figure 6
+    scarce: tuple[int, ...]  # numbers of annotated slices
+    scarce_ratio: float  # synthetic slices per annotated one there
+    slices: int | None = None  # annotated slices at most; None: all of train/
+    redraws: int = 1  # repetitions with other slices, ControlNets and U-Nets, and without --data other volumes
+    seeds: int = 3  # U-Nets per training set and redraw
+    seed: int = 0
+    controlnet_steps: int | None = None  # None: 600 epochs
+    most_copies: int = 34592  # rotated slices of table2: with 233 real ones the paper's 34,825
+    block: int = 4  # consecutive test slices that the bootstrap keeps together
+    phantom: PhantomSettings = PhantomSettings()
+
+
+EQUAL = Settings(
+    width=8,
+    max_steps=200,
+    batch_size=4,
+    full_batches=True,
+    balance=0.5,
+    crop=(112, 112),
+    learning_rate=8e-3,
+    decay=True,
+    class_balance=0.5,
+    validate_every=25,
+    patience=0,
+    select_by="miou",
+)
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        # To the letter: 233 slices, totals of 466, 5,390 and 10,553, three U-Nets of width 64 on one ControlNet.
+        Preset(
+            "paper",
+            tuple(EXPERIMENTS),
+            {
+                "paper": Settings(),
+                "equal": Settings(max_steps=2000, batch_size=64, full_batches=True, validate_every=50, patience=0),
+            },
+            ratios=(1.0, 5157 / 233, 10320 / 233),
+            scarce=(4, 8, 16, 32),
+            scarce_ratio=10320 / 233,
+            block=5,
+            phantom=PhantomSettings(896, 512, 233, 25, 65),
+        ),
+        # Two cores, where a step of ControlNet takes 0.2 s, a synthetic slice 0.65 s and a U-Net 17 s. A redraw has
+        # two ControlNets of 900 steps (360 s), 256 + 64 synthetic slices (210 s) and 16 U-Nets (270 s): three take
+        # 42 minutes, which leaves 18 for phantoms, latents, sample strips and scores.
+        Preset(
+            "embedded",
+            ("table1", "figure6", "scarcity"),
+            {"equal": EQUAL},
+            ratios=(1.0, 4.0, 8.0),
+            scarce=(8,),
+            scarce_ratio=8.0,
+            slices=32,
+            redraws=3,
+            seeds=1,
+            controlnet_steps=900,
+        ),
+        # Likewise, per redraw: five ControlNets (900 s), 704 + 32 + 224 synthetic slices (630 s), 29 U-Nets under the
+        # equal budget (490 s); under the paper's, at 0.4 s per step of eight whole slices, 240 steps for the real
+        # ones, 2 x 480 and 2 x 5,520 for the larger sets (4,800 s), fewer with early stopping. In all: six hours.
+        Preset(
+            "overnight",
+            tuple(EXPERIMENTS),
+            {"equal": EQUAL, "paper": Settings(width=8, epochs=60, batch_size=8)},
+            ratios=(1.0, 8.0, 22.0),
+            scarce=(4, 8, 16),
+            scarce_ratio=8.0,
+            slices=32,
+            redraws=3,
+            seeds=1,
+            controlnet_steps=900,
+            most_copies=800,  # as many slices as a U-Net visits under the equal budget
+        ),
+    )
+}
+
+
+def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
+    """All training sets of the experiments named in `only`. Equal ones are trained once, whoever asks for them."""
+    last = max(preset.ratios)
+    found = [
+        Condition("table1", REAL),
+        Condition("table1", ROTATION, augment="rotation"),
+        Condition("table1", SYNTHETIC, synthetic=1, real=False),
+        Condition("figure6", REAL),
+        Condition("table2", MIXED, synthetic=last),
+        Condition("table2", ON_DISK, copies=math.inf),
+        Condition("table2", IN_MEMORY, copies=math.inf),
+        Condition("scarcity", REAL),
+        Condition("scarcity", ROTATION, augment="rotation"),
+    ]
+    for ratio in preset.ratios:
+        found += [
+            Condition("figure6", COPIES, copies=ratio),
+            Condition("figure6", MIXED, synthetic=ratio),
+            Condition("figure6", BOTH, copies=ratio / 2, synthetic=ratio / 2),
+        ]
+    for budget in preset.budgets:
+        found.append(Condition("budget", REAL, budget=budget))
+        for ratio in sorted({min(preset.ratios), last}):
+            found.append(Condition("budget", COPIES, copies=ratio, budget=budget))
+            found.append(Condition("budget", MIXED, synthetic=ratio, budget=budget))
+    for split in ("given", "random"):
+        found += [
+            Condition("split", REAL, split=split),
+            Condition("split", COPIES, copies=min(preset.ratios), split=split),
+            Condition("split", MIXED, synthetic=min(preset.ratios), split=split),
+        ]
+    for count in preset.scarce:
+        found += [
+            Condition("scarcity", REAL, slices=count),
+            Condition("scarcity", ROTATION, augment="rotation", slices=count),
+            Condition("scarcity", MIXED, synthetic=preset.scarce_ratio, slices=count),
+            Condition("scarcity", ROTATED_MIX, synthetic=preset.scarce_ratio, augment="rotation", slices=count),
+        ]
+    return [condition for condition in found if condition.experiment in only]

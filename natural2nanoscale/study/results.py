@@ -1,0 +1,235 @@
+"""The experiments' report: the paper's tables and figures from the lines of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.runs import RunFolder, mean_std
+from natural2nanoscale.study.figures import curves
+from natural2nanoscale.study.presets import (
+    BOTH,
+    COPIES,
+    EXPERIMENTS,
+    IN_MEMORY,
+    MIXED,
+    ON_DISK,
+    REAL,
+    ROTATED_MIX,
+    ROTATION,
+    SYNTHETIC,
+    Preset,
+)
+from natural2nanoscale.study.report import Figure, Pictures, Report, Table, run_facts
+from natural2nanoscale.study.table import (
+    Comparison,
+    compare,
+    difference_parts,
+    label_consistency,
+    mious,
+    score_cells,
+    verdict,
+)
+
+TITLES = {
+    "table1": "Table 1: pure synthetic slices",
+    "figure6": "Figure 6: growing training sets",
+    "table2": "Table 2: equal generation time",
+    "budget": "Control: epochs or equal steps",
+    "split": "Control: blocks or random slices",
+    "scarcity": "Label scarcity",
+}
+PAPER = {  # mIoU by experiment, training set and size; Figure 6 as read off the picture
+    ("table1", REAL, 233): "74.6 ± 0.4",
+    ("table1", SYNTHETIC, 233): "44.3 ± 0.4",
+    ("figure6", REAL, 233): "74.6 ± 0.4",
+    ("figure6", COPIES, 466): "84.8",
+    ("figure6", COPIES, 5390): "89.2",
+    ("figure6", COPIES, 10553): "90.3",
+    ("figure6", MIXED, 466): "78.7 ± 6.5",
+    ("figure6", MIXED, 5390): "88.5",
+    ("figure6", MIXED, 10553): "90.0",
+    ("table2", ON_DISK, 34825): "90.7 ± 0.1",
+    ("table2", MIXED, 10553): "90.0 ± 0.1",
+}
+COLUMNS = {"split": "split", "budget": "budget", "slices": "annotated"}  # shown where they vary
+
+
+def experiments_report(run: RunFolder, timing: dict[str, float], preset: Preset, test: PairFolder) -> Report:
+    """Everything that the log holds so far. `timing`: seconds per slice, empty if not measured."""
+    rows, names = run.read_log(), test.info.classes.names
+    parts: list[Table | Figure | Pictures] = []
+    headlines = headline(rows, preset)
+    for experiment, what in EXPERIMENTS.items():
+        own = [row for row in rows if row["experiment"] == experiment]
+        if not own:
+            continue
+        if experiment in ("figure6", "scarcity"):
+            parts.append(size_figure(experiment, own))
+        if experiment == "table2":
+            parts.append(time_table(own, timing, preset))
+        parts.append(score_table(experiment, own, names, f"{what[0].upper()}{what[1:]}.", preset))
+        if experiment == "scarcity":
+            parts.append(gap_table(own, preset))
+        compared = [one for _, one in comparisons(experiment, own, preset)]
+        if compared:
+            parts += difference_parts(f"{TITLES[experiment]}, differences", compared, preset.block)
+    return Report(
+        f"What synthetic slices are worth: {test.info.name}, preset {preset.name}",
+        verdict(headlines) if headlines else "The experiments have no comparison yet.",
+        [*parts, *picture_parts(run, label_consistency([row for row in rows if row["experiment"] == "table1"], names))],
+        run_facts(run.path),
+    )
+
+
+def pick(rows: Sequence[dict], name: str, **fields: object) -> list[dict]:
+    """The rows of one training set."""
+    return [row for row in rows if row["condition"] == name and all(row[key] == fields[key] for key in fields)]
+
+
+def comparisons(experiment: str, rows: Sequence[dict], preset: Preset) -> list[tuple[str, Comparison]]:
+    """What an experiment is about, as (circumstance, paired difference); the first ones matter most."""
+    last, first = max(preset.ratios), min(preset.ratios)
+    wanted: list[tuple[str, str, list[dict], list[dict]]] = []
+
+    def add(where: str, suffix: str, with_it: str, without: str, ours: dict, theirs: dict) -> None:
+        label = f"{with_it} − {without}{suffix}"
+        wanted.append((where, label, pick(rows, with_it, **ours), pick(rows, without, **theirs)))
+
+    if experiment == "table1":
+        add("in place of the real slices", "", SYNTHETIC, REAL, {}, {})
+    elif experiment == "figure6":
+        for ratio in sorted(preset.ratios, reverse=True):
+            at = {"ratio": ratio}
+            add("beside the real slices", f", {ratio:.3g} to 1", MIXED, REAL, at, {})
+            add("in place of half of the rotated copies", f", {ratio:.3g} to 1", BOTH, COPIES, at, at)
+            add("in place of rotated copies", f", {ratio:.3g} to 1", MIXED, COPIES, at, at)
+    elif experiment == "table2":
+        add("in place of rotated copies made in the same time", "", MIXED, ON_DISK, {}, {})
+    elif experiment == "budget":
+        for budget in preset.budgets:
+            at = {"budget": budget}
+            for ratio in sorted({first, last}):
+                own = at | {"ratio": ratio}
+                add("beside the real slices", f", {ratio:.3g} to 1, {budget}", MIXED, REAL, own, at)
+                add("in place of rotated copies", f", {ratio:.3g} to 1, {budget}", MIXED, COPIES, own, own)
+    elif experiment == "split":
+        for split in ("given", "random"):
+            at = {"split": split}
+            add("beside the real slices", f", {split} split", MIXED, REAL, at, at)
+            add("in place of rotated copies", f", {split} split", MIXED, COPIES, at, at)
+    else:
+        for count in preset.scarce:
+            at = {"slices": count}
+            add(f"beside {count} real slices", f", {count} slices", MIXED, REAL, at, at)
+            add(f"on top of the rotation of {count}", f", {count} slices", ROTATED_MIX, ROTATION, at, at)
+    found = [(where, compare(label, ours, theirs, preset.block)) for where, label, ours, theirs in wanted]
+    return [(where, one) for where, one in found if one]
+
+
+def headline(rows: Sequence[dict], preset: Preset) -> list[tuple[str, Comparison]]:
+    """The two comparisons of the verdict, from the experiment that says most."""
+    for experiment in ("figure6", "scarcity", "table2", "split", "budget", "table1"):
+        found = comparisons(experiment, [row for row in rows if row["experiment"] == experiment], preset)
+        if found:
+            return found[:2]
+    return []
+
+
+def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], what: str, preset: Preset) -> Table:
+    """mIoU and IoU of every training set of an experiment; columns that are the same everywhere are left out."""
+    shown = [key for key in COLUMNS if len({row[key] for row in rows}) > 1]
+    groups: dict[tuple, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: (row["slices"], row["ratio"])):
+        groups.setdefault((row["condition"], *(row[key] for key in shown), row["size"]), []).append(row)
+    paper = preset.name == "paper" and experiment in ("table1", "figure6", "table2")
+    header = ["training set", *(COLUMNS[key] for key in shown), "size", "mIoU", *names, "steps"]
+    lines = []
+    for (name, *fields, size), group in groups.items():
+        mark = " †" if any(row["unconverged"] for row in group) else ""
+        steps = sum(row["steps"] for row in group) / len(group)
+        cells = [name + mark, *map(str, fields), f"{size:,}", *score_cells(group, len(names)), f"{steps:,.0f}"]
+        lines.append(cells + ([PAPER.get((experiment, name, size), "–")] if paper else []))
+    note = f"{what} Test IoU in per cent, mean ± sample standard deviation over {repetitions_of(rows)}."
+    if any("copies" in row["condition"] for row in rows):
+        note += " Copies are rotated by up to 16 degrees."
+    if any(row["unconverged"] for row in rows):
+        note += " †: validation still improved at the end, so a longer training might have been better."
+    if experiment == "split":
+        note += " The two splits have other test slices: compare differences, not rows."
+    return Table(TITLES[experiment], header + ["the paper"] * paper, lines, note)
+
+
+def repetitions_of(rows: Sequence[dict]) -> str:
+    redraws, seeds = len({row["redraw"] for row in rows}), len({row["seed"] for row in rows})
+    if redraws > 1:
+        return f"{redraws} redraws of slices, ControlNets and U-Nets" + (f" of {seeds} seeds each" if seeds > 1 else "")
+    return f"{seeds} U-Net seed(s) on one draw of slices and one ControlNet"
+
+
+def size_figure(experiment: str, rows: Sequence[dict]) -> Figure:
+    """mIoU against the size of the training set, or against the number of annotated slices."""
+    growth = experiment == "figure6"
+    series = []
+    for name in (COPIES, MIXED, BOTH) if growth else (REAL, ROTATION, MIXED, ROTATED_MIX):
+        points = []
+        for x in sorted({row["size" if growth else "slices"] for row in pick(rows, name)}):
+            mean, std = mean_std(mious(pick(rows, name, **{"size" if growth else "slices": x})))
+            points.append((x, 100 * mean, None if std is None else 100 * std))
+        if points:
+            series.append((name, points))
+    level = (REAL, 100 * mean_std(mious(pick(rows, REAL)))[0]) if growth else None
+    x_title = "training slices" if growth else "annotated slices"
+    chart = curves(series, x_title, "mIoU in per cent", level, logarithmic=not growth)
+    title = "Figure 6" if growth else "Fewer annotated slices"
+    return Figure(title, chart, f"Bars: one standard deviation over {repetitions_of(rows)}.")
+
+
+def time_table(rows: Sequence[dict], timing: dict[str, float], preset: Preset) -> Table:
+    """What each way of making slices takes, and how many it makes in the time of the largest synthetic set."""
+    count = rows[0]["slices"]
+    budget = max(preset.ratios) * count * timing["synthetic"]
+    lines = []
+    for name, kind, condition in (
+        ("synthetic, written as PNG pairs", "synthetic", MIXED),
+        ("rotated copies, written as PNG pairs", "disk", ON_DISK),
+        ("rotated copies, in memory", "memory", IN_MEMORY),
+    ):
+        trained = max((row["size"] for row in pick(rows, condition)), default=count) - count
+        lines.append([name, f"{1000 * timing[kind]:.2f}", f"{budget / timing[kind]:,.0f}", f"{trained:,}"])
+    header = ("made", "milliseconds per slice", "slices in that time", "of which trained on")
+    note = (
+        f"Timed on the run's machine, ControlNet's training excluded; at most {preset.most_copies:,} copies are taken."
+    )
+    return Table(f"Generation in {budget:,.0f} seconds", header, lines, note)
+
+
+def gap_table(rows: Sequence[dict], preset: Preset) -> Table:
+    """How much of the gap between few slices and all of them synthetic slices close."""
+    lines = []
+    for count in preset.scarce:
+        for plain, added in ((REAL, MIXED), (ROTATION, ROTATED_MIX)):
+            few, more = mious(pick(rows, plain, slices=count)), mious(pick(rows, added, slices=count))
+            full = mious([row for row in pick(rows, plain) if row["slices"] not in preset.scarce])
+            if few and more and full:
+                low, with_it, high = (100 * mean_std(values)[0] for values in (few, more, full))
+                share = f"{100 * (with_it - low) / (high - low):.0f} %" if high > low else "no gap"
+                lines.append([added, str(count), f"{low:.1f}", f"{with_it:.1f}", f"{high:.1f}", share])
+    header = ("training set", "annotated", "without synthetic", "with", "all slices", "share of the gap closed")
+    return Table("Label scarcity: the gap to the full set", header, lines, "Mean mIoU in per cent.")
+
+
+def picture_parts(run: RunFolder, note: str) -> list[Pictures]:
+    """The paper's Figures 4 and 5 from the ControlNet that knows most slices."""
+    known = sorted(
+        run.path.glob("redraw-0/given-*/controlnet/samples"), key=lambda path: int(path.parts[-3].split("-")[1])
+    )
+    if not known:
+        return []
+    group = known[-1].parts[-3]
+    strips = [(f"step {int(file.stem.split('-')[1]):,}", file) for file in sorted(known[-1].glob("step-*.png"))]
+    sheets = [(path.parent.name, path) for path in sorted(run.path.glob(f"redraw-*/{group}.png"))][:2]
+    return [
+        Pictures("Figure 5: real, mask, synthetic", sheets, note),
+        Pictures("Figure 4: progress of ControlNet", strips, "Validation slices, the same noise at every step."),
+    ]
