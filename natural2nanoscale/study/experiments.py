@@ -17,9 +17,9 @@ from natural2nanoscale.data.phantom import write_phantom
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
 from natural2nanoscale.diffusion.command import select_dtype
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, permutation_for, seed_for, select_device
-from natural2nanoscale.segmentation.mixing import combine, load_slices
+from natural2nanoscale.segmentation.batches import check, plan_steps
+from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.training import check
 from natural2nanoscale.study.cells import draw_train, make_synthetic, picture_row, score_unet
 from natural2nanoscale.study.presets import IN_MEMORY, PRESETS, ROTATION, Condition, Preset, conditions
 from natural2nanoscale.study.report import write_report
@@ -131,7 +131,7 @@ def run_group(
             real = slices["train"] if condition.real else None
             made = slices["synthetic"] if condition.synthetic else None
             training = combine(real, made, condition.synthetic, count)
-            settings = unet_settings(condition, preset, count, row["budget"], redraw, row["seed"])
+            settings = unet_settings(condition, preset, training, row["budget"], redraw, row["seed"])
             row |= score_unet(
                 training, slices["val"], slices["test"], settings, backbone.device, judged, condition.name
             )
@@ -170,21 +170,23 @@ def read_timing(run: RunFolder) -> dict[str, float]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def unet_settings(condition: Condition, preset: Preset, count: int, budget: str, redraw: int, seed: int) -> Settings:
-    """The budget's settings, with the same seed for every condition of a repetition.
-
-    Rotated copies are made once: the `count` annotated slices become as many more.
-    """
-    settings = preset.budgets[budget]
-    mixed = condition.real and condition.synthetic > 0
-    copies, _ = condition.counts(count)
-    return replace(
-        settings,
+def unet_settings(
+    condition: Condition, preset: Preset, training: Slices, budget: str, redraw: int, seed: int
+) -> Settings:
+    """The budget's settings, with the same seed for every condition of a repetition."""
+    mixed = condition.real and condition.synthetic > 0 and not condition.finetune
+    copies, _ = condition.counts(training.real)
+    settings = replace(
+        preset.budgets[budget],
         augment="rotation" if copies else condition.augment,
-        enlarge_to=count + copies if copies else None,
-        balance=settings.balance if mixed else None,
+        angle=condition.angle,
+        enlarge_to=training.real + copies if copies else None,
+        balance=preset.budgets[budget].balance if mixed else None,
         seed=seed_for(preset.seed, redraw, "unet", seed),
     )
+    if condition.finetune:
+        settings = replace(settings, finetune_after=plan_steps(len(training), settings)[1] // 2)
+    return settings
 
 
 def split_at_random(root: Path, out: Path, seed: int) -> Path:

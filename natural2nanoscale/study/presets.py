@@ -15,10 +15,14 @@ EXPERIMENTS = {
     "budget": "the paper's epochs and early stopping against equal optimiser steps",
     "split": "blocks with gaps against a random split of the same slices, whose neighbours leak",
     "scarcity": "fewer annotated slices, ControlNet trained on these alone",
+    "augmentation": "each kind of standard augmentation alone, rotation by its angle, and all together",
+    "order": "synthetic slices beside the real ones or before them, under each standard augmentation",
 }
 REAL, SYNTHETIC, ROTATION = "real", "synthetic", "real + rotation"  # rotation: drawn anew at every visit
 COPIES, MIXED = "real + copies", "real + synthetic"  # copies: rotated, made once, the paper's standard augmentation
 BOTH, ROTATED_MIX = "real + copies + synthetic", "real + synthetic + rotation"
+THEN_REAL = "synthetic, then real"  # half of the steps each
+UNDER = {"none": (REAL, MIXED), "rotation": (ROTATION, ROTATED_MIX), "nnunet": ("real + nnunet", f"{MIXED} + nnunet")}
 ON_DISK, IN_MEMORY = f"{COPIES}, as PNG", f"{COPIES}, in memory"
 
 
@@ -32,6 +36,8 @@ class Condition:
     copies: float = 0.0  # infinity: as many as the time takes in which the synthetic slices are made
     real: bool = True  # with the annotated slices themselves
     augment: str = "none"  # Settings.augment
+    angle: float = Settings.angle  # of rotation, in degrees
+    finetune: bool = False  # half of the steps on the synthetic slices, half on the real ones
     slices: int | None = None  # annotated ones; None: all that the preset takes
     split: str = "given"  # or "random"
     budget: str = ""  # "": the preset's first
@@ -107,8 +113,8 @@ PRESETS = {
             seeds=1,
             controlnet_steps=900,
         ),
-        # Likewise, per redraw: five ControlNets (900 s), 704 + 32 + 224 synthetic slices (630 s), 29 U-Nets under the
-        # equal budget (490 s); under the paper's, at 0.4 s per step of eight whole slices, 240 steps for the real
+        # Likewise, per redraw: five ControlNets (900 s), 704 + 32 + 224 synthetic slices (630 s), 42 U-Nets under the
+        # equal budget (710 s); under the paper's, at 0.4 s per step of eight whole slices, 240 steps for the real
         # ones, 2 x 480 and 2 x 5,520 for the larger sets (4,800 s), fewer with early stopping. In all: six hours.
         Preset(
             "overnight",
@@ -164,5 +170,16 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
             Condition("scarcity", ROTATION, augment="rotation", slices=count),
             Condition("scarcity", MIXED, synthetic=preset.scarce_ratio, slices=count),
             Condition("scarcity", ROTATED_MIX, synthetic=preset.scarce_ratio, augment="rotation", slices=count),
+        ]
+    kinds = ("flips", "shifts", "noise", "rotation", "paper-all", "nnunet")
+    found.append(Condition("augmentation", REAL))
+    found += [Condition("augmentation", f"real + {kind}", augment=kind) for kind in kinds]
+    for angle in (8, 45, 180):
+        found.append(Condition("augmentation", f"{ROTATION} by {angle}°", augment="rotation", angle=angle))
+    for augment, (plain, mixed) in UNDER.items():
+        found += [
+            Condition("order", plain, augment=augment),
+            Condition("order", mixed, synthetic=last, augment=augment),
+            Condition("order", f"{THEN_REAL} + {augment}", synthetic=last, augment=augment, finetune=True),
         ]
     return [condition for condition in found if condition.experiment in only]

@@ -18,6 +18,8 @@ from natural2nanoscale.study.presets import (
     ROTATED_MIX,
     ROTATION,
     SYNTHETIC,
+    THEN_REAL,
+    UNDER,
     Preset,
 )
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table, run_facts
@@ -38,6 +40,8 @@ TITLES = {
     "budget": "Control: epochs or equal steps",
     "split": "Control: blocks or random slices",
     "scarcity": "Label scarcity",
+    "augmentation": "Standard augmentation",
+    "order": "Beside the real slices or before them",
 }
 PAPER = {  # mIoU by experiment, training set and size; Figure 6 as read off the picture
     ("table1", REAL, 233): "74.6 ± 0.4",
@@ -118,6 +122,13 @@ def comparisons(experiment: str, rows: Sequence[dict], preset: Preset) -> list[t
             at = {"split": split}
             add("beside the real slices", f", {split} split", MIXED, REAL, at, at)
             add("in place of rotated copies", f", {split} split", MIXED, COPIES, at, at)
+    elif experiment == "augmentation":
+        for name in dict.fromkeys(row["condition"] for row in rows if row["condition"] != REAL):
+            add("", "", name, REAL, {}, {})
+    elif experiment == "order":
+        for augment, (plain, mixed) in UNDER.items():
+            add("beside the real slices", "", mixed, plain, {}, {})
+            add("before the real slices", "", f"{THEN_REAL} + {augment}", plain, {}, {})
     else:
         for count in preset.scarce:
             at = {"slices": count}
