@@ -17,8 +17,9 @@ from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
 from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
+from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, permutation_for, seed_for, select_device
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
@@ -145,10 +146,11 @@ def make_synthetic(
     config = controlnet_config(tuning, backbone, prompts, folders["train"], folders["val"])
     run = open_run(out / "controlnet", config, begun, MAY_CHANGE)
     fine_tune(run, backbone, folders["train"], folders["val"], prompts, tuning, begun)
+    controlnet, backbone = load_trained(out / "controlnet", backbone)
     synthesize(
         out / "synthetic",
         backbone,
-        load_trained(out / "controlnet", backbone),
+        controlnet,
         folders["train"],
         prompts,
         sampling_settings(backbone),
