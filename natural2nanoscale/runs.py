@@ -166,7 +166,7 @@ class RunFolder:
         if name is None:  # later ones that stand here are damaged: the run went on from an earlier one
             others = sorted(path for path in parent.glob("step-*") if path != target)
             older = [path for path in others if path < target]
-            stale += [path for path in others if path not in older[len(older) - keep + 1 :]]
+            stale += [path for path in others if path not in older[max(0, len(older) - keep + 1) :]]
         for path in stale:
             shutil.rmtree(path)
         return target

@@ -123,7 +123,7 @@ def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = Non
         fine_tune(run, backbone, train, val, prompts, settings, args.resume, agreement)
     except torch.OutOfMemoryError:
         raise InputError(
-            f"{device} ran out of memory, what was saved stands in {args.out}: take {out_of_memory_advice(settings)}"
+            f"{device} ran out of memory: start again, in another --out, with {out_of_memory_advice(settings)}"
         ) from None
     print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args, root)}")
 

@@ -106,10 +106,10 @@ def plan(backbone: Backbone, controlnet: ControlNetModel, slices: int, steps: in
 
 
 def out_of_memory_advice(settings: FineTuning) -> str:
-    """The options that help, those first that cost least; what is in use already is left out."""
+    """The options that help, in the order in which to try them; what is in use already is left out."""
     advice = []
     if not settings.gradient_checkpointing:
-        advice.append("--gradient-checkpointing (the same gradients, about a third more time)")
+        advice.append("--gradient-checkpointing (the same gradients in more time)")
     if settings.batch_size > 1:
         slices = settings.batch_size * settings.accumulate
         advice.append(f"--batch-size 1 --accumulate {slices} (the same gradients)")
