@@ -154,7 +154,7 @@ def test_moved_restores_the_place_even_after_an_error():
 
 
 def test_out_of_memory_names_what_helps(script, data_folder, tiny_backbone, tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(training, "denoising_loss", full)

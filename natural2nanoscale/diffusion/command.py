@@ -120,7 +120,7 @@ def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = Non
     )
     try:
         agreement = make_judge(train, val, device, args.out / "judge") if make_judge else None
-        fine_tune(run, backbone, train, val, prompts, settings, args.resume, agreement)
+        fine_tune(run, backbone, train, val, prompts, settings, args.resume, agreement=agreement)
     except torch.OutOfMemoryError:
         raise InputError(
             f"{device} ran out of memory: start again, in another --out, with {out_of_memory_advice(settings)}"

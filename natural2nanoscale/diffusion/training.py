@@ -179,7 +179,7 @@ def fine_tune(
                     prompt_embeds[chosen],
                     encode_mask(masks, colors),
                     settings.max_weight,
-                    predict,
+                    predict=predict,
                 )
                 loss = loss * (len(batch) / len(indices))
                 loss.backward()

@@ -102,7 +102,7 @@ def reference(device: torch.device, folder: PairFolder, steps: int, cached: bool
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-5)
     samples, settings = [], FineTuning(recommended.crop, 1e-5)
     for index, (image, mask) in enumerate(zip(*folder.load(), strict=True)):
-        windows, ids = augmented_windows(image, mask, settings, index, range(1))
+        windows, ids = augmented_windows(image, mask, settings, index, range(1))[:2]
         pixels = encode_gray(windows)[0].contiguous()
         if cached:
             with torch.no_grad():
