@@ -12,6 +12,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, help="folder whose train/ holds the masks (default: data)")
     add("--controlnet", type=Path, default=Path("runs/controlnet"), help="run of train_controlnet.py")
+    add("--checkpoint", default="newest", help="newest, best (of a run with --judge), or one such as step-001000")
     add("--out", type=Path, help="synthetic pair folder (default: DATA/synthetic)")
     add("--backbone", help="(default: the one that the ControlNet was trained over)")
     add("--tokenizer", type=Path, help="folder of the tokenizer, for a backbone in one file (default: as in training)")

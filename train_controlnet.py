@@ -22,7 +22,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--prompts", type=Path, help="text file, one prompt per line (default: 37 prompts for EM)")
     add("--epochs", type=at_least(1), default=600, help="passes over the training slices")
     add("--max-steps", type=at_least(1), help="optimiser steps, in place of --epochs")
-    add("--batch-size", type=at_least(1), default=2, help="slices per step")
+    add("--batch-size", type=at_least(1), default=2, help="slices that pass at once")
+    add("--accumulate", type=at_least(1), default=1, metavar="N", help="batches per step; their gradients add up")
     add("--crop", type=size, metavar="WxH", help="training window in pixels (default: the backbone's)")
     add("--lr", type=at_least(0.0, float), help="learning rate (default: the backbone's)")
     add("--max-weight", type=at_least(1.0, float), help="of noisy timesteps in the loss (default: the backbone's)")
@@ -35,9 +36,35 @@ def parse_arguments() -> argparse.Namespace:
         metavar="K",
         help="augmented windows per slice whose latents are cached; 0 encodes at every step",
     )
+    add(
+        "--prompt-dropout",
+        type=at_least(0.0, float),
+        default=0.0,
+        metavar="P",
+        help="share of samples with the empty prompt; of use when slices are drawn with --guidance above 1",
+    )
+    add("--clip", type=at_least(1e-6, float), default=1.0, help="largest norm of the gradient")
+    add(
+        "--unlock-decoder",
+        type=at_least(1e-6, float),
+        nargs="?",
+        const=0.1,
+        default=0.0,
+        metavar="FACTOR",
+        help="let the U-Net's decoder learn, at FACTOR (0.1 if not given) times the learning rate; 0 keeps it frozen",
+    )
+    add("--gradient-checkpointing", action="store_true", help="less memory, more time, the same gradients")
+    add("--compile", action="store_true", help="torch.compile; minutes at the start, less time per step on a GPU")
+    add(
+        "--judge",
+        action="store_true",
+        help="train a small U-Net on the real slices first; whatever ControlNet draws slices in which it sees most of "
+        "their masks is kept as the best checkpoint",
+    )
     add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
     add("--checkpoint-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between checkpoints")
-    add("--sample-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between sample strips")
+    add("--keep", type=at_least(1), default=1, metavar="N", help="newest checkpoints that stay")
+    add("--sample-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between looks at samples")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the frozen U-Net")
     add("--resume", action="store_true", help="go on with the run in --out")
@@ -48,7 +75,11 @@ def main() -> None:
     args = parse_arguments()
     from natural2nanoscale.diffusion.command import train_controlnet
 
-    train_controlnet(args)
+    make_judge = None
+    if args.judge:
+        from natural2nanoscale.study.judge import train_judge as make_judge
+
+    train_controlnet(args, make_judge)
 
 
 if __name__ == "__main__":

@@ -131,11 +131,12 @@ class RunFolder:
         state: dict,
         save_model: Callable[[Path], None] | None = None,
         name: str | None = None,
+        keep: int = 1,
     ) -> Path:
         """Write checkpoints/step-<step> (or checkpoints/<name>) whole or not at all; return its path.
 
-        `save_model` writes the model into the folder that it is given. An older step-* checkpoint is
-        removed once this one stands; a named checkpoint replaces only its namesake.
+        `save_model` writes the model into the folder that it is given. Of the step-* checkpoints the newest
+        `keep` stay, and older ones go once this one stands; a named checkpoint replaces only its namesake.
         """
         parent = self.path / "checkpoints"
         parent.mkdir(parents=True, exist_ok=True)
@@ -161,10 +162,13 @@ class RunFolder:
             os.replace(target, aside)
         os.replace(temporary, target)
         _sync(parent)
-        for stale in parent.iterdir():
-            older = name is None and stale.name.startswith("step-") and stale != target
-            if older or stale.name.startswith(".old-"):
-                shutil.rmtree(stale)
+        stale = [path for path in parent.iterdir() if path.name.startswith(".old-")]
+        if name is None:  # later ones that stand here are damaged: the run went on from an earlier one
+            others = sorted(path for path in parent.glob("step-*") if path != target)
+            older = [path for path in others if path < target]
+            stale += [path for path in others if path not in older[max(0, len(older) - keep + 1) :]]
+        for path in stale:
+            shutil.rmtree(path)
         return target
 
     def load_checkpoint(self, name: str | None = None) -> Checkpoint | None:

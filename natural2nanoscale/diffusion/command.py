@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.initial import load_initial
+from natural2nanoscale.diffusion.memory import out_of_memory_advice
 from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
+from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import open_run, select_device
 
@@ -78,10 +81,16 @@ def controlnet_config(
     }
 
 
-def train_controlnet(args: argparse.Namespace) -> None:
-    """Fine-tune on train/ with val/ to look at; the test part is never opened."""
+def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = None) -> None:
+    """Fine-tune on train/ with val/ to look at; the test part is never opened.
+
+    `make_judge`, called with both folders, the device and a folder of its own, returns the mask agreement that
+    `fine_tune` asks for.
+    """
     if not args.resume:
         refuse_non_empty(args.out)
+    if args.prompt_dropout > 1:
+        raise InputError(f"--prompt-dropout {args.prompt_dropout:g} is no share, expected 0 to 1")
     prompts = read_prompts(args.prompts)
     root = data_root(args.data)
     train, val = open_pairs(root / "train"), open_pairs(root / "val")
@@ -105,23 +114,38 @@ def train_controlnet(args: argparse.Namespace) -> None:
         epochs=args.epochs,
         max_steps=args.max_steps,
         batch_size=args.batch_size,
+        accumulate=args.accumulate,
         rotation=args.rotation,
         noise=args.noise,
         max_weight=args.max_weight if args.max_weight is not None else backbone.recommended.max_weight,
         latent_variants=args.latent_variants,
+        prompt_dropout=args.prompt_dropout,
+        clip=args.clip,
+        unlock_decoder=args.unlock_decoder,
+        gradient_checkpointing=args.gradient_checkpointing,
+        compile=args.compile,
         seed=args.seed,
         checkpoint_every=args.checkpoint_every,
+        keep=args.keep,
         sample_every=args.sample_every,
     )
     config = controlnet_config(settings, backbone, prompts, train, val, args.tokenizer, initial)
+    if make_judge:
+        config["judge"] = True
     run = open_run(args.out, config, args.resume, MAY_CHANGE)
     print(
         f"ControlNet over {backbone.name} on {device} ({str(backbone.unet.dtype).removeprefix('torch.')}): "
         f"{len(train.stems)} slices, windows of {settings.crop[0]}x{settings.crop[1]}, "
-        f"{settings.total_steps(len(train.stems))} steps of {settings.batch_size}, "
+        f"{settings.total_steps(len(train.stems))} steps of {settings.accumulate} x {settings.batch_size}, "
         f"learning rate {settings.learning_rate:g}"
     )
-    fine_tune(run, backbone, train, val, prompts, settings, args.resume, initial)
+    try:
+        agreement = make_judge(train, val, device, args.out / "judge") if make_judge else None
+        fine_tune(run, backbone, train, val, prompts, settings, args.resume, initial, agreement)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{device} ran out of memory: start again, in another --out, with {out_of_memory_advice(settings)}"
+        ) from None
     print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args, root)}")
 
 
@@ -173,7 +197,7 @@ def generate(args: argparse.Namespace) -> None:
             f"backbone {backbone.name} has other weights than the one that {args.controlnet} was trained over "
             f"({config['backbone']['name']}): name that one with --backbone"
         )
-    controlnet = load_trained(args.controlnet, backbone)
+    controlnet, backbone = load_trained(args.controlnet, backbone, args.checkpoint)
     advised = backbone.recommended
     strength = args.strength if args.strength is not None else advised.strength
     start = args.start if args.start is not None else advised.start

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,27 @@ def make_controlnet(backbone: Backbone, seed: int = 0) -> ControlNetModel:
     return controlnet.float().to(backbone.device).to(memory_format=torch.channels_last)
 
 
+# what ControlNet's authors let learn with sd_locked = False: all that comes after the middle block
+DECODER = ("up_blocks", "conv_norm_out", "conv_out")
+
+
+def unlock_decoder(backbone: Backbone) -> Backbone:
+    """The same backbone with another U-Net, whose decoder is a float32 copy that learns.
+
+    What comes before the decoder is shared and stays frozen; the given backbone never changes.
+    """
+    frozen = {id(p): p for name, p in backbone.unet.named_parameters() if name.split(".")[0] not in DECODER}
+    unet = copy.deepcopy(backbone.unet, frozen)  # what the memo holds is taken over, not copied
+    for part in DECODER:
+        getattr(unet, part).float().requires_grad_(True)
+    return replace(backbone, unet=unet)
+
+
+def decoder_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """The weights of the decoder by diffusers' names."""
+    return {name: value for name, value in unet.state_dict().items() if name.split(".")[0] in DECODER}
+
+
 def latent_moments(backbone: Backbone, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """pixel_values (B,3,H,W) in [-1,1] -> mean and std (B,C,H/f,W/f) of the scaled latents' posterior."""
     with torch.no_grad():
@@ -41,7 +64,9 @@ def decode_latents(backbone: Backbone, latents: torch.Tensor) -> torch.Tensor:
     shift = getattr(backbone.vae.config, "shift_factor", None) or 0.0
     with torch.no_grad():
         latents = latents.float() / backbone.vae.config.scaling_factor + shift
-        return backbone.vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        # one by one: the decoder's activations at full resolution are the largest of all
+        return torch.cat([backbone.vae.decode(one).sample for one in latents.split(1)])
 
 
 def predict_noise(
@@ -55,11 +80,13 @@ def predict_noise(
 ) -> torch.Tensor:
     """The U-Net's output for noisy latents (B,C,h,w), steered by controlnet_cond (B,3,H,W) in [0,1].
 
-    timesteps (B,) or scalar; encoder_hidden_states (B,L,D). Returns (B,C,h,w): the noise, or the velocity
-    where the scheduler says so. Runs in the U-Net's dtype (autocast), answers in float32.
+    timesteps (B,) or scalar; encoder_hidden_states (B,L,D) in the U-Net's dtype. Returns (B,C,h,w): the noise, or
+    the velocity where the scheduler says so. What learns is float32 and runs in the U-Net's dtype by autocast; a
+    frozen U-Net has its dtype throughout and needs none. The answer is float32.
     """
-    dtype = unet.dtype
-    with torch.autocast(noisy_latents.device.type, dtype=dtype, enabled=dtype != torch.float32):
+    dtype = unet.conv_in.weight.dtype
+    device, reduced = noisy_latents.device.type, dtype != torch.float32
+    with torch.autocast(device, dtype=dtype, enabled=reduced):
         down_block_res_samples, mid_block_res_sample = controlnet(
             noisy_latents,
             timesteps,
@@ -68,12 +95,13 @@ def predict_noise(
             conditioning_scale=conditioning_scale,
             return_dict=False,
         )
+    with torch.autocast(device, dtype=dtype, enabled=reduced and unet.conv_out.weight.requires_grad):
         return unet(
-            noisy_latents,
+            noisy_latents.to(dtype),
             timesteps,
             encoder_hidden_states=encoder_hidden_states,
-            down_block_additional_residuals=down_block_res_samples,
-            mid_block_additional_residual=mid_block_res_sample,
+            down_block_additional_residuals=[sample.to(dtype) for sample in down_block_res_samples],
+            mid_block_additional_residual=mid_block_res_sample.to(dtype),
             return_dict=False,
         )[0].float()
 
@@ -111,6 +139,7 @@ def denoising_loss(
     controlnet_cond: torch.Tensor,
     max_weight: float = 1.0,
     share: torch.Tensor | None = None,
+    predict: Callable[..., torch.Tensor] = predict_noise,
 ) -> torch.Tensor:
     """Mean squared error between predicted and true noise: w(t) || eps - eps_theta(z_t, t, prompt, mask) ||^2.
 
@@ -118,9 +147,10 @@ def denoising_loss(
     scheduler the target is the velocity. w(t) = 1 / SNR(t) within [1, max_weight]: above 1 it makes up for what
     the plain loss hardly sees, the error in brightness and contrast that is decided where noise prevails.
     share (B,1,h,w) in [0,1] weighs the latents of an image: 0 where there is padding only.
+    `predict` is predict_noise, plain or compiled.
     """
     noisy_latents = scheduler.add_noise(latents, noise, timesteps)
-    prediction = predict_noise(unet, controlnet, noisy_latents, timesteps, encoder_hidden_states, controlnet_cond)
+    prediction = predict(unet, controlnet, noisy_latents, timesteps, encoder_hidden_states, controlnet_cond)
     target = noise
     if scheduler.config.prediction_type == "v_prediction":
         target = scheduler.get_velocity(latents, noise, timesteps)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from tqdm import tqdm
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
-from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet
+from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet, predict_noise, unlock_decoder
 from natural2nanoscale.diffusion.latents import LatentCache
+from natural2nanoscale.diffusion.memory import moved, plan
+from natural2nanoscale.diffusion.saving import load_weights, save_trained
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.plots import plot_progress
@@ -38,22 +40,33 @@ class FineTuning:
     learning_rate: float  # 1e-5 for Stable Diffusion 1.5; a backbone carries its own
     epochs: int = 600
     max_steps: int | None = None  # replaces epochs
-    batch_size: int = 2
+    batch_size: int = 2  # slices that pass at once
+    accumulate: int = 1  # batches whose gradients add up to one step
     rotation: float = 16.0  # degrees, uniform in [-rotation, rotation]; corners mirror image and mask alike
     noise: float = 4.0  # Gaussian noise in grey levels; each window draws its own strength in [0, noise]
     latent_variants: int = 16  # augmented windows per slice whose latents are cached; 0 encodes every step
+    prompt_dropout: float = 0.0  # share of samples that see the empty prompt, which guidance 1 never asks for
     max_weight: float = 1.0  # largest weight of a noisy timestep in the loss; 1 is the plain loss
     clip: float = 1.0  # largest norm of the gradient
+    unlock_decoder: float = 0.0  # learning rate of the U-Net's decoder, in parts of learning_rate; 0: frozen
+    gradient_checkpointing: bool = False  # run layers again in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile, with CUDA graphs where there is CUDA
     seed: int = 0
     checkpoint_every: int = 1000  # steps
+    keep: int = 1  # newest checkpoints that stay
     sample_every: int = 1000  # steps between sample strips and validations
+
+    def steps_per_epoch(self, slices: int) -> int:
+        """Optimiser steps in which each of that many slices is seen once."""
+        return -(-slices // (self.batch_size * self.accumulate))
 
     def total_steps(self, slices: int) -> int:
         """Optimiser steps for a training set of that many slices."""
-        return self.max_steps or self.epochs * -(-slices // self.batch_size)
+        return self.max_steps or self.epochs * self.steps_per_epoch(slices)
 
 
-MAY_CHANGE = ("epochs", "max_steps", "checkpoint_every", "sample_every")
+MAY_CHANGE = ("epochs", "max_steps", "checkpoint_every", "keep", "sample_every", "gradient_checkpointing")
+JUDGED_MASKS = 8  # of train/, evenly spaced, from which slices are drawn for the mask agreement
 
 
 def fine_tune(
@@ -65,8 +78,13 @@ def fine_tune(
     settings: FineTuning,
     resume: bool = False,
     initial: ControlNetModel | None = None,
+    agreement: Callable[[np.ndarray, np.ndarray], float] | None = None,
 ) -> ControlNetModel:
-    """Train a ControlNet over the frozen backbone; everything is kept in `run`. Returns the trained model.
+    """Train a ControlNet over the backbone; everything is kept in `run`. Returns the trained model.
+
+    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `agreement` gets synthetic
+    slices (B,H,W) uint8 and the masks (B,H,W) uint8 they were drawn from and says how well they agree, at least
+    0, the more the better; the weights with the best agreement so far are kept as checkpoints/best.
 
     `initial` is trained on; without it the ControlNet starts as a copy of the U-Net's encoder.
 
@@ -75,73 +93,109 @@ def fine_tune(
     """
     device, colors = backbone.device, train.info.classes.colors
     controlnet = (initial or make_controlnet(backbone, settings.seed)).train()
-    optimizer = torch.optim.Adam(controlnet.parameters(), lr=settings.learning_rate, fused=True)
-    step = 0
+    groups = [{"params": list(controlnet.parameters())}]
+    if settings.unlock_decoder:
+        backbone = unlock_decoder(backbone)
+        decoder = [parameter for parameter in backbone.unet.parameters() if parameter.requires_grad]
+        groups.append({"params": decoder, "lr": settings.unlock_decoder * settings.learning_rate})
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.Adam(groups, lr=settings.learning_rate, fused=True)
+    step, best, seconds = 0, -1.0, 0.0  # best: mask agreement
     if resume:
         checkpoint = run.load_checkpoint()
         if checkpoint is None:
             raise InputError(f"--resume finds no checkpoint in {run.path}: remove the folder and start anew")
-        load_controlnet_weights(controlnet, checkpoint.path / "controlnet")
+        load_weights(checkpoint.path, controlnet, backbone)
         load_optimizer_tensors(optimizer, checkpoint.tensors)
-        step = checkpoint.step
+        step, best, seconds = checkpoint.step, checkpoint.state["best"], checkpoint.state["seconds"]
         run.drop_log_after(step)
 
+    slices, total_steps = len(train.stems), settings.total_steps(len(train.stems))
+    print(plan(backbone, controlnet, slices, total_steps - step, settings))
     cache = LatentCache(backbone, train, settings)
-    prompt_embeds = encode_prompts(backbone, prompts)  # (P,L,D), once for all
-    judge = Validation(backbone, val, prompts, settings)
-    steps_per_epoch = -(-len(train.stems) // settings.batch_size)
-    total_steps = settings.total_steps(len(train.stems))
+    prompt_embeds = encode_prompts(backbone, [*prompts, ""])  # (P+1,L,D), once for all; the last one is empty
+    validation = Validation(backbone, val, prompts, settings)
+    judged = Validation(backbone, train, prompts, settings, JUDGED_MASKS) if agreement else None
 
-    def save(at_step: int) -> None:
+    for model in (controlnet, backbone.unet):
+        if settings.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        else:
+            model.disable_gradient_checkpointing()
+    predict = predict_noise
+    if settings.compile:
+        predict = torch.compile(predict_noise, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+        for parameter in parameters:  # a CUDA graph overwrites what it gave: gradients are added into tensors of ours
+            parameter.grad = torch.zeros_like(parameter)
+
+    def save(name: str | None = None) -> None:
+        state = {"best": best, "seconds": round(seconds + time.monotonic() - started, 1)}
+        tensors = optimizer_tensors(optimizer) if name is None else {}
         run.save_checkpoint(
-            at_step,
-            optimizer_tensors(optimizer),
-            {"seconds": round(time.monotonic() - started, 1)},
-            lambda folder: save_controlnet(controlnet, folder / "controlnet", backbone, train, settings, at_step),
-        )
+            step, tensors, state, lambda folder: save_trained(folder, controlnet, backbone, train, settings, step),
+            name, settings.keep,
+        )  # fmt: skip
 
     started = time.monotonic()
     if step == 0:
-        judge.write_samples(controlnet, run.path / "samples", 0)
+        validation.write_samples(controlnet, run.path / "samples", 0)
     losses: list[torch.Tensor] = []
-    with StopSignal() as stop, tqdm(total=total_steps, initial=step, desc="ControlNet", unit="step") as bar:
+    # the prompts are encoded, and so are the slices where they are cached: their encoders give way
+    idle = [backbone.text_encoder, *([backbone.vae] if cache.variants else [])]
+    with (
+        StopSignal() as stop,
+        tqdm(total=total_steps, initial=step, desc="ControlNet", unit="step") as bar,
+        moved(idle, torch.device("cpu")),
+    ):
         while step < total_steps:
             # which slices: a permutation that depends on seed and epoch alone
-            epoch, position = divmod(step, steps_per_epoch)
-            order = permutation_for(len(train.stems), settings.seed, "order", epoch)
-            indices = order[position * settings.batch_size :][: settings.batch_size]
+            epoch, position = divmod(step, settings.steps_per_epoch(slices))
+            order = permutation_for(slices, settings.seed, "order", epoch)
+            per_step = settings.batch_size * settings.accumulate
+            indices = order[position * per_step :][:per_step]
 
-            # what is drawn for each of them: prompt, timestep, noise, and a sample of the VAE's posterior
-            mean, std, masks, share = cache.batch(indices, epoch)
-            draws = [generator_for(settings.seed, "draw", epoch, index) for index in indices]
-            chosen = [int(torch.randint(len(prompts), (1,), generator=g)) for g in draws]
-            timesteps = torch.cat(
-                [torch.randint(backbone.scheduler.config.num_train_timesteps, (1,), generator=g) for g in draws]
-            ).to(device)
-            noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in draws]).to(device)
-            posterior = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in draws]).to(device)
-            latents = mean + std * posterior
+            # the gradient: batches add up, each by its share of the slices, to that of one large batch
+            step_loss = torch.zeros((), device=device)
+            for first in range(0, len(indices), settings.batch_size):
+                batch = indices[first : first + settings.batch_size]
 
-            # the gradient step: only ControlNet moves
-            loss = denoising_loss(
-                backbone.unet,
-                controlnet,
-                backbone.scheduler,
-                latents,
-                noise,
-                timesteps,
-                prompt_embeds[chosen],
-                encode_mask(masks, colors),
-                settings.max_weight,
-                share,
-            )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(controlnet.parameters(), settings.clip)
+                # what is drawn for each slice: prompt, timestep, noise, and a sample of the VAE's posterior
+                mean, std, masks, share = cache.batch(batch, epoch)
+                draws = [generator_for(settings.seed, "draw", epoch, index) for index in batch]
+                chosen = [int(torch.randint(len(prompts), (1,), generator=g)) for g in draws]
+                timesteps = torch.cat(
+                    [torch.randint(backbone.scheduler.config.num_train_timesteps, (1,), generator=g) for g in draws]
+                ).to(device)
+                noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in draws]).to(device)
+                posterior = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in draws]).to(device)
+                for i, generator in enumerate(draws):
+                    if torch.rand(1, generator=generator) < settings.prompt_dropout:
+                        chosen[i] = len(prompts)
+
+                loss = denoising_loss(
+                    backbone.unet,
+                    controlnet,
+                    backbone.scheduler,
+                    mean + std * posterior,
+                    noise,
+                    timesteps,
+                    prompt_embeds[chosen],
+                    encode_mask(masks, colors),
+                    settings.max_weight,
+                    share,
+                    predict,
+                )
+                loss = loss * (len(batch) / len(indices))
+                loss.backward()
+                step_loss += loss.detach()
+
+            # the step: only ControlNet moves, and the decoder where it is unlocked
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=not settings.compile)
             step += 1
             bar.update()
-            losses.append(loss.detach())
+            losses.append(step_loss)
 
             # log, look, save
             saving = step % settings.checkpoint_every == 0 or step == total_steps or stop.requested
@@ -152,52 +206,25 @@ def fine_tune(
                     raise InputError(
                         f"the loss of {run.path} became {mean_loss} by step {step}: start with a lower --lr"
                     )
-                run.log({"step": step, "epoch": epoch, "loss": round(mean_loss, 5)})
+                elapsed = round(seconds + time.monotonic() - started, 2)
+                run.log({"step": step, "epoch": epoch, "loss": round(mean_loss, 5), "seconds": elapsed})
                 bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
             if step % settings.sample_every == 0 or step == total_steps:
-                run.log({"step": step, "validation_loss": judge.loss(controlnet)})
-                judge.write_samples(controlnet, run.path / "samples", step)
-                plot_progress(run.path / "progress.png", run.read_log(), [["loss", "validation_loss"]])
+                row = {"step": step, "validation_loss": validation.loss(controlnet)}
+                with moved([backbone.vae], device):
+                    validation.write_samples(controlnet, run.path / "samples", step)
+                    if judged:
+                        score = agreement(judged.draw(controlnet), judged.masks.cpu().numpy())
+                        row["mask_agreement"] = round(score, 5)
+                run.log(row)
+                plot_progress(
+                    run.path / "progress.png", run.read_log(), [["loss", "validation_loss"], ["mask_agreement"]]
+                )
+                if row.get("mask_agreement", -1.0) > best:
+                    best = row["mask_agreement"]
+                    save("best")
             if saving:
-                save(step)
+                save()
             if stop.requested and step < total_steps:
                 raise Interrupted(f"at step {step} of {total_steps}: go on with --resume --out {run.path}")
     return controlnet.eval()
-
-
-def save_controlnet(
-    controlnet: ControlNetModel,
-    folder: Path,
-    backbone: Backbone,
-    train: PairFolder,
-    settings: FineTuning,
-    step: int,
-) -> None:
-    """Write diffusers' own format, with a card that says what it was made from."""
-    controlnet.save_pretrained(folder, safe_serialization=True)
-    classes = ", ".join(
-        f"{name} = RGB {color}" for name, color in zip(train.info.classes.names, train.info.classes.colors, strict=True)
-    )
-    facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
-    (folder / "README.md").write_text(
-        f"# ControlNet for {train.info.name}\n\nSteered by colour-coded class masks ({classes}) over the frozen "
-        f"backbone `{backbone.name}` (weights {backbone.fingerprint[:12]}), fine-tuned for {step} steps on "
-        f"{len(train.stems)} slices.\n\n{facts}\n",
-        encoding="utf-8",
-    )
-
-
-def load_controlnet_weights(controlnet: ControlNetModel, folder: Path) -> None:
-    """Copy saved weights into the existing parameters, whose memory format stays as it is."""
-    saved = ControlNetModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
-    controlnet.load_state_dict(saved.state_dict())
-
-
-def load_trained(run: Path, backbone: Backbone) -> ControlNetModel:
-    """The newest ControlNet of a run folder, in eval mode, in float32 on the backbone's device."""
-    checkpoint = RunFolder(run).load_checkpoint()
-    if checkpoint is None:
-        raise InputError(f"{run} holds no checkpoint yet: let train_controlnet.py run to its first one")
-    controlnet = make_controlnet(backbone)
-    load_controlnet_weights(controlnet, checkpoint.path / "controlnet")
-    return controlnet.requires_grad_(False).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from diffusers import ControlNetModel
 
@@ -26,11 +27,14 @@ TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
 class Validation:
     """Fixed windows, timesteps, noise and prompts, so that what changes from step to step is ControlNet."""
 
-    def __init__(self, backbone: Backbone, folder: PairFolder, prompts: list[str], settings: FineTuning):
+    def __init__(
+        self, backbone: Backbone, folder: PairFolder, prompts: list[str], settings: FineTuning, count: int = 4
+    ):
+        """From the middles of at most `count` slices of the folder, evenly spaced."""
         self.backbone, self.colors = backbone, folder.info.classes.colors
         size = settings.crop[1], settings.crop[0]
         windows, masks = [], []
-        for stem in folder.stems[:: max(1, len(folder.stems) // 4)][:4]:
+        for stem in folder.stems[:: max(1, len(folder.stems) // count)][:count]:
             image, mask = folder.image(stem), folder.mask(stem)
             middle = [(length - w) // 2 + (w - 1) / 2 for length, w in zip(image.shape[::-1], size[::-1], strict=True)]
             window, ids = warp(
@@ -72,21 +76,30 @@ class Validation:
         ]
         return round(torch.stack(losses).mean().item(), 5)
 
+    def draw(self, controlnet: ControlNetModel, count: int | None = None) -> np.ndarray:
+        """Synthetic slices (B,H,W) uint8 from the first `count` masks, or all, with the same noise every time."""
+        count = count or len(self.masks)
+        slices = []
+        for first in range(0, count, 4):
+            part = slice(first, min(first + 4, count))
+            pixel_values = sample(
+                self.backbone,
+                controlnet,
+                self.noise[part],
+                encode_mask(self.masks[part], self.colors),
+                self.prompt_embeds[part],
+                self.negative_embeds,
+                SamplingSettings(strength=self.backbone.recommended.strength),
+            )
+            slices.append(decode_gray(pixel_values).cpu().numpy())
+        return np.concatenate(slices)
+
     def write_samples(self, controlnet: ControlNetModel, folder: Path, step: int) -> None:
-        """A strip real | mask | synthetic with the same noise every time (the paper's Figure 4)."""
+        """A strip real | mask | synthetic (the paper's Figure 4)."""
         count = min(3, len(self.windows))
-        pixel_values = sample(
-            self.backbone,
-            controlnet,
-            self.noise[:count],
-            encode_mask(self.masks[:count], self.colors),
-            self.prompt_embeds[:count],
-            self.negative_embeds,
-            SamplingSettings(strength=self.backbone.recommended.strength),
-        )
         folder.mkdir(exist_ok=True)
         real = self.windows.round().to(torch.uint8).numpy()
         masks = color_table(self.colors)[self.masks.cpu().numpy()]
-        synthetic = decode_gray(pixel_values).cpu().numpy()
+        synthetic = self.draw(controlnet, count)
         rows = [[real[i], masks[i], synthetic[i]] for i in range(count)]
         sheet(rows, folder / f"step-{step:06d}.png", ["real", "mask", "synthetic"])

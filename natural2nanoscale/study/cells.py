@@ -13,8 +13,9 @@ from natural2nanoscale.data.folders import PairFolder, open_pairs, write_pairs
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
 from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune, load_trained
+from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
 from natural2nanoscale.runs import RunFolder, open_run, permutation_for
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.mixing import Slices
@@ -69,10 +70,11 @@ def make_synthetic(
     run = open_run(out / "controlnet", config, begun, MAY_CHANGE)
     if not begun or checkpoint.step < total:
         fine_tune(run, backbone, folders["train"], folders["val"], prompts, tuning, begun)
+    controlnet, backbone = load_trained(out / "controlnet", backbone)
     synthesize(
         out / "synthetic",
         backbone,
-        load_trained(out / "controlnet", backbone),
+        controlnet,
         folders["train"],
         prompts,
         sampling_settings(backbone),

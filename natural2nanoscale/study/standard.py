@@ -13,8 +13,8 @@ from natural2nanoscale.data.augment import warp
 from natural2nanoscale.data.folders import PairFolder, save_png
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import read_prompts
+from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import load_trained
 from natural2nanoscale.runs import generator_for
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import Settings
@@ -43,7 +43,8 @@ def time_generation(scratch: Path, backbone: Backbone, controlnet_run: Path, tra
     """
     shutil.rmtree(scratch, ignore_errors=True)
     some = replace(train, stems=train.stems[:8])
-    arguments = backbone, load_trained(controlnet_run, backbone), some, read_prompts(None), sampling_settings(backbone)
+    controlnet, backbone = load_trained(controlnet_run, backbone)
+    arguments = backbone, controlnet, some, read_prompts(None), sampling_settings(backbone)
     synthesize(scratch / "synthetic", *arguments, per_mask=1)  # warms up
     started = time.perf_counter()
     synthesize(scratch / "synthetic", *arguments, per_mask=1)  # finds nothing to make

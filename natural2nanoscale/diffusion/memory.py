@@ -1,0 +1,119 @@
+"""What fine-tuning needs of the device: an estimate beforehand, and parts that step aside while they are not used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import ControlNetModel
+from torch.utils.checkpoint import checkpoint
+
+from natural2nanoscale.diffusion.backbone import Backbone
+from natural2nanoscale.diffusion.controlnet import predict_noise
+
+if TYPE_CHECKING:
+    from natural2nanoscale.diffusion.training import FineTuning
+
+
+@contextmanager
+def moved(modules: list[torch.nn.Module], device: torch.device) -> Iterator[None]:
+    """Within it the modules are on `device`, afterwards where they were; those that are there already stay."""
+    before = [next(module.parameters()).device for module in modules]
+    for module in modules:
+        module.to(device)
+    try:
+        yield
+    finally:
+        for module, place in zip(modules, before, strict=True):
+            module.to(place)
+
+
+def kept_bytes(backbone: Backbone, controlnet: ControlNetModel, height: int, width: int, checkpointing: bool) -> int:
+    """Bytes that a prediction for one window of (height, width) pixels keeps for the backward pass, weights aside.
+
+    Counted, by running it: what autograd saves and, with gradient checkpointing, the inputs of the layers that
+    will be run again. Whether the models checkpoint gradients is to be set anew afterwards.
+    """
+    device = backbone.device
+    weights = {p.untyped_storage().data_ptr() for model in (backbone.unet, controlnet) for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # by address; held, so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights:
+            kept[address] = tensor
+        return tensor
+
+    def run_again_later(layer: torch.nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
+        for tensor in inputs:
+            if isinstance(tensor, torch.Tensor):
+                keep(tensor)
+        return checkpoint(layer.__call__, *inputs, use_reentrant=False)
+
+    for model in (backbone.unet, controlnet):
+        model.disable_gradient_checkpointing()
+        if checkpointing:
+            model.enable_gradient_checkpointing(run_again_later)
+    latents = torch.zeros(
+        1, backbone.unet.config.in_channels, height // backbone.downsampling, width // backbone.downsampling
+    )
+    hidden = torch.zeros(
+        1, backbone.tokenizer.model_max_length, backbone.unet.config.cross_attention_dim, dtype=backbone.unet.dtype
+    )
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        predict_noise(
+            backbone.unet,
+            controlnet,
+            latents.to(device),
+            torch.zeros(1, dtype=torch.int64, device=device),
+            hidden.to(device),
+            torch.zeros(1, 3, height, width, device=device),
+        )
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def needed_bytes(backbone: Backbone, controlnet: ControlNetModel, windows: int, settings: FineTuning) -> int:
+    """About how many bytes a step takes at its peak.
+
+    The weights of U-Net and ControlNet; a gradient and Adam's two moments for each weight that learns, in float32;
+    mean and deviation of `windows` cached latents; and what the backward pass asks for. The latter is counted on
+    two small windows: the difference grows with the pixels of a batch, the rest (weights that autocast rounds, the
+    prompt) is there once. Sample strips between the steps, and what the allocator wastes, are left out.
+    """
+    models = (backbone.unet, controlnet)
+    weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+    trained = sum(p.numel() for model in models for p in model.parameters() if p.requires_grad)
+    side, pixels = backbone.grid, settings.crop[0] * settings.crop[1]
+    small, large = (kept_bytes(backbone, controlnet, side, n * side, settings.gradient_checkpointing) for n in (1, 2))
+    activations = small + (large - small) * (settings.batch_size * pixels / side**2 - 1)
+    latents = backbone.unet.config.in_channels * pixels // backbone.downsampling**2
+    return int(weights + 3 * 4 * trained + 2 * 4 * latents * windows + activations)
+
+
+def plan(backbone: Backbone, controlnet: ControlNetModel, slices: int, steps: int, settings: FineTuning) -> str:
+    """One line: what learns, for how long, and in how much memory."""
+    parts = (controlnet, backbone.unet, backbone.vae, backbone.text_encoder)
+    learn, frozen = (
+        sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad is flag) for flag in (True, False)
+    )
+    needed = needed_bytes(backbone, controlnet, slices * settings.latent_variants, settings)
+    return (
+        f"{learn / 1e6:.1f} million weights learn, {frozen / 1e6:.1f} million stay frozen; {steps} steps of "
+        f"{min(slices, settings.batch_size * settings.accumulate)} slices in about {needed / 1e9:.1f} GB"
+    )
+
+
+def out_of_memory_advice(settings: FineTuning) -> str:
+    """The options that help, in the order in which to try them; what is in use already is left out."""
+    advice = []
+    if not settings.gradient_checkpointing:
+        advice.append("--gradient-checkpointing (the same gradients in more time)")
+    if settings.batch_size > 1:
+        slices = settings.batch_size * settings.accumulate
+        advice.append(f"--batch-size 1 --accumulate {slices} (the same gradients)")
+    if settings.unlock_decoder:
+        advice.append("no --unlock-decoder")
+    advice.append(f"a smaller --crop than {settings.crop[0]}x{settings.crop[1]}")
+    return ", then ".join(advice)

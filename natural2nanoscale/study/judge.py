@@ -1,0 +1,59 @@
+"""The judge of a fine-tuning: a small U-Net that learned from the real slices says what synthetic ones show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.segmentation.evaluation import image_matrices
+from natural2nanoscale.segmentation.metrics import iou, mean_present
+from natural2nanoscale.segmentation.mixing import Slices, load_slices
+from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.training import train
+from natural2nanoscale.segmentation.unet import load_unet
+
+
+def train_judge(
+    train_folder: PairFolder, val_folder: PairFolder, device: torch.device, out: Path, seed: int = 0, steps: int = 200
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Train a U-Net in `out`, or take the one that is there; return the mask agreement it measures.
+
+    The mask agreement of slices (B,H,W) uint8 with masks (B,H,W) uint8 is the mIoU in [0,1] between what the U-Net
+    sees in the slices and the masks; 0 when no pixel carries a label.
+    """
+    best = out / "best"
+    if not best.is_dir():
+        out.mkdir(exist_ok=True)
+        training, validation = load_slices(train_folder), load_slices(val_folder)
+        height, width = (min(lengths) for lengths in zip(*training.shapes, strict=True))
+        settings = Settings(  # those of the demo, on windows that slices of any size can give
+            width=8,
+            max_steps=steps,
+            batch_size=4,
+            full_batches=True,
+            learning_rate=3e-3,
+            class_balance=0.5,
+            augment="rotation",
+            crop=(min(width, 256), min(height, 256)),
+            validate_every=max(1, steps // 8),
+            patience=0,
+            select_by="miou",
+            seed=seed,
+        )
+        train(training, validation, settings, device, RunFolder(out), resume=True)
+    model, info = load_unet(best)
+    score = info.trained["best"]["val_miou"]
+    print(
+        f"the judge's own mIoU on {val_folder.path}: {score:.3f}; mask agreement of synthetic slices can hardly pass it"
+    )
+
+    def agreement(images: np.ndarray, masks: np.ndarray) -> float:
+        matrices = image_matrices(model, Slices(list(images), list(masks), info.classes, 0), device)
+        return float(np.nan_to_num(mean_present(iou(matrices.sum(0)))))
+
+    return agreement
