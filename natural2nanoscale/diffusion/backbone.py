@@ -41,7 +41,8 @@ class Recommended:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The frozen parts, in eval mode. Nothing in here ever receives a gradient step."""
+    """The frozen parts, in eval mode. Nothing in here receives a gradient step, but for the decoder in the copy that
+    `controlnet.unlock_decoder` makes."""
 
     name: str
     vae: AutoencoderKL
