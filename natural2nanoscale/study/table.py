@@ -13,6 +13,7 @@ from natural2nanoscale.study.figures import dot_plot, interval_plot
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table
 from natural2nanoscale.study.statistics import Difference, block_bootstrap, paired_difference
 
+POSITIONS = {"better": "above zero", "worse": "below zero", "open": "reaches below zero"}  # of an interval
 BLOCK = 4  # consecutive test slices that the bootstrap keeps together
 COMPARISONS = (
     ("real + synthetic", "real"),
@@ -99,10 +100,10 @@ def score_cells(rows: Sequence[dict], classes: int) -> list[str]:
 
 def difference_parts(title: str, comparisons: Sequence[Comparison], block: int) -> list[Table | Figure]:
     """The same differences as a chart and as a table."""
-    header = ("difference in mIoU", "mean", "95 % t interval", "95 % over test slices", "pairs", "verdict")
+    header = ("difference in mIoU", "mean", "95 % t interval", "95 % over test slices", "pairs", "t interval")
     rows, chart = [], []
     for one in comparisons:
-        cells = [range_of(one.interval), range_of(one.over_blocks), str(one.change.pairs), one.verdict]
+        cells = [range_of(one.interval), range_of(one.over_blocks), str(one.change.pairs), POSITIONS[one.verdict]]
         rows.append([one.label, points(one.change.mean), *cells])
         bars = [bar and (100 * bar[0], 100 * bar[1]) for bar in (one.interval, one.over_blocks)]
         chart.append((one.label, 100 * one.change.mean, bars))
