@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from backbones import disturbed
 from safetensors.torch import load_file
@@ -165,18 +164,11 @@ def test_slices_are_drawn_from_boundaries_or_edges(tiny_backbone):
     assert not np.array_equal(edged, draw("mask+edges", image[::-1].copy()))
 
 
-@pytest.fixture
-def train(script, data_folder, tiny_backbone, tmp_path):
-    """Run train_controlnet.py with a few more arguments into tmp_path / out."""
-
-    def run(out: str, *arguments: object, expect: int = 0):
+def test_run_with_edges_resumes_exactly_and_generation_obeys(script, data_folder, tiny_backbone, tmp_path):
+    def train(out: str, *arguments: object, expect: int = 0):
         common = ("--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / out, "--latent-variants", 2)
         return script("train_controlnet.py", *common, *arguments, expect=expect)
 
-    return run
-
-
-def test_run_with_edges_resumes_exactly_and_generation_obeys(script, train, data_folder, tmp_path):
     train("whole", "--condition", "mask+edges", "--max-steps", 2)
     train("parts", "--condition", "mask+edges", "--max-steps", 1)
     error = train("parts", "--max-steps", 2, "--resume", expect=2).stderr
@@ -197,9 +189,9 @@ def test_run_with_edges_resumes_exactly_and_generation_obeys(script, train, data
     assert "another condition (mask+edges, now mask+boundaries)" in error
 
 
-def test_edges_are_refused_by_a_controlnet_that_saw_masks_alone(script, train, data_folder, tmp_path):
-    train("run", "--max-steps", 1)
-    make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path / "run", "--edges", "real")
+def test_edges_are_refused_by_a_controlnet_that_saw_masks_alone(script, data_folder, tmp_path):
+    (tmp_path / "config.json").write_text('{"kind": "controlnet", "settings": {"condition": "mask"}}')
+    make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path, "--edges", "real")
     error = script(*make, expect=2).stderr
     assert "was trained on masks alone" in error and "--condition mask+edges" in error and error.count("\n") == 1
     assert not (data_folder / "synthetic").exists()

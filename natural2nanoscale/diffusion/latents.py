@@ -30,7 +30,7 @@ def augmented_windows(
     edges: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Windows of one slice: (V,H,W) float32 grey values in 0..255, (V,H,W) uint8 class ids, (V,H,W) bool: what is no
-    mirror image, and (V,H,W) uint8 of the slice's edge map (H,W), if one is given: without the noise.
+    mirror image, and (V,H,W) uint8 of the slice's edge map `edges` (H,W), which noise leaves alone, or None.
 
     Window v of slice `index` is a function of (seed, index, v) alone. The first ones stand unrotated on a
     grid that holds every pixel of the slice; the others are drawn (paper 4.4: crop, rotation, noise).
