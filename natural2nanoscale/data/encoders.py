@@ -28,15 +28,16 @@ def encode_mask(
 ) -> torch.Tensor:
     """Class ids (B,H,W) -> conditioning (B,3,H,W) float32 in [0,1]; the ignore id becomes black.
 
-    With `edges` (B,H,W) uint8 of `image_edges`, zeros where none are known, the boundaries of the classes are drawn in
-    black and the edges darken the colours. Darker, because every class has a colour other than black, white may be one.
+    With `edges` (B,H,W) uint8 of `image_edges`, zeros where none are known, these and the boundaries of the classes
+    darken the colours, by EDGE_SHADE at most. Darken, because white may be a class; not to black, because a class two
+    pixels thin is all boundary.
     """
     table = torch.from_numpy(color_table(colors)).to(mask.device, torch.float32) / 255.0
     conditioning = table[mask.long()].permute(0, 3, 1, 2)
     if edges is None:
         return conditioning
-    light = 1 - EDGE_SHADE * edges / 255  # (B,H,W) in [0.3,1]
-    return conditioning * light.masked_fill(class_boundaries(mask), 0.0).unsqueeze(1)
+    light = 1 - EDGE_SHADE * edges.masked_fill(class_boundaries(mask), 255) / 255  # (B,H,W) in [0.3,1]
+    return conditioning * light.unsqueeze(1)
 
 
 def decode_mask(picture: np.ndarray, colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
