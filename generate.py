@@ -27,6 +27,12 @@ def parse_arguments() -> argparse.Namespace:
         type=at_least(0.0, float),
         help="share of the steps taken; below 1 they begin at the mask's real slice (default: the backbone's)",
     )
+    add(
+        "--edges",
+        choices=("none", "real"),
+        default="none",
+        help="of the mask's real slice, for a ControlNet trained with --condition mask+edges",
+    )
     add("--batch-size", type=at_least(1), default=4, help="images drawn at once; does not change them")
     add("--seed", type=at_least(0), default=0, help="seed of noise and prompts")
     add("--device", default="auto", help="auto, cpu or cuda")

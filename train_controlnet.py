@@ -37,6 +37,12 @@ def parse_arguments() -> argparse.Namespace:
         help="augmented windows per slice whose latents are cached; 0 encodes at every step",
     )
     add(
+        "--condition",
+        choices=("mask", "mask+edges"),
+        default="mask",
+        help="what the ControlNet sees: the classes' colours, or with their boundaries and the slices' edges on them",
+    )
+    add(
         "--prompt-dropout",
         type=at_least(0.0, float),
         default=0.0,

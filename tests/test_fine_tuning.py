@@ -150,7 +150,7 @@ def test_windows_reach_every_pixel_and_keep_the_labels(tiny_backbone):
     mask[:, 50:] = 2
     mask[30:] = 255
     settings = FineTuning(crop=(32, 32), learning_rate=1e-3, noise=0.0)
-    windows, ids, _ = augmented_windows(image.astype(np.uint8), mask, settings, 0, range(10))
+    windows, ids, *_ = augmented_windows(image.astype(np.uint8), mask, settings, 0, range(10))
     assert windows.shape == ids.shape == (10, 32, 32)
     assert set(ids.unique().tolist()) <= {0, 2, 255}
     # the first 3 x 2 windows are a grid of plain crops that holds every pixel
@@ -184,7 +184,7 @@ def test_padding_carries_no_loss(small_backbone, data_folder):
     """Slices of 64x32 in windows of 128x64: a quarter of each window is real, unrotated the middle of it."""
     backbone = load_backbone(str(small_backbone), torch.device("cpu"))
     settings = FineTuning((128, 64), 1e-3, rotation=0.0, latent_variants=1)
-    mean, _, _, share = LatentCache(backbone, open_pairs(data_folder / "train"), settings).batch([0, 2], epoch=0)
+    mean, _, _, share, _ = LatentCache(backbone, open_pairs(data_folder / "train"), settings).batch([0, 2], epoch=0)
     expected = torch.zeros(2, 1, 8, 16)
     expected[:, :, 2:6, 4:12] = 1
     assert torch.equal(share, expected)

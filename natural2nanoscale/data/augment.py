@@ -18,13 +18,13 @@ def warp(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cut a rotated window of `size` = (height, width) pixels out of every slice and its mask.
 
-    images (B,1,H,W) float, masks (B,H,W) integer ids, angles (B,) in degrees, counter-clockwise;
+    images (B,C,H,W) float, masks (B,H,W) integer ids, angles (B,) in degrees, counter-clockwise;
     centers (B,2): the window's centre (x, y) in pixels of the slice, pixel centres at integers;
     scales (B,2): pixels of the slice per pixel of the window along the window's x and y. Above 1 everything
     looks smaller, below 0 it is mirrored; None is 1.
     Images are interpolated linearly, masks take the nearest id, so no new mask value can appear. What
     lies outside the slice is its mirror image, in image and mask alike.
-    Returns (B,1,h,w) float and (B,h,w) of the masks' dtype. grid_sample's coordinates in [-1,1] are rounded,
+    Returns (B,C,h,w) float and (B,h,w) of the masks' dtype. grid_sample's coordinates in [-1,1] are rounded,
     so positions are exact to 1e-4 pixels.
     """
     height, width = images.shape[-2:]

@@ -6,7 +6,10 @@ import numpy as np
 import torch
 
 from natural2nanoscale.data.classes import IGNORE_COLOR, IGNORE_ID, color_table
+from natural2nanoscale.data.edges import class_boundaries
 from natural2nanoscale.errors import InputError
+
+EDGE_SHADE = 0.7  # how much of its colour a pixel loses to the strongest edge
 
 
 def encode_gray(gray: torch.Tensor) -> torch.Tensor:
@@ -20,10 +23,21 @@ def decode_gray(pixel_values: torch.Tensor) -> torch.Tensor:
     return gray.round().clamp(0, 255).to(torch.uint8)
 
 
-def encode_mask(mask: torch.Tensor, colors: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
-    """Class ids (B,H,W) -> conditioning (B,3,H,W) float32 in [0,1]; the ignore id becomes black."""
+def encode_mask(
+    mask: torch.Tensor, colors: tuple[tuple[int, int, int], ...], edges: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Class ids (B,H,W) -> conditioning (B,3,H,W) float32 in [0,1]; the ignore id becomes black.
+
+    With `edges` (B,H,W) uint8 of `image_edges`, zeros where none are known, these and the boundaries of the classes
+    darken the colours, by EDGE_SHADE at most. Darken, because white may be a class; not to black, because a class two
+    pixels thin is all boundary.
+    """
     table = torch.from_numpy(color_table(colors)).to(mask.device, torch.float32) / 255.0
-    return table[mask.long()].permute(0, 3, 1, 2)
+    conditioning = table[mask.long()].permute(0, 3, 1, 2)
+    if edges is None:
+        return conditioning
+    light = 1 - EDGE_SHADE * edges.masked_fill(class_boundaries(mask), 255) / 255  # (B,H,W) in [0.3,1]
+    return conditioning * light.unsqueeze(1)
 
 
 def decode_mask(picture: np.ndarray, colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:

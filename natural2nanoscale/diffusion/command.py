@@ -119,6 +119,7 @@ def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = Non
         noise=args.noise,
         max_weight=args.max_weight if args.max_weight is not None else backbone.recommended.max_weight,
         latent_variants=args.latent_variants,
+        condition=args.condition,
         prompt_dropout=args.prompt_dropout,
         clip=args.clip,
         unlock_decoder=args.unlock_decoder,
@@ -175,6 +176,14 @@ def generate(args: argparse.Namespace) -> None:
             f"{args.controlnet} is a run of kind {config.get('kind')}, expected one of train_controlnet.py: name that "
             "with --controlnet"
         )
+    condition = config["settings"].get("condition", "mask")
+    if condition == "mask" and args.edges == "real":
+        raise InputError(
+            f"{args.controlnet} was trained on masks alone and cannot follow --edges real, expected one trained with "
+            "`train_controlnet.py --condition mask+edges`"
+        )
+    if condition == "mask+edges" and args.edges == "none":
+        condition = "mask+boundaries"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         read_info(out)  # what is no pair folder is refused before anything is loaded
     if args.eta > 1 or args.steps > 500:
@@ -203,11 +212,11 @@ def generate(args: argparse.Namespace) -> None:
     start = args.start if args.start is not None else advised.start
     if not 1 <= args.steps * start <= args.steps:
         raise InputError(f"--start {start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
-    settings = SamplingSettings(args.steps, args.guidance, strength, args.eta, start)
+    settings = SamplingSettings(args.steps, args.guidance, strength, args.eta, start, condition)
     print(
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
         f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start {settings.start:g}, "
-        f"on {device}"
+        f"from {condition}, on {device}"
     )
     made = synthesize(out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed)
     print(f"{made} new slices in {out}; next: python train_unet.py --synthetic-ratio {args.per_mask}.0")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from natural2nanoscale.data.augment import covering_centers, draw_window, inside, warp
+from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
@@ -21,10 +22,15 @@ if TYPE_CHECKING:
 
 
 def augmented_windows(
-    image: np.ndarray, mask: np.ndarray, settings: FineTuning, index: int, variants: range
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Windows of one slice: (V,H,W) float32 grey values in 0..255, (V,H,W) uint8 class ids, and (V,H,W) bool: what
-    is no mirror image.
+    image: np.ndarray,
+    mask: np.ndarray,
+    settings: FineTuning,
+    index: int,
+    variants: range,
+    edges: np.ndarray | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Windows of one slice: (V,H,W) float32 grey values in 0..255, (V,H,W) uint8 class ids, (V,H,W) bool: what is no
+    mirror image, and (V,H,W) uint8 of the slice's edge map `edges` (H,W), which noise leaves alone, or None.
 
     Window v of slice `index` is a function of (seed, index, v) alone. The first ones stand unrotated on a
     grid that holds every pixel of the slice; the others are drawn (paper 4.4: crop, rotation, noise).
@@ -42,15 +48,17 @@ def augmented_windows(
         centers.append(center)
         noise.append(strength * torch.randn(size, generator=generator))
     count = len(variants)
-    images = torch.from_numpy(image).float().expand(count, 1, -1, -1)
+    planes = image[None] if edges is None else np.stack([image, edges])
+    images = torch.from_numpy(planes).float().expand(count, -1, -1, -1)
     masks = torch.from_numpy(mask).expand(count, -1, -1)
     turns, centers = torch.tensor(angles), torch.tensor(centers)
     images, masks = warp(images, masks, turns, centers, size)
-    return (images[:, 0] + torch.stack(noise)).clamp(0, 255), masks, inside(image.shape, turns, centers, size)
+    drawn = None if edges is None else images[:, 1].round().to(torch.uint8)
+    return (images[:, 0] + torch.stack(noise)).clamp(0, 255), masks, inside(image.shape, turns, centers, size), drawn
 
 
 class LatentCache:
-    """Posterior mean and std of the latents of augmented windows, the windows' masks, and what carries loss.
+    """Posterior mean and std of the latents of augmented windows, the windows' masks and edges, and what carries loss.
 
     Keeping both moments, not one drawn sample, keeps the posterior's noise fresh at every visit. With
     `latent_variants` = 0 nothing is kept: each visit of epoch e encodes window e. Where a slice is smaller than the
@@ -60,37 +68,46 @@ class LatentCache:
     def __init__(self, backbone: Backbone, folder: PairFolder, settings: FineTuning):
         self.backbone, self.settings = backbone, settings
         self.images, self.masks = folder.load()
+        self.edges: list[np.ndarray | None] = [None] * len(self.images)
+        if settings.condition == "mask+edges":  # of whole slices, as at generation
+            grays = (torch.from_numpy(image)[None].to(backbone.device) for image in self.images)
+            self.edges = [image_edges(gray)[0].cpu().numpy() for gray in grays]
         size = settings.crop[1], settings.crop[0]
         cover = max(len(covering_centers(image.shape, size)) for image in self.images)
         self.variants = max(settings.latent_variants, cover) if settings.latent_variants else 0
         self.padded = [image.shape[0] < size[0] or image.shape[1] < size[1] for image in self.images]
-        self.entries: list[tuple[torch.Tensor, ...]] = []  # per slice: mean, std, masks, share of loss
+        self.entries: list[tuple[torch.Tensor, ...]] = []  # per slice: mean, std, masks, share of loss, edges if seen
         if self.variants:
             for index in tqdm(range(len(self.images)), desc="caching latents", leave=False):
                 self.entries.append(self._encode(index, range(self.variants)))
 
     def _encode(self, index: int, variants: range) -> tuple[torch.Tensor, ...]:
-        means, stds, masks, shares = [], [], [], []
+        means, stds, masks, shares, edges = [], [], [], [], []
         for first in range(variants.start, variants.stop, 4):  # a few at a time: activations of the VAE are large
             some = range(first, min(first + 4, variants.stop))
-            windows, ids, real = augmented_windows(self.images[index], self.masks[index], self.settings, index, some)
+            windows, ids, real, drawn = augmented_windows(
+                self.images[index], self.masks[index], self.settings, index, some, self.edges[index]
+            )
             mean, std = latent_moments(self.backbone, encode_gray(windows.to(self.backbone.device)))
             means.append(mean)
             stds.append(std)
             masks.append(ids)
             real = real if self.padded[index] else torch.ones_like(real)
             shares.append(F.avg_pool2d(real.float(), self.backbone.downsampling)[:, None].to(mean.device))
-        return torch.cat(means), torch.cat(stds), torch.cat(masks), torch.cat(shares)
+            edges += [] if drawn is None else [drawn]
+        return tuple(torch.cat(parts) for parts in (means, stds, masks, shares, edges) if parts)
 
     def batch(
         self, indices: list[int], epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Window (epoch mod variants) of each slice: mean, std (B,C,h,w), masks (B,H,W) and the share (B,1,h,w) in
-        [0,1] of each latent that carries loss, or None where all do."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Window (epoch mod variants) of each slice: mean, std (B,C,h,w), masks (B,H,W), the share (B,1,h,w) in
+        [0,1] of each latent that carries loss, or None where all do, and edges (B,H,W) uint8, or None where the
+        ControlNet sees none."""
         if self.variants:
             variant = epoch % self.variants
             picked = [tuple(part[variant] for part in self.entries[index]) for index in indices]
         else:
             picked = [tuple(p[0] for p in self._encode(index, range(epoch, epoch + 1))) for index in indices]
-        mean, std, masks, share = (torch.stack(parts) for parts in zip(*picked, strict=True))
-        return mean, std, masks.to(mean.device), share if any(self.padded) else None
+        mean, std, masks, share, *drawn = (torch.stack(parts) for parts in zip(*picked, strict=True))
+        edges = drawn[0].to(mean.device) if drawn else None
+        return mean, std, masks.to(mean.device), share if any(self.padded) else None, edges

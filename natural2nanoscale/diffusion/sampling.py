@@ -20,6 +20,7 @@ class SamplingSettings:
     strength: float = 1.0  # scale of what ControlNet adds to the U-Net
     eta: float = 0.0  # 0 is deterministic DDIM, 1 has the noise of DDPM
     start: float = 1.0  # share of the steps taken; below 1 they begin at the mask's real slice, noised accordingly
+    condition: str = "mask"  # what is drawn from; "mask+boundaries" and "mask+edges": for ControlNets that see edges
 
 
 def ddim_scheduler(backbone: Backbone) -> DDIMScheduler:

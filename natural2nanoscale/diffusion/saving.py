@@ -30,13 +30,16 @@ def save_trained(
         f"{name} = RGB {color}" for name, color in zip(train.info.classes.names, train.info.classes.colors, strict=True)
     )
     facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
+    seen = f"colour-coded class masks ({classes})"
+    if settings.condition == "mask+edges":
+        seen += ", darkened at class boundaries and, where these are known, at the edges of the slices,"
     over = f"the frozen backbone `{backbone.name}` (weights {backbone.fingerprint[:12]})"
     if settings.unlock_decoder:
         over += f", whose U-Net takes its decoder from ../{DECODER_FILE}"
         decoder = {name: value.cpu().contiguous() for name, value in decoder_state(backbone.unet).items()}
         save_file(decoder, folder / DECODER_FILE)
     (folder / "controlnet" / "README.md").write_text(
-        f"# ControlNet for {train.info.name}\n\nSteered by colour-coded class masks ({classes}) over {over}, "
+        f"# ControlNet for {train.info.name}\n\nSteered by {seen} over {over}, "
         f"fine-tuned for {step} steps on {len(train.stems)} slices.\n\n{facts}\n",
         encoding="utf-8",
     )

@@ -11,6 +11,7 @@ import torch
 from diffusers import ControlNetModel
 from tqdm import tqdm
 
+from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
 from natural2nanoscale.data.folders import (
     DatasetInfo,
@@ -158,8 +159,8 @@ def draw_slices(
 ) -> np.ndarray:
     """Masks (H,W) of one size -> slices (B,H,W) uint8. Each image's noise is a function of its seed alone.
 
-    The masks' own slices `images` are looked at only when `settings.start` is below 1. Sizes off the backbone's
-    grid are filled up by mirror images, and cropped back.
+    The masks' own slices `images` are looked at only when `settings.start` is below 1 or `settings.condition` asks for
+    their edges. Sizes off the backbone's grid are filled up by mirror images, and cropped back.
     """
     height, width = masks[0].shape
     down, right = -height % backbone.grid, -width % backbone.grid
@@ -169,7 +170,13 @@ def draw_slices(
         return torch.from_numpy(np.stack(filled)).to(backbone.device)
 
     padded = pad(masks)
-    conditioning = encode_mask(padded, colors)
+    edges = None
+    if settings.condition == "mask+boundaries":
+        edges = torch.zeros_like(padded)
+    elif settings.condition == "mask+edges":
+        grays = torch.from_numpy(np.stack(images)).to(backbone.device)
+        edges = pad(list(image_edges(grays).cpu().numpy()))
+    conditioning = encode_mask(padded, colors, edges)
     real_latents = latent_moments(backbone, encode_gray(pad(images)))[0] if settings.start < 1 else None
     shape = (
         backbone.unet.config.in_channels,

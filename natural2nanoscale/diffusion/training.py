@@ -45,6 +45,8 @@ class FineTuning:
     rotation: float = 16.0  # degrees, uniform in [-rotation, rotation]; corners mirror image and mask alike
     noise: float = 4.0  # Gaussian noise in grey levels; each window draws its own strength in [0, noise]
     latent_variants: int = 16  # augmented windows per slice whose latents are cached; 0 encodes every step
+    condition: str = "mask"  # what the ControlNet sees: class colours, or "mask+edges", with edges drawn onto them
+    edge_dropout: float = 0.5  # share of samples without the slice's edges, so that a mask alone is enough to draw from
     prompt_dropout: float = 0.0  # share of samples that see the empty prompt, which guidance 1 never asks for
     max_weight: float = 1.0  # largest weight of a noisy timestep in the loss; 1 is the plain loss
     clip: float = 1.0  # largest norm of the gradient
@@ -160,7 +162,7 @@ def fine_tune(
                 batch = indices[first : first + settings.batch_size]
 
                 # what is drawn for each slice: prompt, timestep, noise, and a sample of the VAE's posterior
-                mean, std, masks, share = cache.batch(batch, epoch)
+                mean, std, masks, share, edges = cache.batch(batch, epoch)
                 draws = [generator_for(settings.seed, "draw", epoch, index) for index in batch]
                 chosen = [int(torch.randint(len(prompts), (1,), generator=g)) for g in draws]
                 timesteps = torch.cat(
@@ -171,6 +173,8 @@ def fine_tune(
                 for i, generator in enumerate(draws):
                     if torch.rand(1, generator=generator) < settings.prompt_dropout:
                         chosen[i] = len(prompts)
+                    if edges is not None and torch.rand(1, generator=generator) < settings.edge_dropout:
+                        edges[i] = 0
 
                 loss = denoising_loss(
                     backbone.unet,
@@ -180,7 +184,7 @@ def fine_tune(
                     noise,
                     timesteps,
                     prompt_embeds[chosen],
-                    encode_mask(masks, colors),
+                    encode_mask(masks, colors, edges),
                     settings.max_weight,
                     share,
                     predict,

@@ -47,6 +47,8 @@ class Validation:
             windows.append(window[:, 0])
             masks.append(ids)
         self.windows, self.masks = torch.cat(windows), torch.cat(masks).to(backbone.device)
+        # slices are drawn from masks alone, as generation does by default
+        self.edges = torch.zeros_like(self.masks) if settings.condition == "mask+edges" else None
         self.latents = torch.cat(
             [latent_moments(backbone, encode_gray(w[None].to(backbone.device)))[0] for w in self.windows]
         )
@@ -57,10 +59,15 @@ class Validation:
         self.prompt_embeds = encode_prompts(backbone, [prompts[i] for i in chosen])
         self.negative_embeds = encode_prompts(backbone, [""])
 
+    def conditioning(self, part: slice) -> torch.Tensor:
+        """(B,3,H,W) in [0,1] of some of the masks."""
+        edges = None if self.edges is None else self.edges[part]
+        return encode_mask(self.masks[part], self.colors, edges)
+
     @torch.no_grad()
     def loss(self, controlnet: ControlNetModel) -> float:
         """Mean denoising loss over the fixed timesteps."""
-        conditioning = encode_mask(self.masks, self.colors)
+        conditioning = self.conditioning(slice(None))
         losses = [
             denoising_loss(
                 self.backbone.unet,
@@ -86,7 +93,7 @@ class Validation:
                 self.backbone,
                 controlnet,
                 self.noise[part],
-                encode_mask(self.masks[part], self.colors),
+                self.conditioning(part),
                 self.prompt_embeds[part],
                 self.negative_embeds,
                 SamplingSettings(strength=self.backbone.recommended.strength),
