@@ -167,7 +167,8 @@ def prepare_training(
 def processes_of(out: Path) -> int:
     """How many processes the run in `out` began with: whoever resumes it, its steps keep their size."""
     file = out / "config.json"
-    return json.loads(file.read_text(encoding="utf-8"))["settings"].get("processes", 1) if file.is_file() else 1
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return config.get("settings", {}).get("processes", 1)
 
 
 def refuse_held_out(run: Path, root: Path) -> None:

@@ -167,7 +167,7 @@ def fine_tune(
         moved(idle, torch.device("cpu")),
     ):
         while step < total_steps:
-            # which slices: a permutation that depends on seed and epoch alone
+            # which slices: a permutation that depends on seed and epoch alone, dealt to the processes
             epoch, position = divmod(step, settings.steps_per_epoch(slices))
             order = permutation_for(slices, settings.seed, "order", epoch)
             indices = order[position * settings.slices_per_step :][: settings.slices_per_step]
