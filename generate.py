@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least, main_guard
+from natural2nanoscale.cli import at_least, main_guard, refuse_torchrun
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    refuse_torchrun()
     from natural2nanoscale.diffusion.command import generate
 
     generate(args)

@@ -22,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--prompts", type=Path, help="text file, one prompt per line (default: 37 prompts for EM)")
     add("--epochs", type=at_least(1), default=600, help="passes over the training slices")
     add("--max-steps", type=at_least(1), help="optimiser steps, in place of --epochs")
-    add("--batch-size", type=at_least(1), default=2, help="slices that pass at once")
+    add("--batch-size", type=at_least(1), default=2, help="slices that pass at once, per process")
     add("--accumulate", type=at_least(1), default=1, metavar="N", help="batches per step; their gradients add up")
     add("--crop", type=size, metavar="WxH", help="training window in pixels (default: the backbone's)")
     add("--lr", type=at_least(0.0, float), help="learning rate (default: the backbone's)")

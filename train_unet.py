@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least, data_root, main_guard, size
+from natural2nanoscale.cli import at_least, data_root, main_guard, refuse_torchrun, size
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 
@@ -103,6 +103,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    refuse_torchrun()
     from natural2nanoscale.segmentation.command import plan_synthetic, train_unet
 
     plan_synthetic(args)  # refuses what is out of order before any data is made

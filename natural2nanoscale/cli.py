@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,15 @@ def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def refuse_torchrun() -> None:
+    """Raise InputError where torchrun has started several processes of a command that runs in one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(
+            f"{Path(sys.argv[0]).name} runs in one process, found {os.environ['WORLD_SIZE']} that would write the same "
+            "files: start it with python; train_controlnet.py alone takes torchrun"
+        )
 
 
 def data_root(data: Path | None) -> Path:

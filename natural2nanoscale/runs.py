@@ -52,9 +52,14 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def select_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one; InputError for a device that torch cannot use."""
+    """`auto` takes CUDA where there is one; InputError for a device that torch cannot use.
+
+    Of several CUDA devices each process that torchrun started takes its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -41,8 +41,9 @@ def test_import_direction(wing):
         assert imported_wings(file) <= MAY_IMPORT[wing], file.name
 
 
-def test_runs_imports_no_wing():
-    assert imported_wings(PACKAGE / "runs.py") == set()
+@pytest.mark.parametrize("name", ["runs.py", "distributed.py"])
+def test_what_all_wings_share_imports_none(name):
+    assert imported_wings(PACKAGE / name) == set()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,13 @@ def test_wrong_path_is_one_sentence_and_exit_code_2(script, tmp_path):
         error = script(name, "--data", tmp_path / "nowhere", "--out", out, expect=2).stderr
         assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
         assert not out.exists()
+
+
+def test_one_process_scripts_refuse_torchrun(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("generate.py", "train_unet.py"):
+        assert f"error: {name} runs in one process, found 2" in script(name, "--out", tmp_path / "out", expect=2).stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_progress_picture_shows_the_curves(tmp_path):

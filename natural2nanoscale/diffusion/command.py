@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import ControlNetModel
 
+from natural2nanoscale import distributed
 from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
@@ -21,7 +22,7 @@ from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import open_run, select_device
+from natural2nanoscale.runs import RunFolder, open_run, select_device
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -81,13 +82,33 @@ def controlnet_config(
     }
 
 
+@distributed.process_group()
 def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = None) -> None:
     """Fine-tune on train/ with val/ to look at; the test part is never opened.
 
     `make_judge`, called with both folders, the device and a folder of its own, returns the mask agreement that
     `fine_tune` asks for.
     """
-    if not args.resume:
+    run, backbone, train, val, prompts, settings, initial = prepare_training(args)
+    device = backbone.device
+    try:
+        judging = make_judge and distributed.is_main()
+        agreement = make_judge(train, val, device, args.out / "judge") if judging else None
+        fine_tune(run, backbone, train, val, prompts, settings, args.resume, initial, agreement)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{device} ran out of memory: start again, in another --out, with {out_of_memory_advice(settings)}"
+        ) from None
+    print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args)}")
+
+
+@distributed.main_first()
+def prepare_training(
+    args: argparse.Namespace,
+) -> tuple[RunFolder, Backbone, PairFolder, PairFolder, list[str], FineTuning, ControlNetModel | None]:
+    """What `fine_tune` is to be called with, once everything is checked and the run folder is open."""
+    main = distributed.is_main()
+    if main and not args.resume:
         refuse_non_empty(args.out)
     if args.prompt_dropout > 1:
         raise InputError(f"--prompt-dropout {args.prompt_dropout:g} is no share, expected 0 to 1")
@@ -115,6 +136,7 @@ def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = Non
         max_steps=args.max_steps,
         batch_size=args.batch_size,
         accumulate=args.accumulate,
+        processes=processes_of(args.out) if args.resume else distributed.world_size(),
         rotation=args.rotation,
         noise=args.noise,
         max_weight=args.max_weight if args.max_weight is not None else backbone.recommended.max_weight,
@@ -131,23 +153,23 @@ def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = Non
         sample_every=args.sample_every,
     )
     config = controlnet_config(settings, backbone, prompts, train, val, args.tokenizer, initial)
-    if make_judge:
+    if args.judge:
         config["judge"] = True
-    run = open_run(args.out, config, args.resume, MAY_CHANGE)
+    run = open_run(args.out, config, args.resume, MAY_CHANGE) if main else RunFolder(args.out)
     print(
         f"ControlNet over {backbone.name} on {device} ({str(backbone.unet.dtype).removeprefix('torch.')}): "
         f"{len(train.stems)} slices, windows of {settings.crop[0]}x{settings.crop[1]}, "
-        f"{settings.total_steps(len(train.stems))} steps of {settings.accumulate} x {settings.batch_size}, "
+        f"{settings.total_steps(len(train.stems))} steps of {settings.slices_per_step} slices, "
         f"learning rate {settings.learning_rate:g}"
     )
-    try:
-        agreement = make_judge(train, val, device, args.out / "judge") if make_judge else None
-        fine_tune(run, backbone, train, val, prompts, settings, args.resume, initial, agreement)
-    except torch.OutOfMemoryError:
-        raise InputError(
-            f"{device} ran out of memory: start again, in another --out, with {out_of_memory_advice(settings)}"
-        ) from None
-    print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args, root)}")
+    return run, backbone, train, val, prompts, settings, initial
+
+
+def processes_of(out: Path) -> int:
+    """How many processes the run in `out` began with: whoever resumes it, its steps keep their size."""
+    file = out / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return config.get("settings", {}).get("processes", 1)
 
 
 def refuse_held_out(run: Path, root: Path) -> None:
@@ -222,8 +244,8 @@ def generate(args: argparse.Namespace) -> None:
     print(f"{made} new slices in {out}; next: python train_unet.py --synthetic-ratio {args.per_mask}.0")
 
 
-def _flags(args: argparse.Namespace, root: Path) -> str:
+def _flags(args: argparse.Namespace) -> str:
     """The non-default folders, to be repeated in the next command."""
-    data = f" --data {root}" if args.data else ""
+    data = f" --data {args.data}" if args.data else ""
     run = f" --controlnet {args.out}" if args.out != Path("runs/controlnet") else ""
     return data + run

@@ -15,6 +15,7 @@ from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import latent_moments
+from natural2nanoscale.distributed import is_main
 from natural2nanoscale.runs import generator_for
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class LatentCache:
         self.padded = [image.shape[0] < size[0] or image.shape[1] < size[1] for image in self.images]
         self.entries: list[tuple[torch.Tensor, ...]] = []  # per slice: mean, std, masks, share of loss, edges if seen
         if self.variants:
-            for index in tqdm(range(len(self.images)), desc="caching latents", leave=False):
+            for index in tqdm(range(len(self.images)), desc="caching latents", leave=False, disable=not is_main()):
                 self.entries.append(self._encode(index, range(self.variants)))
 
     def _encode(self, index: int, variants: range) -> tuple[torch.Tensor, ...]:

@@ -10,6 +10,7 @@ import torch
 from diffusers import ControlNetModel
 from torch.utils.checkpoint import checkpoint
 
+from natural2nanoscale import distributed
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import predict_noise
 
@@ -101,7 +102,8 @@ def plan(backbone: Backbone, controlnet: ControlNetModel, slices: int, steps: in
     needed = needed_bytes(backbone, controlnet, slices * settings.latent_variants, settings)
     return (
         f"{learn / 1e6:.1f} million weights learn, {frozen / 1e6:.1f} million stay frozen; {steps} steps of "
-        f"{min(slices, settings.batch_size * settings.accumulate)} slices in about {needed / 1e9:.1f} GB"
+        f"{min(slices, settings.slices_per_step)} slices in about {needed / 1e9:.1f} GB"
+        + (f" in each of {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from diffusers import ControlNetModel
 from tqdm import tqdm
 
+from natural2nanoscale import distributed
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
@@ -29,6 +30,7 @@ from natural2nanoscale.runs import (
     load_optimizer_tensors,
     optimizer_tensors,
     permutation_for,
+    seed_for,
 )
 
 
@@ -42,6 +44,7 @@ class FineTuning:
     max_steps: int | None = None  # replaces epochs
     batch_size: int = 2  # slices that pass at once
     accumulate: int = 1  # batches whose gradients add up to one step
+    processes: int = 1  # that the run began with, each with batches of its own; any number resumes it alike
     rotation: float = 16.0  # degrees, uniform in [-rotation, rotation]; corners mirror image and mask alike
     noise: float = 4.0  # Gaussian noise in grey levels; each window draws its own strength in [0, noise]
     latent_variants: int = 16  # augmented windows per slice whose latents are cached; 0 encodes every step
@@ -58,9 +61,14 @@ class FineTuning:
     keep: int = 1  # newest checkpoints that stay
     sample_every: int = 1000  # steps between sample strips and validations
 
+    @property
+    def slices_per_step(self) -> int:
+        """Slices whose gradients make one step, over all processes."""
+        return self.batch_size * self.accumulate * self.processes
+
     def steps_per_epoch(self, slices: int) -> int:
         """Optimiser steps in which each of that many slices is seen once."""
-        return -(-slices // (self.batch_size * self.accumulate))
+        return -(-slices // self.slices_per_step)
 
     def total_steps(self, slices: int) -> int:
         """Optimiser steps for a training set of that many slices."""
@@ -90,9 +98,12 @@ def fine_tune(
 
     `initial` is trained on; without it the ControlNet starts as a copy of the U-Net's encoder.
 
+    In a process group each process takes its share of a step's slices; the first one alone looks and writes.
+
     Raises Interrupted after a requested stop, once the state is saved, and InputError when the loss is no
     longer finite.
     """
+    main = distributed.is_main()
     device, colors = backbone.device, train.info.classes.colors
     controlnet = (initial or make_controlnet(backbone, settings.seed)).train()
     groups = [{"params": list(controlnet.parameters())}]
@@ -110,7 +121,15 @@ def fine_tune(
         load_weights(checkpoint.path, controlnet, backbone)
         load_optimizer_tensors(optimizer, checkpoint.tensors)
         step, best, seconds = checkpoint.step, checkpoint.state["best"], checkpoint.state["seconds"]
-        run.drop_log_after(step)
+        if main:
+            run.drop_log_after(step)
+    if not distributed.same(seed_for(step, backbone.fingerprint, *train.stems)):
+        raise distributed.agreed(
+            InputError(
+                f"the processes differ in slices of {train.path}, weights of {backbone.name} or checkpoints of "
+                f"{run.path}, expected the same: give every machine the same files"
+            )
+        )
 
     slices, total_steps = len(train.stems), settings.total_steps(len(train.stems))
     print(plan(backbone, controlnet, slices, total_steps - step, settings))
@@ -139,27 +158,27 @@ def fine_tune(
         )  # fmt: skip
 
     started = time.monotonic()
-    if step == 0:
+    if main and step == 0:
         validation.write_samples(controlnet, run.path / "samples", 0)
     losses: list[torch.Tensor] = []
     # the prompts are encoded, and so are the slices where they are cached: their encoders give way
     idle = [backbone.text_encoder, *([backbone.vae] if cache.variants else [])]
     with (
         StopSignal() as stop,
-        tqdm(total=total_steps, initial=step, desc="ControlNet", unit="step") as bar,
+        tqdm(total=total_steps, initial=step, desc="ControlNet", unit="step", disable=not main) as bar,
         moved(idle, torch.device("cpu")),
     ):
         while step < total_steps:
-            # which slices: a permutation that depends on seed and epoch alone
+            # which slices: a permutation that depends on seed and epoch alone, dealt to the processes
             epoch, position = divmod(step, settings.steps_per_epoch(slices))
             order = permutation_for(slices, settings.seed, "order", epoch)
-            per_step = settings.batch_size * settings.accumulate
-            indices = order[position * per_step :][:per_step]
+            indices = order[position * settings.slices_per_step :][: settings.slices_per_step]
+            mine = indices[distributed.rank() :: distributed.world_size()]
 
             # the gradient: batches add up, each by its share of the slices, to that of one large batch
             step_loss = torch.zeros((), device=device)
-            for first in range(0, len(indices), settings.batch_size):
-                batch = indices[first : first + settings.batch_size]
+            for first in range(0, len(mine), settings.batch_size):
+                batch = mine[first : first + settings.batch_size]
 
                 # what is drawn for each slice: prompt, timestep, noise, and a sample of the VAE's posterior
                 mean, std, masks, share, edges = cache.batch(batch, epoch)
@@ -192,6 +211,7 @@ def fine_tune(
                 loss = loss * (len(batch) / len(indices))
                 loss.backward()
                 step_loss += loss.detach()
+            distributed.add_up_gradients(parameters, step_loss)
 
             # the step: only ControlNet moves, and the decoder where it is unlocked
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -201,19 +221,21 @@ def fine_tune(
             bar.update()
             losses.append(step_loss)
 
-            # log, look, save
-            saving = step % settings.checkpoint_every == 0 or step == total_steps or stop.requested
+            # log, look, save: the first process, for which the others wait where all meet next
+            stopping = distributed.any_process(stop.requested)
+            saving = step % settings.checkpoint_every == 0 or step == total_steps or stopping
             if step % 20 == 0 or saving:
                 mean_loss = torch.stack(losses).mean().item()  # the only wait for the device
                 losses.clear()
                 if not np.isfinite(mean_loss):  # before anything is saved
-                    raise InputError(
-                        f"the loss of {run.path} became {mean_loss} by step {step}: start with a lower --lr"
+                    raise distributed.agreed(
+                        InputError(f"the loss of {run.path} became {mean_loss} by step {step}: start with a lower --lr")
                     )
                 elapsed = round(seconds + time.monotonic() - started, 2)
-                run.log({"step": step, "epoch": epoch, "loss": round(mean_loss, 5), "seconds": elapsed})
+                if main:
+                    run.log({"step": step, "epoch": epoch, "loss": round(mean_loss, 5), "seconds": elapsed})
                 bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-            if step % settings.sample_every == 0 or step == total_steps:
+            if main and (step % settings.sample_every == 0 or step == total_steps):
                 row = {"step": step, "validation_loss": validation.loss(controlnet)}
                 with moved([backbone.vae], device):
                     validation.write_samples(controlnet, run.path / "samples", step)
@@ -227,8 +249,11 @@ def fine_tune(
                 if row.get("mask_agreement", -1.0) > best:
                     best = row["mask_agreement"]
                     save("best")
-            if saving:
+            if main and saving:
                 save()
-            if stop.requested and step < total_steps:
-                raise Interrupted(f"at step {step} of {total_steps}: go on with --resume --out {run.path}")
+            if stopping and step < total_steps:
+                distributed.any_process(False)  # nobody leaves before the state is saved: torchrun would end the rest
+                raise distributed.agreed(
+                    Interrupted(f"at step {step} of {total_steps}: go on with --resume --out {run.path}")
+                )
     return controlnet.eval()
