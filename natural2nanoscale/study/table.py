@@ -100,7 +100,7 @@ def score_cells(rows: Sequence[dict], classes: int) -> list[str]:
 
 def difference_parts(title: str, comparisons: Sequence[Comparison], block: int) -> list[Table | Figure]:
     """The same differences as a chart and as a table."""
-    header = ("difference in mIoU", "mean", "95 % t interval", "95 % over test slices", "pairs", "t interval")
+    header = ("difference in mIoU", "mean", "95 % t interval", "95 % over test slices", "pairs", "t interval is")
     rows, chart = [], []
     for one in comparisons:
         cells = [range_of(one.interval), range_of(one.over_blocks), str(one.change.pairs), POSITIONS[one.verdict]]
