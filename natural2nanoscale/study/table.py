@@ -185,7 +185,7 @@ def demo_report(
     made = (
         f"Test IoU in per cent on {len(folders['test'].stems)} real slices of {folders['test'].info.name}, mean ± "
         f"sample standard deviation over {repeats}. {settings['slices']} annotated slices; "
-        f"{settings['per_mask']} synthetic ones from each of their masks, by a ControlNet fine-tuned on the same "
+        f"{settings['per_mask']} synthetic per mask, by a ControlNet fine-tuned on the same "
         f"slices for {settings['controlnet_steps']} steps over the backbone {backbone}, in {sampling['steps']} DDIM "
         f"steps at strength {sampling['strength']:g}{began}. Every U-Net (width {settings['unet_width']}) takes "
         f"{settings['unet_steps']} steps of {settings['unet_batch']} windows of {settings['unet_crop'][0]}x"
