@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,9 +16,10 @@ from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, seed_for, select_device
 from natural2nanoscale.segmentation.mixing import combine, load_slices
-from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.study.cells import draw_train, make_synthetic, picture_row, sampling_settings, score_unet
 from natural2nanoscale.study.report import run_facts, write_report
+from natural2nanoscale.study.settings import DemoSettings
 from natural2nanoscale.study.table import demo_report
 
 CONDITIONS = (  # name, with real slices, with synthetic slices, U-Net augmentation
@@ -29,25 +30,6 @@ CONDITIONS = (  # name, with real slices, with synthetic slices, U-Net augmentat
     ("real + synthetic + rotation", True, True, "rotation"),
 )
 JUDGE = "real + rotation"  # its U-Nets also label the synthetic slices
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """Budgets of the demo: every U-Net takes equally many steps of equally many slices."""
-
-    slices: int = 8  # annotated slices: all that ControlNet and the U-Nets learn from
-    redraws: int = 1  # repetitions with other slices, another ControlNet and other synthetic slices
-    seeds: int = 3  # U-Nets per condition and redraw
-    seed: int = 0
-    controlnet_steps: int = 900
-    per_mask: int = 8  # synthetic slices per annotated one
-    unet_width: int = 8
-    unet_steps: int = 200
-    unet_batch: int = 4  # windows per step; half of them real where real and synthetic are mixed
-    unet_crop: tuple[int, int] = (112, 112)  # width, height in pixels: as many steps of whole slices cost more
-    unet_learning_rate: float = 8e-3  # its highest value: it rises and falls, which 200 steps need to converge
-    class_balance: float = 0.5  # without it, so short a training may never find the nuclei, with any training set
-    validations: int = 8  # the best of them, by validation mIoU, is what the test slices see
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -127,20 +109,17 @@ def compare(
         for seed in range(settings.seeds):
             if (redraw, condition, seed) in done:
                 continue
-            unet = Settings(
+            unet = replace(
+                SHORT,
                 width=settings.unet_width,
                 max_steps=settings.unet_steps,
                 batch_size=settings.unet_batch,
-                full_batches=True,
                 balance=0.5 if with_real and with_synthetic else None,
                 augment=augment,
                 crop=settings.unet_crop,
                 learning_rate=settings.unet_learning_rate,
-                decay=True,
                 class_balance=settings.class_balance,
                 validate_every=settings.unet_steps // settings.validations,
-                patience=0,
-                select_by="miou",
                 seed=seed_for(settings.seed, redraw, "unet", seed),
             )
             judged = slices["synthetic"] if condition == JUDGE else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,18 @@ from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.segmentation.evaluation import image_matrices
 from natural2nanoscale.segmentation.metrics import iou, mean_present
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
-from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import load_unet
 
 
 def train_judge(
-    train_folder: PairFolder, val_folder: PairFolder, device: torch.device, out: Path, seed: int = 0, steps: int = 200
+    train_folder: PairFolder,
+    val_folder: PairFolder,
+    device: torch.device,
+    out: Path,
+    seed: int = 0,
+    steps: int = SHORT.max_steps,
 ) -> Callable[[np.ndarray, np.ndarray], float]:
     """Train a U-Net in `out`, or take the one that is there; return the mask agreement it measures.
 
@@ -31,19 +37,12 @@ def train_judge(
         out.mkdir(exist_ok=True)
         training, validation = load_slices(train_folder), load_slices(val_folder)
         height, width = (min(lengths) for lengths in zip(*training.shapes, strict=True))
-        settings = Settings(  # those of the demo, on windows that slices of any size can give
-            width=8,
+        settings = replace(
+            SHORT,
             max_steps=steps,
-            batch_size=4,
-            full_batches=True,
-            learning_rate=8e-3,
-            decay=True,
-            class_balance=0.5,
             augment="rotation",
-            crop=(min(width, 256), min(height, 256)),
+            crop=(min(width, 256), min(height, 256)),  # windows that slices of any size can give
             validate_every=max(1, steps // 8),
-            patience=0,
-            select_by="miou",
             seed=seed,
         )
         train(training, validation, settings, device, RunFolder(out), resume=True)

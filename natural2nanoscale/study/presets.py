@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from natural2nanoscale.data.phantom import PhantomSettings
-from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.settings import SHORT, Settings
 
 EXPERIMENTS = {
     "table1": "real against pure synthetic slices, equally many (the paper's Experiment 1)",
@@ -67,20 +67,7 @@ class Preset:
     phantom: PhantomSettings = PhantomSettings()
 
 
-EQUAL = Settings(
-    width=8,
-    max_steps=200,
-    batch_size=4,
-    full_batches=True,
-    balance=0.5,
-    crop=(112, 112),
-    learning_rate=8e-3,
-    decay=True,
-    class_balance=0.5,
-    validate_every=25,
-    patience=0,
-    select_by="miou",
-)
+EQUAL = replace(SHORT, balance=0.5)
 PRESETS = {
     preset.name: preset
     for preset in (

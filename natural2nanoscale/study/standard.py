@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.data.augment import warp
 from natural2nanoscale.data.folders import PairFolder, save_png
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import read_prompts
@@ -17,6 +16,7 @@ from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.runs import generator_for
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
+from natural2nanoscale.segmentation.recipes import augment
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.study.cells import sampling_settings
 
@@ -26,10 +26,9 @@ def rotated_copies(slices: Slices, count: int, seed: int) -> Slices:
     images, masks = [], []
     for copy in range(count):
         image, mask = slices.images[copy % len(slices)], slices.masks[copy % len(slices)]
-        turn = 2 * torch.rand(1, generator=generator_for(seed, "copy", copy)) - 1
-        middle = torch.tensor([[(mask.shape[1] - 1) / 2, (mask.shape[0] - 1) / 2]])
-        pixels = torch.from_numpy(image).float()[None, None]
-        warped, ids = warp(pixels, torch.from_numpy(mask)[None], turn * Settings.angle, middle, mask.shape)
+        pixels, ids = torch.from_numpy(image).float()[None, None], torch.from_numpy(mask)[None]
+        generators = [generator_for(seed, "copy", copy)]
+        warped, ids = augment(pixels, ids, "rotation", generators, mask.shape, Settings.angle)
         images.append(warped[0, 0].round().clamp(0, 255).to(torch.uint8).numpy())
         masks.append(ids[0].numpy())
     return Slices(images, masks, slices.classes, count, slices.intensity_window)

@@ -39,8 +39,9 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """What the t interval excludes."""
-        low, high = self.interval or (-1, 1)
-        return "better" if low > 0 else "worse" if high < 0 else "open"
+        if not self.change.reaches_zero:
+            return "better"
+        return "worse" if self.interval and self.interval[1] < 0 else "open"
 
 
 def by_repetition(rows: Sequence[dict], value: Callable[[dict], float | None]) -> dict[int, float]:
@@ -196,14 +197,15 @@ def demo_report(
     )
     chart = dot_plot([(name, [100 * v for v in mious(group)]) for name, group in groups.items()], "test mIoU, per cent")
     where = "beside the real slices", "on top of rotation"
+    differences, numbers = difference_parts("Differences", compared, BLOCK)
     return Report(
         f"What synthetic slices are worth: {folders['train'].info.name}",
         verdict(list(zip(where, compared[:2], strict=True))),
         [
-            *difference_parts("Differences", compared, BLOCK)[:1],
+            differences,
             Table("Training sets", ("training set", "mIoU", *names), scores, made),
             Figure("Every repetition", chart, "Large dots: means. Small dots: repetitions."),
-            *difference_parts("Differences", compared, BLOCK)[1:],
+            numbers,
             Pictures(
                 "Real, mask, synthetic",
                 [(f"redraw {i}", path) for i, path in enumerate(pictures)],

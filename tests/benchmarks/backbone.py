@@ -22,7 +22,7 @@ from natural2nanoscale.diffusion.backbone import Backbone, load_backbone
 from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
-from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.study.cells import make_synthetic
 from natural2nanoscale.study.demo import DemoSettings, draw_folders
@@ -76,14 +76,9 @@ def main() -> None:
         judge = train(
             slices["train"],
             slices["val"],
-            Settings(
-                width=settings.unet_width, max_steps=settings.unet_steps, batch_size=settings.unet_batch,
-                full_batches=True, augment="rotation", crop=settings.unet_crop, decay=True,
-                learning_rate=settings.unet_learning_rate, class_balance=settings.class_balance,
-                validate_every=settings.unet_steps // settings.validations, patience=0, select_by="miou", seed=turn,
-            ),
+            replace(SHORT, augment="rotation", seed=turn),
             CPU,
-        ).model  # fmt: skip
+        ).model
 
         def scores(these: Slices, judge=judge) -> dict:
             return score(image_matrices(judge, these, CPU), [""] * len(these))
