@@ -15,6 +15,7 @@ VERBS = {
     "prepare": "turn EM files and masks into train/, val/ and test/ pair folders",
     "check": "look over a data root before training, without a GPU",
     "evaluate": "score a U-Net run on any pair folder",
+    "segment": "mask every slice of a folder or stack with the U-Nets of a run",
     "convert": "turn a ControlNet's original file into a diffusers folder",
     "backbone": "train the embedded backbone on dead-leaves images",
 }
@@ -120,6 +121,14 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--data", type=Path, required=True, help="pair folder, or root of a test/")
         parser.add_argument("--out", type=Path, help="folder for both reports (default: inside RUN)")
         parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    elif verb == "segment":
+        add = parser.add_argument
+        add("run", type=Path, help="folder of a U-Net run; the probabilities of its networks are averaged")
+        add("--images", type=Path, required=True, metavar="PATH", help="folder of PNG or TIFF slices, or a TIFF stack")
+        add("--out", type=Path, required=True, metavar="DIR", help="folder for masks/; a stopped call goes on in it")
+        add("--max-pixels", type=at_least(1), default=1_000_000_000, metavar="N",
+            help="refuse larger pictures, against decompression bombs (default: %(default)s)")  # fmt: skip
+        add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     elif verb == "convert":
         parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth with control_model.* tensors")
         parser.add_argument("--out", type=Path, required=True, help="new folder, for --controlnet-init of a training")
@@ -156,6 +165,8 @@ def run_verb() -> None:
         from natural2nanoscale.data.check import run
     elif args.verb == "evaluate":
         from natural2nanoscale.segmentation.evaluation import run_evaluate as run
+    elif args.verb == "segment":
+        from natural2nanoscale.segmentation.segment import run_segment as run
     elif args.verb == "convert":
         from natural2nanoscale.diffusion.convert import run
     else:

@@ -54,7 +54,16 @@ def test_what_all_wings_share_imports_none(name):
         ["train_unet.py"],
         *(
             ["-m", "natural2nanoscale", *verb]
-            for verb in ([], ["demo"], ["experiments"], ["prepare"], ["phantom"], ["evaluate"], ["convert"])
+            for verb in (
+                [],
+                ["demo"],
+                ["experiments"],
+                ["prepare"],
+                ["phantom"],
+                ["evaluate"],
+                ["segment"],
+                ["convert"],
+            )
         ),
     ],
     ids=lambda command: command[-1],

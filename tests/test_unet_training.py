@@ -328,6 +328,10 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     assert [seed["seed"] for seed in report["seeds"]] == [0, 1] and 0 <= report["miou_mean"] <= 1
     assert [entry["name"] for entry in report["per_class"]] == ["background", "cell"]
     assert (tmp_path / "run" / "report.md").read_text().startswith("**mIoU ")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert (
+        f"{100 * report['miou_mean']:.1f} ± " in card and "4 synthetic slices" in card and "4 annotated slices" in card
+    )
     assert "not an empty folder" in refused()  # not a second time into the same folder
     assert "width" in refused("--resume", "--width", 8)
     call("--max-steps", 5, "--resume")

@@ -12,6 +12,7 @@ from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, 
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, select_device
 from natural2nanoscale.segmentation.batches import check, plan_steps, set_size
+from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings
@@ -68,8 +69,11 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     report = evaluate_run(run.path, folders["test"], device)
     write_report(run.path, report)
     print(markdown(report))
-    print(f"report: {run.path}/report.md and report.json")
-    print(f"next: `python -m natural2nanoscale evaluate {run.path} --data DIR` scores these U-Nets elsewhere")
+    card = model_card(run.path, report, folders, training, settings)
+    (run.path / "README.md").write_text(card, encoding="utf-8")
+    print(f"report: {run.path}/report.md and report.json; model card: {run.path}/README.md")
+    print(f"next: `python -m natural2nanoscale segment {run.path} --images SLICES --out MASKS` masks other slices,")
+    print(f"      `python -m natural2nanoscale evaluate {run.path} --data DIR` scores these U-Nets on other masks")
 
 
 def choose_settings(args: argparse.Namespace, origin: str) -> Settings:

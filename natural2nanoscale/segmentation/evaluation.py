@@ -14,10 +14,11 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import mean_std, select_device
-from natural2nanoscale.segmentation.batches import DeviceSlices, autocast, micro_batch_size
+from natural2nanoscale.segmentation.batches import DeviceSlices, micro_batch_size
+from natural2nanoscale.segmentation.inference import predict_mask
 from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
-from natural2nanoscale.segmentation.unet import UNet, load_unet, normalize
+from natural2nanoscale.segmentation.unet import UNet, load_unet
 
 
 @torch.inference_mode()
@@ -30,9 +31,7 @@ def image_matrices(model: UNet, slices: Slices, device: torch.device) -> torch.T
     for start in range(0, len(slices), micro_batch):
         indices = list(range(start, min(start + micro_batch, len(slices))))
         for positions, grey, masks in pool.groups(indices):
-            with autocast(device):
-                predictions = model(normalize(grey)).argmax(1)
-            for position, mask, prediction in zip(positions, masks, predictions, strict=True):
+            for position, mask, prediction in zip(positions, masks, predict_mask([model], grey), strict=True):
                 matrices[indices[position]] = confusion(mask, prediction, model.classes).cpu()
     return matrices
 

@@ -1,0 +1,47 @@
+"""Class masks of slices of any size, by one trained U-Net or by several whose answers are averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from natural2nanoscale.segmentation.batches import autocast
+from natural2nanoscale.segmentation.unet import UNet, normalize
+
+TILE = 2048  # pixels: a longer side is cut
+MARGIN = 128  # pixels of a tile that are looked at and thrown away where it meets a neighbour
+
+
+def tile_spans(length: int, tile: int = TILE, margin: int = MARGIN) -> list[tuple[int, int, int, int]]:
+    """How a side of `length` pixels is cut: (start, stop) of every tile and (first, last) of what it answers for.
+
+    Tiles of `tile` pixels, evenly spaced, of which neighbours share at least 2 x `margin`; the answers meet in the
+    middle of what is shared and cover every pixel once. A side that is not longer than a tile is one.
+    """
+    if length <= tile:
+        return [(0, length, 0, length)]
+    count = math.ceil((length - 2 * margin) / (tile - 2 * margin))
+    starts = [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    seams = [(left + tile + right) // 2 for left, right in zip(starts, starts[1:], strict=False)]
+    ends = zip([0, *seams], [*seams, length], strict=True)
+    return [(start, start + tile, *end) for start, end in zip(starts, ends, strict=True)]
+
+
+@torch.inference_mode()
+def predict_mask(models: Sequence[UNet], grey: torch.Tensor, tile: int = TILE, margin: int = MARGIN) -> torch.Tensor:
+    """Grey values (B,H,W) uint8 -> class ids (B,H,W) uint8: the likeliest by the mean of the models' probabilities.
+
+    Sides longer than `tile` pixels are cut into tiles that overlap by at least 2 x `margin`. The norms then see a
+    tile instead of the slice, so the answer is not exactly that of the whole.
+    """
+    ids = torch.empty_like(grey)
+    for top, bottom, first_row, last_row in tile_spans(grey.shape[1], tile, margin):
+        for left, right, first, last in tile_spans(grey.shape[2], tile, margin):
+            window = normalize(grey[:, top:bottom, left:right])
+            with autocast(grey.device):
+                shares = sum(model(window).float().softmax(1) for model in models)
+            answer = shares.argmax(1)[:, first_row - top : last_row - top, first - left : last - left]
+            ids[:, first_row:last_row, first:last] = answer
+    return ids

@@ -1,0 +1,117 @@
+"""Masks of unannotated slices: tiles that cover every pixel once, the verb, its refusals and its going on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.intensity import to_bytes
+from natural2nanoscale.segmentation import segment
+from natural2nanoscale.segmentation.inference import predict_mask, tile_spans
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, normalize, save_unet
+
+CLASSES = Classes.named("background", "cytoplasm", "nucleus")
+
+
+def make_run(path, window=None, seeds=2):
+    """A finished U-Net run with random networks."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"settings": {"seed": 0, "seeds": seeds}}))
+    models = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        models.append(UNet(3, width=4, depth=2).eval())
+        info = UNetInfo(4, 2, CLASSES, window, {"seed": seed})
+        save_unet(path / f"seed-{seed}" / "best", models[-1], info)
+    return models
+
+
+def slices(count, dtype=np.uint8, top=256):
+    return np.random.default_rng(0).integers(0, top, (count, 40, 56)).astype(dtype)
+
+
+@pytest.mark.parametrize("length", [1, 100, 101, 160, 161, 333, 1000])
+def test_tiles_answer_for_every_pixel_once_and_look_beyond_it(length):
+    spans = tile_spans(length, tile=100, margin=20)
+    assert [pixel for *_, first, last in spans for pixel in range(first, last)] == list(range(length))
+    for start, stop, first, last in spans:
+        assert 0 <= start and stop <= length and stop - start == min(length, 100)
+        assert first == 0 or first - start >= 20
+        assert last == length or stop - last >= 20
+
+
+def test_tiles_give_what_the_whole_gives_where_pixels_are_judged_by_their_surroundings():
+    """A network whose answer depends on 5x5 pixels cannot tell a tile with a margin from the whole slice."""
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(1, 3, 5, padding=2, padding_mode="replicate").requires_grad_(False)
+    grey = torch.from_numpy(slices(2))
+    expected = convolution(normalize(grey)).argmax(1)
+    assert torch.equal(predict_mask([convolution], grey, tile=17, margin=3).long(), expected)
+
+
+def test_several_networks_are_averaged_as_probabilities(tmp_path):
+    models, grey = make_run(tmp_path / "run"), torch.from_numpy(slices(2))
+    with torch.no_grad():
+        expected = torch.stack([model(normalize(grey)).softmax(1) for model in models]).mean(0).argmax(1)
+    found = predict_mask(models, grey)
+    assert found.dtype == torch.uint8 and torch.equal(found.long(), expected)
+    assert not torch.equal(found, predict_mask(models[:1], grey))
+
+
+def test_a_16_bit_stack_passes_through_the_window_of_the_training_set(tmp_path, verb):
+    window = (1000.0, 30000.0)
+    models, stack = make_run(tmp_path / "run", window), slices(3, np.uint16, 2**16)
+    pages = [Image.fromarray(page) for page in stack]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    said = verb("segment", tmp_path / "run", "--images", tmp_path / "stack.tif", "--out", tmp_path / "out").stdout
+    assert "3 slices, 3 to segment, by 2 U-Net(s)" in said and (tmp_path / "out" / "contact.png").is_file()
+    for index, page in enumerate(stack):
+        mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"slice_{index:04d}.png"))
+        expected = predict_mask(models, torch.from_numpy(to_bytes(page, window))[None])[0]
+        assert np.array_equal(mask, expected)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [sum(row["pixels"]) for row in rows] == [40 * 56] * 3
+
+
+def test_a_stopped_call_goes_on_and_other_networks_are_refused(tmp_path, verb, monkeypatch):
+    make_run(tmp_path / "run")
+    (tmp_path / "images").mkdir()
+    for index, page in enumerate(slices(4)):
+        Image.fromarray(page).save(tmp_path / "images" / f"s{index}.png")
+    call = ("segment", tmp_path / "run", "--images", tmp_path / "images", "--out", tmp_path / "out")
+
+    class Stopping(segment.StopSignal):
+        """Asked to stop while the third slice is read."""
+
+        asked = 0
+
+        @property
+        def requested(self):
+            Stopping.asked += 1
+            return Stopping.asked > 2
+
+        @requested.setter
+        def requested(self, value): ...
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "StopSignal", Stopping)
+        assert "with 2 slices to go" in verb(*call, expect=130).stderr
+    first = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "masks").iterdir()}
+    assert sorted(first) == ["s0.png", "s1.png"]
+    assert "4 slices, 2 to segment" in verb(*call).stdout
+    after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "masks").iterdir()}
+    assert len(after) == 4 and first.items() <= after.items()
+
+    make_run(tmp_path / "fewer", seeds=1)
+    refused = verb("segment", tmp_path / "fewer", *call[2:], expect=2).stderr
+    assert "trained was" in refused
+
+
+def test_deep_slices_without_a_window_are_refused_and_nothing_is_written(tmp_path, verb):
+    make_run(tmp_path / "run")
+    Image.fromarray(slices(1, np.uint16, 2**16)[0]).save(tmp_path / "deep.png")
+    refused = verb("segment", tmp_path / "run", "--images", tmp_path / "deep.png", "--out", tmp_path / "o", expect=2)
+    assert "more than 8 bits" in refused.stderr and not (tmp_path / "o").exists()
