@@ -92,7 +92,7 @@ def write_phantom(out: Path, settings: PhantomSettings) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     first = 0
     for part, count in counts.items():
-        split = {"method": "block", "part": part, "first": first, "last": first + count - 1, "of": total}
+        split = {"rule": "block", "part": part, "first": first, "last": first + count - 1, "of": total}
         split |= {"gap": settings.gap, "seed": settings.seed}
         slices = ((f"slice_{i:04d}", images[i], masks[i]) for i in range(first, first + count))
         write_pairs(partial / part, DatasetInfo("phantom", "phantom", classes, split=split), slices)

@@ -38,7 +38,7 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
     steps = ", ".join(f"{seed['trained']['steps']}" for seed in report["seeds"])
     best = ", ".join(f"{seed['trained']['best']['step']}" for seed in report["seeds"])
     versions = ", ".join(f"{name} {version}" for name, version in environment()["versions"].items() if version)
-    rule = info.split.get("rule") or info.split.get("method")
+    rule = info.split.get("rule")
     lines = [
         f"# U-Nets for {names}",
         "",

@@ -201,7 +201,7 @@ def split_at_random(root: Path, out: Path, seed: int) -> Path:
         dealt = [slices[i] for i in sorted(order[first : first + len(folder.stems)])]
         first += len(folder.stems)
         shutil.rmtree(out / part, ignore_errors=True)  # half written when a study was killed
-        info = replace(folder.info, split={"method": "random", "part": part, "seed": seed})
+        info = replace(folder.info, split={"rule": "random", "part": part, "seed": seed})
         pairs = ((f"{stem}_{old}", parts[old].image(stem), parts[old].mask(stem)) for old, stem in dealt)
         write_pairs(out / part, info, pairs)
     return out
