@@ -18,6 +18,7 @@ from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows
 from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import draw_slices
 from natural2nanoscale.diffusion.training import FineTuning
+from natural2nanoscale.diffusion.validation import Validation
 
 
 @pytest.fixture
@@ -201,6 +202,9 @@ def test_padding_carries_no_loss(small_backbone, data_folder):
         prediction = predict_noise(backbone.unet, controlnet, noisy, timesteps, hidden, conditioning)
     middle = (..., slice(2, 6), slice(4, 12))
     assert loss.item() == pytest.approx(F.mse_loss(prediction[middle], noise[middle]).item(), rel=1e-5)
+    # and so is the validation's
+    validation = Validation(backbone, open_pairs(data_folder / "val"), ["a"], settings)
+    assert torch.equal(validation.share, expected)
 
 
 def test_slices_of_mixed_sizes_in_one_folder(script, train, data_folder, tmp_path):

@@ -9,8 +9,8 @@ from diffusers import ControlNetModel
 
 from natural2nanoscale.diffusion.backbone import Backbone, load_module
 from natural2nanoscale.diffusion.controlnet import make_controlnet
+from natural2nanoscale.diffusion.saving import find_checkpoint
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder
 
 
 def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
@@ -19,10 +19,7 @@ def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
     Raises InputError unless its tensors and its architecture are exactly those that the backbone needs.
     """
     if (folder / "checkpoints").is_dir():
-        checkpoint = RunFolder(folder).load_checkpoint()
-        if checkpoint is None:
-            raise InputError(f"{folder} holds no checkpoint yet: let train_controlnet.py run to its first one")
-        folder = checkpoint.path / "controlnet"
+        folder = find_checkpoint(folder) / "controlnet"
     saved = load_module(ControlNetModel, folder)  # weights against their own config
     controlnet = make_controlnet(backbone)
     for key, needed in controlnet.config.items():  # and this config against the backbone

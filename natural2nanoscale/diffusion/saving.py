@@ -59,20 +59,25 @@ def load_weights(folder: Path, controlnet: ControlNetModel, backbone: Backbone) 
         backbone.unet.load_state_dict(decoder, strict=False)  # the other layers stay
 
 
-def load_trained(run: Path, backbone: Backbone, name: str = "newest") -> tuple[ControlNetModel, Backbone]:
-    """A run's ControlNet, float32, and the backbone that it steers; both frozen, on the backbone's device.
-
-    name: "newest", "best" (by mask agreement) or a checkpoint such as "step-000500". The backbone is the given
-    one, or a copy with the decoder that was trained along.
-    """
+def find_checkpoint(run: Path, name: str = "newest") -> Path:
+    """The folder of a run's checkpoint: "newest", "best" (by mask agreement) or one such as "step-000500"."""
     checkpoint = RunFolder(run).load_checkpoint(None if name == "newest" else name)
     if checkpoint is None:
         wanted = "checkpoint yet" if name == "newest" else f"checkpoint {name}"
         remedy = "train with --judge" if name == "best" else "let train_controlnet.py run to its first one"
         raise InputError(f"{run} holds no {wanted}: {remedy}")
+    return checkpoint.path
+
+
+def load_trained(run: Path, backbone: Backbone, name: str = "newest") -> tuple[ControlNetModel, Backbone]:
+    """A run's ControlNet, float32, and the backbone that it steers; both frozen, on the backbone's device.
+
+    name: as in find_checkpoint. The backbone is the given one, or a copy with the decoder that was trained along.
+    """
+    folder = find_checkpoint(run, name)
     controlnet, dtype = make_controlnet(backbone), backbone.unet.dtype
-    if (checkpoint.path / DECODER_FILE).is_file():
+    if (folder / DECODER_FILE).is_file():
         backbone = unlock_decoder(backbone)
-    load_weights(checkpoint.path, controlnet, backbone)
+    load_weights(folder, controlnet, backbone)
     backbone.unet.requires_grad_(False).to(dtype)
     return controlnet.requires_grad_(False).eval(), backbone

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import ControlNetModel
 
-from natural2nanoscale.data.augment import warp
+from natural2nanoscale.data.augment import inside, warp
 from natural2nanoscale.data.contact import sheet
 from natural2nanoscale.data.encoders import color_table, decode_gray, encode_gray, encode_mask
 from natural2nanoscale.data.folders import PairFolder
@@ -33,25 +34,24 @@ class Validation:
         """From the middles of at most `count` slices of the folder, evenly spaced."""
         self.backbone, self.colors = backbone, folder.info.classes.colors
         size = settings.crop[1], settings.crop[0]
-        windows, masks = [], []
+        windows, masks, real = [], [], []
         for stem in folder.stems[:: max(1, len(folder.stems) // count)][:count]:
             image, mask = folder.image(stem), folder.mask(stem)
             middle = [(length - w) // 2 + (w - 1) / 2 for length, w in zip(image.shape[::-1], size[::-1], strict=True)]
-            window, ids = warp(
-                torch.from_numpy(image).float()[None, None],
-                torch.from_numpy(mask)[None],
-                torch.zeros(1),
-                torch.tensor([middle]),
-                size,
-            )
+            place = torch.zeros(1), torch.tensor([middle]), size
+            window, ids = warp(torch.from_numpy(image).float()[None, None], torch.from_numpy(mask)[None], *place)
             windows.append(window[:, 0])
             masks.append(ids)
+            real.append(inside(image.shape, *place))
         self.windows, self.masks = torch.cat(windows), torch.cat(masks).to(backbone.device)
         # slices are drawn from masks alone, as generation does by default
         self.edges = torch.zeros_like(self.masks) if settings.condition == "mask+edges" else None
         self.latents = torch.cat(
             [latent_moments(backbone, encode_gray(w[None].to(backbone.device)))[0] for w in self.windows]
         )
+        # what fills up a slice smaller than the window carries no loss, as in training
+        share = F.avg_pool2d(torch.cat(real).float(), backbone.downsampling)[:, None]
+        self.share = None if share.min() == 1 else share.to(backbone.device)
         shape = self.latents.shape[1:]
         generators = [generator_for(settings.seed, "validation", i) for i in range(len(self.windows))]
         self.noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(backbone.device)
@@ -78,6 +78,7 @@ class Validation:
                 torch.full((len(self.latents),), timestep, device=self.latents.device),
                 self.prompt_embeds,
                 conditioning,
+                share=self.share,
             )
             for timestep in TIMESTEPS
         ]
