@@ -156,7 +156,7 @@ class RunFolder:
         if save_model is not None:
             save_model(temporary)
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
-        hashes = {str(file.relative_to(temporary)): _sha256(file) for file in files}
+        hashes = {str(file.relative_to(temporary)): sha256(file) for file in files}
         manifest = temporary / "manifest.json"
         manifest.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
         for file in [*files, manifest]:
@@ -219,21 +219,26 @@ def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = 
         if not file.is_file():
             raise InputError(f"--resume finds no run in {out}: start it without --resume, or name its folder")
         old = json.loads(file.read_text(encoding="utf-8"))
-        for part in sorted(set(config) | (set(old) - {"environment"})):
+        for part in sorted(set(config) | (set(old) - {"environments"})):
             before, now = old.get(part), config.get(part)
             if not isinstance(before, dict) or not isinstance(now, dict):
                 before, now = {part: before}, {part: now}
             for key in sorted(set(before) | set(now)):
                 if before.get(key) != now.get(key) and key not in may_change:
                     raise InputError(
-                        f"--resume of {out}: {key} was {before.get(key)} and is now {now.get(key)}, "
-                        "expected no change: give the old value or start a new run in another folder"
+                        f"{out} goes on as it began, but {key} was {before.get(key)} and is now {now.get(key)}: "
+                        "give the old value, or name another folder with --out"
                     )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif file.is_file():
         raise InputError(f"{out} already exists: go on with --resume, or name another folder with --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} already exists and holds no run: name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
+    environments = [environment()]  # of the beginning, then each other one in which the run went on
+    if resume:
+        environments = [known for known in old.get("environments", []) if known != environments[0]] + environments
     temporary = out / ".config.json.tmp"
-    temporary.write_text(json.dumps(config | {"environment": environment()}, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(config | {"environments": environments}, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, file)
     return RunFolder(out)
 
@@ -281,7 +286,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -302,6 +307,6 @@ def _damage(path: Path) -> str | None:
         return "its manifest is missing or unreadable"
     for name, expected in hashes.items():
         file = path / name
-        if not file.is_file() or _sha256(file) != expected:
+        if not file.is_file() or sha256(file) != expected:
             return f"{name} is missing or does not match its hash"
     return None

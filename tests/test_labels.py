@@ -60,6 +60,19 @@ def test_black_is_background_or_ignored_only_if_told(source):
     assert np.array_equal(ignoring, np.array([255, 0, 1], np.uint8)[masks[2]])
 
 
+def test_palettes_in_another_order_are_read_by_their_colors(source):
+    images, masks = fill(source)
+    colors = color_table(palette(3))[:3]
+    for i in range(5):
+        order = np.array([[0, 1, 2], [2, 0, 1]][i % 2])  # of the colours in this file
+        picture = Image.fromarray(np.argsort(order).astype(np.uint8)[masks[i]], mode="P")
+        picture.putpalette(colors[order].ravel().tolist())
+        picture.save(source.folder / "masks" / f"cell_{i}.png")
+    for folder in source.prepare(*THIRDS).values():
+        for stem in folder.stems:
+            assert np.array_equal(folder.mask(stem), masks[int(stem[-1])])
+
+
 def test_palette_pictures_give_their_index(source):
     images, masks = stack(5, 8, 8)
     for i in range(5):

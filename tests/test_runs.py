@@ -8,6 +8,7 @@ import statistics
 import pytest
 import torch
 
+from natural2nanoscale import runs
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import (
     RunFolder,
@@ -91,20 +92,29 @@ def test_damage_is_noticed_and_the_older_checkpoint_taken(tmp_path, capsys, file
         run.load_checkpoint()
 
 
-def test_resume_refuses_what_has_changed(tmp_path):
+def test_resume_refuses_what_has_changed(tmp_path, monkeypatch):
     out = tmp_path / "run"
     with pytest.raises(InputError, match="finds no run"):
         open_run(out, CONFIG, resume=True)
     assert not out.exists()
     open_run(out, CONFIG, resume=False)
     written = json.loads((out / "config.json").read_text())
-    assert written["settings"] == CONFIG["settings"] and "torch" in written["environment"]["versions"]
+    assert written["settings"] == CONFIG["settings"] and "torch" in written["environments"][0]["versions"]
     with pytest.raises(InputError, match="already exists"):
         open_run(out, CONFIG, resume=False)
     longer = CONFIG | {"settings": {"lr": 0.1, "epochs": 9}}
     with pytest.raises(InputError, match="epochs was 3 and is now 9"):
         open_run(out, longer, resume=True)
     open_run(out, longer, resume=True, may_change=("epochs",))
+    assert len(json.loads((out / "config.json").read_text())["environments"]) == 1  # the same one
+    monkeypatch.setattr(runs, "environment", lambda: {"versions": {"torch": "9.9"}})
+    open_run(out, longer, resume=True)
+    environments = json.loads((out / "config.json").read_text())["environments"]
+    assert len(environments) == 2 and environments[1]["versions"]["torch"] == "9.9"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(InputError, match="holds no run"):
+        open_run(tmp_path / "other", CONFIG, resume=False)
     with pytest.raises(InputError, match="train was abc and is now xyz"):
         open_run(out, longer | {"data": {"train": "xyz"}}, resume=True)
 

@@ -1,6 +1,7 @@
 """Masks of unannotated slices: tiles that cover every pixel once, the verb, its refusals and its going on."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.intensity import to_bytes
 from natural2nanoscale.segmentation import segment
 from natural2nanoscale.segmentation.inference import predict_mask, tile_spans
@@ -19,7 +21,7 @@ CLASSES = Classes.named("background", "cytoplasm", "nucleus")
 def make_run(path, window=None, seeds=2):
     """A finished U-Net run with random networks."""
     path.mkdir()
-    (path / "config.json").write_text(json.dumps({"settings": {"seed": 0, "seeds": seeds}}))
+    (path / "config.json").write_text(json.dumps({"kind": "unet", "settings": {"seed": 0, "seeds": seeds}}))
     models = []
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -107,7 +109,14 @@ def test_a_stopped_call_goes_on_and_other_networks_are_refused(tmp_path, verb, m
 
     make_run(tmp_path / "fewer", seeds=1)
     refused = verb("segment", tmp_path / "fewer", *call[2:], expect=2).stderr
-    assert "trained was" in refused
+    assert "networks" in refused or "seed-1 was" in refused
+    Image.fromarray(255 - slices(4)[1]).save(tmp_path / "images" / "s1.png")  # a slice that was taken anew
+    (tmp_path / "images" / "s3.png").unlink()
+    printed = verb(*call).stdout
+    assert "3 slices, 1 to segment" in printed
+    shares = [float(share) for share in re.findall(r"([\d.]+) % of all pixels", printed)]
+    found = np.concatenate([np.asarray(Image.open(tmp_path / "out" / "masks" / f"s{i}.png")).ravel() for i in range(3)])
+    assert shares == pytest.approx(np.bincount(found, minlength=3) / len(found) * 100, abs=0.006)
 
 
 def test_deep_slices_without_a_window_are_refused_and_nothing_is_written(tmp_path, verb):
@@ -115,3 +124,34 @@ def test_deep_slices_without_a_window_are_refused_and_nothing_is_written(tmp_pat
     Image.fromarray(slices(1, np.uint16, 2**16)[0]).save(tmp_path / "deep.png")
     refused = verb("segment", tmp_path / "run", "--images", tmp_path / "deep.png", "--out", tmp_path / "o", expect=2)
     assert "more than 8 bits" in refused.stderr and not (tmp_path / "o").exists()
+    make_run(tmp_path / "demo")
+    (tmp_path / "demo" / "config.json").write_text('{"kind": "demo", "settings": {"seed": 0, "seeds": 2}}')
+    call = ("segment", tmp_path / "demo", "--images", tmp_path / "deep.png", "--out", tmp_path / "o")
+    assert "is no U-Net run (its config.json says demo)" in verb(*call, expect=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "window", "converted", "rule"),
+    [
+        (True, None, None, "as they are"),
+        (True, (1000.0, 30000.0), None, "converted"),  # 8-bit slices cannot have such values
+        (True, (0.01, 0.99), None, "converted"),
+        (True, (20.0, 200.0), None, "window"),  # raw, as the training set was
+        (True, (20.0, 200.0), (20.0, 200.0), "converted"),  # in a pair folder that has passed it
+        (True, (20.0, 200.0), (10.0, 90.0), "window"),
+        (False, (1000.0, 30000.0), None, "window"),
+    ],
+)
+def test_grey_values_pass_the_window_once(bytes_, window, converted, rule):
+    assert segment.grey_rule(bytes_, window, converted) == rule
+
+
+def test_a_pair_folder_is_segmented_as_it_is_scored(tmp_path, verb):
+    window = (20.0, 200.0)
+    models = make_run(tmp_path / "run", window)
+    info = DatasetInfo("cells", "prepared", CLASSES, window)
+    write_pairs(tmp_path / "test", info, [("a", slices(1)[0], np.zeros((40, 56), np.uint8))])
+    printed = verb("segment", tmp_path / "run", "--images", tmp_path / "test", "--out", tmp_path / "out").stdout
+    assert "converted already" in printed
+    expected = predict_mask(models, torch.from_numpy(slices(1)))[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png")), expected)

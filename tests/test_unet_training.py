@@ -19,7 +19,7 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
-from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak, spread_over_masks
+from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak, spread_evenly
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
@@ -215,11 +215,15 @@ def test_without_augmentation_the_network_sees_the_slices_untouched():
 
 
 def test_ratio_adds_synthetic_slices_spread_evenly_over_their_masks():
-    masks = [np.full((2, 2), k // 3, np.uint8) for k in range(12)]  # four masks, three slices of each
-    assert spread_over_masks(masks, 4) == [0, 3, 6, 9]
-    assert spread_over_masks(masks, 2) == [0, 6]
-    assert np.bincount([i // 3 for i in spread_over_masks(masks, 10)]).tolist() == [3, 2, 3, 2]
-    assert spread_over_masks(masks, 12) == list(range(12))
+    sources = [k // 3 for k in range(12)]  # four masks, three slices of each
+    assert spread_evenly(sources, 4) == [0, 3, 6, 9]
+    assert spread_evenly(sources, 2) == [0, 6]
+    assert np.bincount([i // 3 for i in spread_evenly(sources, 10)]).tolist() == [3, 2, 3, 2]
+    assert spread_evenly(sources, 12) == list(range(12))
+    blank = [np.zeros((24, 32), np.uint8)] * 12  # equal masks of different slices stay apart
+    synthetic = replace(blobs(12, 2, real=False), masks=blank, sources=tuple("abcd"[k // 3] for k in range(12)))
+    chosen = combine(None, synthetic, 1.0, real_count=4).images
+    assert all(image is synthetic.images[k] for image, k in zip(chosen, (0, 3, 6, 9), strict=True))
     real, synthetic = blobs(4, 1), blobs(6, 2, real=False)
     both = combine(real, synthetic, 1.5)
     assert (len(both), both.real) == (10, 4) and both.images[0] is real.images[0]

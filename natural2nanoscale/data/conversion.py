@@ -100,6 +100,8 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
         gap = splits.default_gap(len(pairs)) if settings.gap is None else settings.gap
         parts = splits.split_blocks(len(pairs), val, test, gap)
         description |= {"gap": gap}
+        if gap == 0:
+            print("note: no gap between the blocks, so neighbours are in training and in test: pass --gap 1 if you can")
     elif settings.split == "random":
         parts = splits.split_random(stems, val, test, seed)
         description |= {"seed": seed}
@@ -140,7 +142,7 @@ def survey(
     for (image_page, mask_page), part in zip(pairs, parts, strict=True):
         pixels, unequal = images.image(image_page)
         mask = masks.mask(mask_page)
-        codes.append(PageCodes(mask_page, mask.value_counts(), mask.color_counts()))
+        codes.append(PageCodes(mask_page, mask.value_counts(), mask.color_counts(), mask.palette()))
         if max(len(counts or ()) for counts in (codes[-1].values, codes[-1].colors)) > MAX_CODES:
             break  # no mask, as decide_labels will say; counting on would fill the memory
         kinds.setdefault(pixels.dtype == np.uint8, image_page)

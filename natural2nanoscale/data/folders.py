@@ -51,13 +51,13 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
-        window = data.get("intensity_window")
+        window, pixel_size = data.get("intensity_window"), data.get("pixel_size_nm")
         return cls(
             name=str(data["name"]),
             origin=str(data["origin"]),
             classes=Classes.from_json(data["classes"]),
             intensity_window=(float(window[0]), float(window[1])) if window else None,
-            pixel_size_nm=data.get("pixel_size_nm"),
+            pixel_size_nm=None if pixel_size is None else float(pixel_size),
             split=dict(data.get("split") or {}),
         )
 
@@ -113,7 +113,10 @@ def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """Write (H,W) or (H,W,3) uint8 under a temporary name, then rename: a file that exists is whole."""
     temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(pixels).save(temporary, format="PNG")
+    with temporary.open("wb") as file:
+        Image.fromarray(pixels).save(file, format="PNG")
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave a renamed file without its contents
     os.replace(temporary, path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,11 +15,15 @@ from natural2nanoscale.errors import InputError
 
 @dataclass(frozen=True)
 class PageCodes:
-    """Pixel counts of a mask read as values and as colours 0xRRGGBB; None where it is not of that kind."""
+    """Pixel counts of a mask read as values and as colours 0xRRGGBB; None where it is not of that kind.
+
+    palette: the colours of the values in use, of a palette picture.
+    """
 
     page: Page
     values: dict[int, int] | None
     colors: dict[int, int] | None
+    palette: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ def decide_labels(
     mapping: class id or IGNORE_ID for mask values (int) and for colours ("#rrggbb"); it goes before all else.
     """
     mapping = mapping or {}
-    by_color = bool(colors) or any(page.values is None for page in pages)
+    seen: dict[int, int] = {}  # colours of palette values: where files disagree, only the colours tell the classes
+    shuffled = any(seen.setdefault(value, color) != color for page in pages for value, color in page.palette.items())
+    by_color = bool(colors) or shuffled or any(page.values is None for page in pages)
     if by_color:
         for page in pages:
             if page.colors is None:

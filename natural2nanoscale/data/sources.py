@@ -35,12 +35,13 @@ GREYS = np.arange(256, dtype=np.int32) * 0x010101
 class MaskPixels:
     """A mask as plain values (H,W) int32, or as colours 0xRRGGBB (H,W) int32, the other one None.
 
-    table: (256,) the colour of each value, that of a grey one having equal channels.
+    table: (256,) the colour of each value, that of a grey one having equal channels; with `indexed` the file's own.
     """
 
     values: np.ndarray | None
     colors: np.ndarray | None
     table: np.ndarray
+    indexed: bool = False
 
     def codes(self, by_color: bool) -> np.ndarray:
         """(H,W) values or colours, of a mask that can be read that way."""
@@ -51,6 +52,10 @@ class MaskPixels:
     def value_counts(self) -> dict[int, int] | None:
         """Pixels of every value."""
         return None if self.values is None else count(self.values)
+
+    def palette(self) -> dict[int, int]:
+        """Colours of the values in use, of a palette picture; of others empty."""
+        return {int(value): int(self.table[value]) for value in np.unique(self.values)} if self.indexed else {}
 
     def color_counts(self) -> dict[int, int] | None:
         """Pixels of every colour; None where values beyond 255 have no colour."""
@@ -163,7 +168,7 @@ class Reader:
             table = np.zeros((256, 3), np.int32)
             entries = np.array(picture.getpalette("RGB"), np.int32).reshape(-1, 3)[:256]
             table[: len(entries)] = entries
-            return MaskPixels(np.asarray(picture).astype(np.int32), None, packed(table))
+            return MaskPixels(np.asarray(picture).astype(np.int32), None, packed(table), indexed=True)
         pixels = pixels_of(picture, page)
         if pixels.ndim == 3:
             if (pixels != pixels[..., :1]).any():

@@ -30,7 +30,7 @@ def part_counts(count: int, val: float, test: float) -> tuple[int, int, int]:
 
 
 def default_gap(count: int) -> int:
-    """Slices between two blocks: 4, fewer where that would cost more than a tenth, none below ten slices."""
+    """Slices between two blocks: 4, one per 20 slices below 80, none below ten slices."""
     return min(4, max(1, count // 20)) if count >= 10 else 0
 
 

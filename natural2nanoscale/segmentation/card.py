@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from natural2nanoscale.data.folders import PairFolder
@@ -12,7 +13,7 @@ from natural2nanoscale.segmentation.settings import Settings
 
 LEAKS = {
     "random": "Slices were split at random: neighbours in a stack are in training and test, which flatters scores.",
-    "block": "Test slices are a block of the same stack, with a gap: the score says nothing about other samples.",
+    "block": "Test slices are a block of the same stack: the score says nothing about other samples.",
     "group": "Whole groups (animals, samples) were held out for the test.",
 }
 
@@ -21,7 +22,7 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
     """The card in Markdown. `report` is evaluate_run's; `folders` are train, test and, where used, synthetic."""
     train, info = folders["train"], folders["train"].info
     names = ", ".join(info.classes.names)
-    (height, width), window = training.shapes[-1], info.intensity_window
+    (height, width), window = max(training.shapes, key=math.prod), info.intensity_window
     greys = "8-bit grey values as they are"
     if window:
         greys = f"grey values {window[0]:g} to {window[1]:g}, which became 0 to 255"
@@ -38,6 +39,7 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
     steps = ", ".join(f"{seed['trained']['steps']}" for seed in report["seeds"])
     best = ", ".join(f"{seed['trained']['best']['step']}" for seed in report["seeds"])
     versions = ", ".join(f"{name} {version}" for name, version in environment()["versions"].items() if version)
+    neighbours = " Nothing lies between training and test: neighbours leak." if info.split.get("gap") == 0 else ""
     rule = info.split.get("rule")
     lines = [
         f"# U-Nets for {names}",
@@ -71,7 +73,7 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         "",
         "## Where to be careful",
         "",
-        f"- {LEAKS.get(rule, 'How training and test slices were separated is not stated.')}",
+        f"- {LEAKS.get(rule, 'How training and test slices were separated is not stated.')}{neighbours}",
         "- They know one data set. Another microscope, staining, pixel size or grey scale is another task: annotate a "
         "few such slices and score on them before any count is believed.",
         "- They judge slices one by one: neighbouring masks of a volume may disagree.",

@@ -18,7 +18,7 @@ from natural2nanoscale.segmentation.batches import DeviceSlices, micro_batch_siz
 from natural2nanoscale.segmentation.inference import predict_mask
 from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
-from natural2nanoscale.segmentation.unet import UNet, load_unet
+from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet
 
 
 @torch.inference_mode()
@@ -67,12 +67,15 @@ def summarize(seeds: Sequence[dict], classes: Classes) -> dict:
 def trained_seeds(run: Path) -> list[Path]:
     """The best/ folders of the seeds that a run's config names; InputError unless all of them are trained."""
     try:
-        settings = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))["settings"]
+        config = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
+        if config["kind"] != "unet":
+            raise ValueError(f"its config.json says {config['kind']}")
+        settings = config["settings"]
         seeds = range(settings["seed"], settings["seed"] + settings["seeds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run} is no U-Net run ({error}): train one with `python train_unet.py`") from error
     folders = [Path(run) / f"seed-{seed}" / "best" for seed in seeds]
-    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    missing = [str(folder) for folder in folders if not (folder / WEIGHTS_NAME).is_file()]
     if missing:
         raise InputError(f"{run} is not trained to its end, {missing[0]} is missing: go on with --resume")
     return folders
@@ -161,7 +164,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """The verb `evaluate`: score a run on --data, write both reports, print the readable one."""
     folder = open_pairs(args.data / "test" if (args.data / "test").is_dir() else args.data)
     report = evaluate_run(args.run, folder, select_device(args.device))
-    out = args.out or args.run / f"evaluate-{'-'.join(folder.path.resolve().parts[-2:])}"
+    hash_ = report["data_fingerprint"]
+    out = args.out or args.run / f"evaluate-{'-'.join(folder.path.resolve().parts[-2:])}-{hash_[:8]}"
     write_report(out, report)
     print(markdown(report))
+    used = json.loads((args.run / "config.json").read_text(encoding="utf-8"))["data"]
+    for part in ("train", "val", "synthetic"):
+        if used.get(part) == hash_:
+            print(f"note: these are the {part} slices of the run: the scores say nothing about new ones")
     print(f"written to {out}/report.json and report.md")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ class Slices:
     classes: Classes
     real: int
     intensity_window: tuple[float, float] | None = None
+    sources: tuple[str, ...] = ()  # of synthetic slices: whose masks they were made from; empty: not known
 
     def __len__(self) -> int:
         return len(self.images)
@@ -37,7 +38,8 @@ def load_slices(folder: PairFolder) -> Slices:
     """All pairs of a folder; they count as real unless the folder's origin is "synthetic"."""
     images, masks = folder.load()
     real = 0 if folder.info.origin == "synthetic" else len(images)
-    return Slices(images, masks, folder.info.classes, real, folder.info.intensity_window)
+    sources = () if real else tuple(stem.rpartition("_s")[0] or stem for stem in folder.stems)
+    return Slices(images, masks, folder.info.classes, real, folder.info.intensity_window, sources)
 
 
 def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float = 1.0, real_count: int = 0) -> Slices:
@@ -66,24 +68,23 @@ def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float =
             f"{', '.join(synthetic.classes.names)}, or their colours differ: "
             "generate from this dataset's masks"
         )
-    chosen = spread_over_masks(synthetic.masks, needed)
+    chosen = spread_evenly(synthetic.sources or [mask_hash(mask) for mask in synthetic.masks], needed)
     images, masks = [synthetic.images[i] for i in chosen], [synthetic.masks[i] for i in chosen]
     if real is None:
         return Slices(images, masks, synthetic.classes, 0, synthetic.intensity_window)
     return Slices(real.images + images, real.masks + masks, real.classes, len(real), real.intensity_window)
 
 
-def spread_over_masks(masks: Sequence[np.ndarray], count: int) -> list[int]:
-    """Indices of `count` slices, as many of every different mask as possible, in ascending order.
+def spread_evenly(sources: Sequence[Hashable], count: int) -> list[int]:
+    """Indices of `count` slices, as many of every different source as possible, in ascending order.
 
-    Slices that were made from one mask share it to the last pixel, which is how they are recognised. A round
-    that cannot serve every mask serves evenly spaced ones.
+    A round that cannot serve every source serves evenly spaced ones.
     """
-    by_mask: dict[bytes, list[int]] = {}
-    for index, mask in enumerate(masks):
-        by_mask.setdefault(mask_hash(mask), []).append(index)
+    by_source: dict[Hashable, list[int]] = {}
+    for index, source in enumerate(sources):
+        by_source.setdefault(source, []).append(index)
     rounds: list[list[int]] = []
-    for indices in by_mask.values():
+    for indices in by_source.values():
         for turn, index in enumerate(indices):
             if turn == len(rounds):
                 rounds.append([])

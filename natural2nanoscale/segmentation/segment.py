@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from natural2nanoscale.data.contact import colored, overlay, sheet
-from natural2nanoscale.data.folders import read_gray, save_png
+from natural2nanoscale.data.folders import read_info, save_png
 from natural2nanoscale.data.intensity import to_bytes
 from natural2nanoscale.data.pairing import list_pages
 from natural2nanoscale.data.sources import Page, Reader
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, StopSignal, open_run, select_device
+from natural2nanoscale.runs import Interrupted, RunFolder, StopSignal, open_run, select_device, sha256
 from natural2nanoscale.segmentation.evaluation import trained_seeds
 from natural2nanoscale.segmentation.inference import predict_mask
-from natural2nanoscale.segmentation.unet import UNetInfo, load_unet
+from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNetInfo, load_unet
 
 SHOWN = 6  # slices on the contact sheet
 
@@ -25,53 +27,103 @@ SHOWN = 6  # slices on the contact sheet
 def run_segment(args: argparse.Namespace) -> None:
     """The verb `segment`: a mask for every slice of args.images; makes only what is missing in args.out."""
     device = select_device(args.device)
-    networks = [load_unet(best) for best in trained_seeds(args.run)]
+    folders = trained_seeds(args.run)
+    networks = [load_unet(folder) for folder in folders]
     models, info = [model.to(device) for model, _ in networks], networks[0][1]
-    with Reader(args.max_pixels) as reader:
-        pages = list_pages(args.images, reader, "--images")
-        read_slice(reader, pages[0], info)  # what cannot be read is refused before anything is written
+    with Reader(args.max_pixels) as reader, Reader(args.max_pixels) as masks:
+        images = args.images / "images" if (args.images / "dataset.json").is_file() else args.images
+        pages = list_pages(images, reader, "--images")
+        twice = [stem for stem, count in Counter(page.stem for page in pages).items() if count > 1]
+        if twice:
+            raise InputError(f"{images} holds several slices that are named {twice[0]!r}: rename one of them")
+        rule = grey_rule(reader.image(pages[0])[0].dtype == np.uint8, info.intensity_window, converted_window(images))
         config = {
             "kind": "masks",
-            "settings": {"images": str(args.images.resolve()), "trained": [info.trained for _, info in networks]},
+            "settings": {"images": str(images.resolve()), "grey": rule},
+            "networks": {folder.parent.name: sha256(folder / WEIGHTS_NAME) for folder in folders},
             "classes": info.classes.to_json(),
-            "intensity_window": info.intensity_window,
         }
         run = open_run(args.out, config, (args.out / "config.json").is_file())
         run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
-        done = {row["image"] for row in run.read_log() if (run.path / "masks" / f"{row['image']}.png").is_file()}
-        missing = [page for page in pages if page.stem not in done]
         (run.path / "masks").mkdir(exist_ok=True)
+        rows = {row["image"]: row for row in run.read_log()}
+        missing = [page for page in pages if not made(run, page, rows)]
         print(f"{len(pages)} slices, {len(missing)} to segment, by {len(models)} U-Net(s) on {device}")
+        print(RULES[rule].format(*(info.intensity_window or ())))
         with StopSignal() as stop, tqdm(missing, desc="segmenting", unit="slice") as bar:
-            for made, page in enumerate(bar):
+            for count, page in enumerate(bar):
                 if stop.requested:
-                    raise Interrupted(f"with {len(missing) - made} slices to go: the same command goes on")
-                grey = torch.tensor(read_slice(reader, page, info), device=device)
-                mask = predict_mask(models, grey[None])[0].cpu().numpy()
+                    raise Interrupted(f"with {len(missing) - count} slices to go: the same command goes on")
+                grey, clipped = read_slice(reader, page, info, rule)
+                mask = predict_mask(models, torch.tensor(grey, device=device)[None])[0].cpu().numpy()
                 save_png(run.path / "masks" / f"{page.stem}.png", mask)
-                run.log(
-                    {"image": page.stem, "pixels": np.bincount(mask.ravel(), minlength=info.classes.count).tolist()}
-                )
-        rows = []
+                pixels = np.bincount(mask.ravel(), minlength=info.classes.count).tolist()
+                rows[page.stem] = {"image": page.stem, "file": stamp(page), "pixels": pixels, "clipped": clipped}
+                run.log(rows[page.stem])
+        cells = []
         for page in pages[:: max(1, len(pages) // SHOWN)][:SHOWN]:
-            grey, mask = read_slice(reader, page, info), read_gray(run.path / "masks" / f"{page.stem}.png")
-            rows.append([grey, colored(mask, info.classes), overlay(grey, mask, info.classes)])
-    sheet(rows, run.path / "contact.png", ["image", "mask", "overlay"], width=448)
-    pixels = np.sum(list({row["image"]: row["pixels"] for row in run.read_log()}.values()), axis=0)  # (K,)
+            grey = read_slice(reader, page, info, rule)[0]
+            file = masks.pages_of(run.path / "masks" / f"{page.stem}.png", page.stem)[0]
+            step = max(1, grey.shape[1] // 1024)  # the sheet is small
+            grey, mask = grey[::step, ::step], masks.mask(file).values[::step, ::step]
+            cells.append([grey, colored(mask, info.classes), overlay(grey, mask, info.classes)])
+    sheet(cells, run.path / "contact.png", ["image", "mask", "overlay"], width=448)
+    pixels = np.sum([rows[page.stem]["pixels"] for page in pages], axis=0)  # (K,)
     for name, share in zip(info.classes.names, pixels / pixels.sum(), strict=True):
         print(f"{name:>20}: {100 * share:.2f} % of all pixels")
+    clipped = sum(rows[page.stem]["clipped"] for page in pages) / pixels.sum()
+    if clipped > 0.02:
+        print(f"note: {100 * clipped:.1f} % of the pixels lie outside the grey values of the training set and became 0")
+        print("      or 255: slices of another scale are another task, look at the contact sheet")
     print(f"masks of class ids in {run.path}/masks; look at {run.path}/contact.png; pixels per slice in log.jsonl")
 
 
-def read_slice(reader: Reader, page: Page, info: UNetInfo) -> np.ndarray:
-    """The slice as the U-Net knows slices: (H,W) uint8, deeper grey values through the window of its training set."""
-    pixels, _ = reader.image(page)
-    window = info.intensity_window
-    if pixels.dtype == np.uint8 and (window is None or window[1] > 255):
-        return pixels
+RULES = {  # what happens to grey values before the network sees them
+    "as they are": "8-bit grey values are taken as they are",
+    "converted": "8-bit grey values are taken as converted already: the U-Nets learned from deeper ones, {:g} to {:g}",
+    "window": "grey values {:g} to {:g} become 0 to 255, as in the training set",
+}
+
+
+def grey_rule(bytes_: bool, window: tuple[float, float] | None, converted: tuple[float, float] | None) -> str:
+    """A name of RULES for slices of 8 bits or more, the training set's window and that of a pair folder they lie in.
+
+    8-bit slices have passed a window already when their folder says so, or when the window is none of 8-bit values.
+    """
     if window is None:
-        raise InputError(
-            f"{page} has more than 8 bits, but the U-Net learned from 8-bit slices and knows no grey window: "
-            "convert the slices to 8 bits as those were"
-        )
-    return to_bytes(pixels, window)
+        if not bytes_:
+            raise InputError(
+                "the slices have more than 8 bits, but the U-Nets learned from 8-bit slices and know no grey window: "
+                "convert the slices to 8 bits as those were"
+            )
+        return "as they are"
+    eight_bit = 0 <= window[0] and 2 <= window[1] <= 255
+    return "converted" if bytes_ and (converted == window or not eight_bit) else "window"
+
+
+def converted_window(images: Path) -> tuple[float, float] | None:
+    """The window that the slices of a pair folder have passed; None for any other folder."""
+    return read_info(images.parent).intensity_window if (images.parent / "dataset.json").is_file() else None
+
+
+def stamp(page: Page) -> list[int]:
+    """Size and time of a slice's file: what tells a new one under an old name."""
+    status = page.path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def made(run: RunFolder, page: Page, rows: dict[str, dict]) -> bool:
+    """Whether the slice's mask is there and was made from this very file."""
+    row = rows.get(page.stem)
+    return bool(row) and row["file"] == stamp(page) and (run.path / "masks" / f"{page.stem}.png").is_file()
+
+
+def read_slice(reader: Reader, page: Page, info: UNetInfo, rule: str) -> tuple[np.ndarray, int]:
+    """The slice as the U-Nets know slices, (H,W) uint8, and how many pixels lay outside their window."""
+    pixels, _ = reader.image(page)
+    if rule != "window":
+        if pixels.dtype != np.uint8:
+            raise InputError(f"{page} has more than 8 bits, unlike the slices before it: convert all to one depth")
+        return pixels, 0
+    low, high = info.intensity_window
+    return to_bytes(pixels, (low, high)), int(((pixels < low) | (pixels > high)).sum())

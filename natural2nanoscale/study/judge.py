@@ -16,7 +16,7 @@ from natural2nanoscale.segmentation.metrics import iou, mean_present
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.segmentation.unet import load_unet
+from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, load_unet
 
 
 def train_judge(
@@ -33,7 +33,7 @@ def train_judge(
     sees in the slices and the masks; 0 when no pixel carries a label.
     """
     best = out / "best"
-    if not best.is_dir():
+    if not (best / WEIGHTS_NAME).is_file():
         out.mkdir(exist_ok=True)
         training, validation = load_slices(train_folder), load_slices(val_folder)
         height, width = (min(lengths) for lengths in zip(*training.shapes, strict=True))

@@ -75,12 +75,15 @@ def slug(title: str) -> str:
 def run_facts(run: Path) -> list[tuple[str, str]]:
     """What a reader needs to make a run again: this command, the versions and the settings in config.json."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    environment = config["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    environments = config["environments"]  # several where the run was stopped and went on in another one
+    versions = [
+        ", ".join(f"{name} {version}" for name, version in one["versions"].items() if version) for one in environments
+    ]
+    commits = [one["git_commit"] or "not a git checkout" for one in environments]
     return [
         ("Command", shlex.join(["python", "-m", "natural2nanoscale", *sys.argv[1:]])),
-        ("Versions", versions),
-        ("Commit", environment["git_commit"] or "not a git checkout"),
+        ("Versions", "; then ".join(dict.fromkeys(versions))),
+        ("Commit", "; then ".join(dict.fromkeys(commits))),
         ("Backbone's weights", config["backbone"]),
         (
             "Data",

@@ -73,8 +73,8 @@ def experiments_report(run: RunFolder, timing: dict[str, float], preset: Preset,
         if experiment == "table2":
             parts.append(time_table(own, timing, preset))
         parts.append(score_table(experiment, own, names, f"{what[0].upper()}{what[1:]}.", preset))
-        if experiment == "scarcity":
-            parts.append(gap_table(own, preset))
+        if experiment == "scarcity" and (gaps := gap_table(own, preset)).rows:
+            parts.append(gaps)
         compared = [one for _, one in comparisons(experiment, own, preset)]
         if compared:
             parts += difference_parts(f"{TITLES[experiment]}, differences", compared, preset.block)
