@@ -26,6 +26,20 @@ def main_guard(function: Callable[[], None]) -> None:
     except OSError as error:  # no right, no room, a file where a folder is needed: the system says it best
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:  # what torch and safetensors, imported by now or not at all, say of memory and disks
+        torch, safetensors = sys.modules.get("torch"), sys.modules.get("safetensors")
+        reason = (str(error).splitlines() or [""])[0]
+        if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
+            print(
+                f"error: out of memory ({reason}): take smaller windows with --crop or fewer slices at once with "
+                "--batch-size, or --device cpu",
+                file=sys.stderr,
+            )
+        elif safetensors and isinstance(error, safetensors.SafetensorError):
+            print(f"error: weights cannot be read or written ({reason}): is the disk full?", file=sys.stderr)
+        else:
+            raise
+        raise SystemExit(2) from None
 
 
 def size(text: str) -> tuple[int, int]:

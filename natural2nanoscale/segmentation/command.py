@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,13 @@ import torch
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, select_device
-from natural2nanoscale.segmentation.batches import check, plan_steps, set_size
+from natural2nanoscale.segmentation.batches import (
+    BYTES_PER_PIXEL_AND_WIDTH,
+    check,
+    micro_batch_size,
+    plan_steps,
+    set_size,
+)
 from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak
@@ -132,6 +139,11 @@ def print_plan(
     print(f"judge on  {len(validation)} validation and {len(folders['test'].stems)} test slices")
     print(f"classes   {', '.join(training.classes.names)}")
     print(f"network   U-Net of width {settings.width} and depth {settings.depth}: {parameters:,} parameters")
+    height, width = (settings.crop[1], settings.crop[0]) if settings.crop else max(training.shapes, key=math.prod)
+    at_once = settings.micro_batch or micro_batch_size(height * width, settings.width, device)
+    at_once = min(at_once, settings.batch_size)
+    needed = BYTES_PER_PIXEL_AND_WIDTH * settings.width * height * width * at_once
+    print(f"memory    about {needed / 1e9:.1f} GB for {at_once} of {width}x{height} at once")
     print(f"length    at most {total} steps, {per_epoch} per epoch, for each of {seeds} seed(s), on {device}")
     if settings.finetune_after is not None:
         first = "both kinds" if settings.balance else "synthetic slices"

@@ -15,7 +15,7 @@ from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, 
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import mean_std, select_device
 from natural2nanoscale.segmentation.batches import DeviceSlices, micro_batch_size
-from natural2nanoscale.segmentation.inference import predict_mask
+from natural2nanoscale.segmentation.inference import TILE, predict_mask
 from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet
@@ -26,7 +26,7 @@ def image_matrices(model: UNet, slices: Slices, device: torch.device) -> torch.T
     """Confusion matrix of every slice on its own: (N,K,K) int64 on the CPU. Their sum is that of the set."""
     model = model.to(device).eval()
     pool = DeviceSlices(slices, device)
-    micro_batch = micro_batch_size(max(h * w for h, w in slices.shapes), model.width, device)
+    micro_batch = micro_batch_size(max(min(h, TILE) * min(w, TILE) for h, w in slices.shapes), model.width, device)
     matrices = torch.zeros(len(slices), model.classes, model.classes, dtype=torch.int64)
     for start in range(0, len(slices), micro_batch):
         indices = list(range(start, min(start + micro_batch, len(slices))))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import EllipsisType
 
 import torch
 
 from natural2nanoscale.segmentation.batches import autocast
 from natural2nanoscale.segmentation.unet import UNet, normalize
 
+Index = tuple[EllipsisType, slice, slice]
 TILE = 2048  # pixels: a longer side is cut
 MARGIN = 128  # pixels of a tile that are looked at and thrown away where it meets a neighbour
 
@@ -29,6 +31,16 @@ def tile_spans(length: int, tile: int = TILE, margin: int = MARGIN) -> list[tupl
     return [(start, start + tile, *end) for start, end in zip(starts, ends, strict=True)]
 
 
+def tiles(shape: tuple[int, int], tile: int = TILE, margin: int = MARGIN) -> Iterator[tuple[Index, Index, Index]]:
+    """How slices of `shape` = (H,W) are cut: indices of a tile in the slice, of its answer in the tile, and in the
+    slice. For a slice that is no larger than a tile all three stand for the whole."""
+    for top, bottom, first_row, last_row in tile_spans(shape[0], tile, margin):
+        for left, right, first, last in tile_spans(shape[1], tile, margin):
+            window = ..., slice(top, bottom), slice(left, right)
+            answer = ..., slice(first_row - top, last_row - top), slice(first - left, last - left)
+            yield window, answer, (..., slice(first_row, last_row), slice(first, last))
+
+
 @torch.inference_mode()
 def predict_mask(models: Sequence[UNet], grey: torch.Tensor, tile: int = TILE, margin: int = MARGIN) -> torch.Tensor:
     """Grey values (B,H,W) uint8 -> class ids (B,H,W) uint8: the likeliest by the mean of the models' probabilities.
@@ -37,11 +49,8 @@ def predict_mask(models: Sequence[UNet], grey: torch.Tensor, tile: int = TILE, m
     tile instead of the slice, so the answer is not exactly that of the whole.
     """
     ids = torch.empty_like(grey)
-    for top, bottom, first_row, last_row in tile_spans(grey.shape[1], tile, margin):
-        for left, right, first, last in tile_spans(grey.shape[2], tile, margin):
-            window = normalize(grey[:, top:bottom, left:right])
-            with autocast(grey.device):
-                shares = sum(model(window).float().softmax(1) for model in models)
-            answer = shares.argmax(1)[:, first_row - top : last_row - top, first - left : last - left]
-            ids[:, first_row:last_row, first:last] = answer
+    for window, answer, place in tiles(grey.shape[1:], tile, margin):
+        with autocast(grey.device):
+            shares = sum(model(normalize(grey[window])).float().softmax(1) for model in models)
+        ids[place] = shares.argmax(1)[answer].to(torch.uint8)
     return ids

@@ -33,6 +33,7 @@ from natural2nanoscale.segmentation.batches import (
     read_batch,
     set_size,
 )
+from natural2nanoscale.segmentation.inference import TILE, tiles
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.settings import Settings
@@ -67,7 +68,7 @@ def is_better(row: dict, best: dict, select_by: str) -> bool:
 
 def class_weights(training: Slices, balance: float) -> torch.Tensor:
     """Weight of every class in the loss, (K,) float32: its share of the labelled pixels to the power -balance,
-    scaled so that a pixel weighs 1 on average. 0 weighs all alike, 1 all classes alike; absent classes get 1."""
+    scaled so that a pixel weighs 1 on average. 0 weighs all alike, 1 all classes alike."""
     pixels = sum(np.bincount(mask.ravel(), minlength=256)[: training.classes.count] for mask in training.masks)
     share = torch.from_numpy(pixels / pixels.sum()).float()
     weights = torch.where(share > 0, share.clamp(min=1e-6) ** -balance, 1.0)
@@ -99,16 +100,18 @@ def accumulate_gradient(
 
 @torch.inference_mode()
 def validate(model: UNet, pool: DeviceSlices, count: int, micro_batch: int) -> tuple[float, torch.Tensor]:
-    """Mean cross-entropy over all labelled pixels and confusion matrix (K,K) of whole, unaugmented slices."""
+    """Mean cross-entropy over all labelled pixels and confusion matrix (K,K) of unaugmented slices, whole where they
+    are no larger than a tile."""
     model.eval()
     loss_sum = torch.zeros((), device=pool.device)
     matrix = torch.zeros(model.classes, model.classes, dtype=torch.int64, device=pool.device)
     for start in range(0, count, micro_batch):
         for _, grey, masks in pool.groups(list(range(start, min(start + micro_batch, count)))):
-            with autocast(grey.device):
-                logits = model(normalize(grey)).float()
-            loss_sum += F.cross_entropy(logits, masks.long(), ignore_index=IGNORE_ID, reduction="sum")
-            matrix += confusion(masks, logits.argmax(1), model.classes)
+            for window, answer, place in tiles(grey.shape[1:]):
+                with autocast(grey.device):
+                    logits = model(normalize(grey[window])).float()[answer]
+                loss_sum += F.cross_entropy(logits, masks[place].long(), ignore_index=IGNORE_ID, reduction="sum")
+                matrix += confusion(masks[place], logits.argmax(1), model.classes)
     return (loss_sum / matrix.sum().clamp(min=1)).item(), matrix.cpu()
 
 
@@ -145,7 +148,7 @@ def train(
     patience = settings.patience or math.inf
     height, width = (settings.crop[1], settings.crop[0]) if settings.crop else training.shapes[0]
     micro_batch = settings.micro_batch or micro_batch_size(height * width, settings.width, device)
-    largest = max(height * width for height, width in validation.shapes)
+    largest = max(min(height, TILE) * min(width, TILE) for height, width in validation.shapes)
     validation_batch = micro_batch_size(largest, settings.width, device)
 
     # all that moves: the weights, the optimiser's moments, and these
