@@ -7,6 +7,7 @@ from scipy import stats
 
 from natural2nanoscale.segmentation.metrics import iou, mean_present
 from natural2nanoscale.study.statistics import block_bootstrap, miou, paired_difference, t_distribution, t_quantile
+from natural2nanoscale.study.table import compare
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 29, 60])
@@ -75,3 +76,9 @@ def test_repetitions_on_the_same_slices_share_their_draws():
 def test_absent_class_does_not_count():
     matrices = np.array([[[5, 0, 0], [1, 4, 0], [0, 0, 0]], [[0] * 3] * 3])
     assert miou(matrices)[0] == pytest.approx((5 / 6 + 4 / 5) / 2) and np.isnan(miou(matrices)[1])
+
+
+@pytest.mark.parametrize(("slices", "told"), [(12, False), (13, True)])
+def test_fewer_than_four_blocks_of_test_slices_give_no_interval(slices, told):
+    row = {"redraw": 0, "seed": 0, "miou": 0.5, "images": np.tile(np.eye(2), (slices, 1, 1)).tolist()}
+    assert (compare("", [row], [row], block=4).over_blocks is not None) == told

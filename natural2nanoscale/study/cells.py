@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
+from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, permutation_for
+from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
-from natural2nanoscale.segmentation.mixing import Slices
+from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.training import train
 
@@ -31,6 +34,21 @@ def draw_train(out: Path, pool: PairFolder, count: int, seed: int, redraw: int) 
         chosen = [pool.stems[i] for i in sorted(order[:count])]
         write_pairs(out, pool.info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
     return open_pairs(out)
+
+
+def check_study(folders: dict[str, PairFolder], slices: int, budgets: Iterable[Settings]) -> None:
+    """Raise InputError for pair folders train, val and test that no study can end on; nothing is written yet."""
+    pool = folders["train"]
+    if len(pool.stems) < slices:
+        raise InputError(f"{pool.path} has {len(pool.stems)} slices, expected at least --slices {slices}")
+    if folders["test"].info.classes != pool.info.classes:
+        raise InputError(
+            f"{folders['test'].path} has the classes {', '.join(folders['test'].info.classes.names)}, {pool.path} has "
+            f"{', '.join(pool.info.classes.names)}, or their colours differ: take both from one dataset"
+        )
+    training, validation = load_slices(pool), load_slices(folders["val"])
+    for settings in budgets:
+        check(training, validation, replace(settings, balance=None))
 
 
 def sampling_settings(backbone: Backbone) -> SamplingSettings:

@@ -13,11 +13,19 @@ from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
 from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
 from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone
+from natural2nanoscale.diffusion.command import fitting_crop
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, seed_for, select_device
 from natural2nanoscale.segmentation.mixing import combine, load_slices
-from natural2nanoscale.segmentation.settings import SHORT
-from natural2nanoscale.study.cells import draw_train, make_synthetic, picture_row, sampling_settings, score_unet
+from natural2nanoscale.segmentation.settings import SHORT, Settings
+from natural2nanoscale.study.cells import (
+    check_study,
+    draw_train,
+    make_synthetic,
+    picture_row,
+    sampling_settings,
+    score_unet,
+)
 from natural2nanoscale.study.report import run_facts, write_report
 from natural2nanoscale.study.settings import DemoSettings
 from natural2nanoscale.study.table import demo_report
@@ -44,14 +52,17 @@ def run_demo(args: argparse.Namespace) -> None:
         raise InputError(f"--validations {settings.validations} are more than --unet-steps {settings.unet_steps}")
     device = select_device(args.device)
     root = data_root(args.data) if args.data else None
-    origin = "phantom" if root is None else open_pairs(root / "train").info.origin
-    name = backbone_name(args.backbone, origin)
+    pools = {part: open_pairs(root / part) for part in ("train", "val", "test")} if root else {}
+    if pools:
+        check_study(pools, settings.slices, [unet_settings(settings)])
+    name = backbone_name(args.backbone, pools["train"].info.origin if pools else "phantom")
     backbone = load_backbone(name, device)
+    fitting_crop(args.crop or backbone.recommended.crop, backbone)
     config = {
         "kind": "demo",
         "settings": asdict(settings) | {"crop": args.crop},
         "backbone": backbone.fingerprint,
-        "data": {part: fingerprint(open_pairs(root / part)) for part in ("train", "val", "test")} if root else {},
+        "data": {part: fingerprint(folder) for part, folder in pools.items()},
     }
     run = open_run(args.out, config, (args.out / "config.json").is_file(), ("redraws", "seeds"))
     run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
@@ -67,10 +78,25 @@ def run_demo(args: argparse.Namespace) -> None:
         raise Interrupted(f"in {run.path}: the same command goes on there") from None
     rows = run.read_log()
     pictures = [run.path / f"redraw-{redraw}.png" for redraw in range(min(settings.redraws, 2))]
-    used = asdict(settings), asdict(sampling_settings(backbone)), name, folders
+    redrawn = root is None or settings.slices < len(pools["train"].stems)
+    used = asdict(settings), asdict(sampling_settings(backbone)), name, folders, redrawn
     report = write_report(run.path, demo_report(rows, *used, pictures, run_facts(run.path)))
     write_json(run.path / "results.json", rows)
     print(f"\n{report}\n{run.path}/report.html, report.md and tables/; {time.monotonic() - started:.0f} s")
+
+
+def unet_settings(settings: DemoSettings) -> Settings:
+    """What all U-Nets of the demo have in common."""
+    return replace(
+        SHORT,
+        width=settings.unet_width,
+        max_steps=settings.unet_steps,
+        batch_size=settings.unet_batch,
+        crop=settings.unet_crop,
+        learning_rate=settings.unet_learning_rate,
+        class_balance=settings.class_balance,
+        validate_every=settings.unet_steps // settings.validations,
+    )
 
 
 def draw_folders(out: Path, root: Path | None, settings: DemoSettings, redraw: int) -> dict[str, PairFolder]:
@@ -82,10 +108,7 @@ def draw_folders(out: Path, root: Path | None, settings: DemoSettings, redraw: i
         root = out / "phantom"
         if not root.exists():
             write_phantom(root, PhantomSettings(seed=settings.seed + redraw))
-    pool = open_pairs(root / "train")
-    if len(pool.stems) < settings.slices:
-        raise InputError(f"{root}/train has {len(pool.stems)} slices, expected at least --slices {settings.slices}")
-    drawn = draw_train(out / "train", pool, settings.slices, settings.seed, redraw)
+    drawn = draw_train(out / "train", open_pairs(root / "train"), settings.slices, settings.seed, redraw)
     return {"train": drawn} | {part: open_pairs(root / part) for part in ("val", "test")}
 
 
@@ -110,16 +133,9 @@ def compare(
             if (redraw, condition, seed) in done:
                 continue
             unet = replace(
-                SHORT,
-                width=settings.unet_width,
-                max_steps=settings.unet_steps,
-                batch_size=settings.unet_batch,
+                unet_settings(settings),
                 balance=0.5 if with_real and with_synthetic else None,
                 augment=augment,
-                crop=settings.unet_crop,
-                learning_rate=settings.unet_learning_rate,
-                class_balance=settings.class_balance,
-                validate_every=settings.unet_steps // settings.validations,
                 seed=seed_for(settings.seed, redraw, "unet", seed),
             )
             judged = slices["synthetic"] if condition == JUDGE else None

@@ -15,12 +15,12 @@ from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import fingerprint, open_pairs, write_json, write_pairs
 from natural2nanoscale.data.phantom import write_phantom
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
-from natural2nanoscale.diffusion.command import select_dtype
+from natural2nanoscale.diffusion.command import fitting_crop, select_dtype
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, permutation_for, seed_for, select_device
-from natural2nanoscale.segmentation.batches import check, plan_steps
+from natural2nanoscale.segmentation.batches import plan_steps
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.study.cells import draw_train, make_synthetic, picture_row, score_unet
+from natural2nanoscale.study.cells import check_study, draw_train, make_synthetic, picture_row, score_unet
 from natural2nanoscale.study.presets import IN_MEMORY, PRESETS, ROTATION, Condition, Preset, conditions
 from natural2nanoscale.study.report import write_report
 from natural2nanoscale.study.results import experiments_report
@@ -41,11 +41,10 @@ def run_experiments(args: argparse.Namespace) -> None:
     root = data_root(args.data) if args.data else None
     folders = {part: open_pairs(root / part) for part in PARTS} if root else {}
     if folders:  # what would stop a training hours from now
-        slices = [load_slices(folders[part]) for part in ("train", "val")]
-        for settings in preset.budgets.values():
-            check(*slices, replace(settings, balance=None))
+        check_study(folders, 1, preset.budgets.values())
     name = backbone_name(args.backbone, folders["train"].info.origin if root else "phantom")
     backbone = load_backbone(name, device, select_dtype("auto", device))
+    fitting_crop(args.crop or backbone.recommended.crop, backbone)
     pool = len(folders["train"].stems) if root else preset.phantom.train
     full = min(preset.slices or pool, pool)
     preset = replace(preset, scarce=tuple(count for count in preset.scarce if count < full))

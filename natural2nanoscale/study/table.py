@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from natural2nanoscale.study.statistics import Difference, block_bootstrap, pair
 
 POSITIONS = {"better": "above zero", "worse": "below zero", "open": "reaches below zero"}  # of an interval
 BLOCK = 4  # consecutive test slices that the bootstrap keeps together
+FEWEST_BLOCKS = 4  # below, there is no interval over test slices
 COMPARISONS = (
     ("real + synthetic", "real"),
     ("real + synthetic + rotation", "real + rotation"),
@@ -44,10 +46,17 @@ class Comparison:
         return "worse" if self.interval and self.interval[1] < 0 else "open"
 
 
-def by_repetition(rows: Sequence[dict], value: Callable[[dict], float | None]) -> dict[int, float]:
-    """The values that spread and pairs are over: of redraws when there are several (their seeds averaged), else of
-    U-Net seeds. Rows whose value is None (an absent class) are left out."""
-    unit = "redraw" if len({row["redraw"] for row in rows}) > 1 else "seed"
+def repeated(*sides: Sequence[dict]) -> str:
+    """What spread and pairs are over: "redraw" where there are several of them, else "seed", of the U-Nets."""
+    return "redraw" if len({row["redraw"] for rows in sides for row in rows}) > 1 else "seed"
+
+
+def by_repetition(
+    rows: Sequence[dict], value: Callable[[dict], float | None], unit: str | None = None
+) -> dict[int, float]:
+    """The values by redraw (their seeds averaged) or by seed. Rows whose value is None (an absent class) are left
+    out."""
+    unit = unit or repeated(rows)
     groups: dict[int, list[float]] = {}
     for row in rows:
         if value(row) is not None:
@@ -57,14 +66,16 @@ def by_repetition(rows: Sequence[dict], value: Callable[[dict], float | None]) -
 
 def compare(label: str, with_it: Sequence[dict], without: Sequence[dict], block: int) -> Comparison | None:
     """Paired difference in mIoU of two training sets, over what both have; None where they share nothing."""
-    ours, theirs = (by_repetition(rows, lambda row: row["miou"]) for rows in (with_it, without))
+    unit = repeated(with_it, without)
+    ours, theirs = (by_repetition(rows, lambda row: row["miou"], unit) for rows in (with_it, without))
     both = [key for key in ours if key in theirs]
     if not both:
         return None
     change = paired_difference([ours[key] for key in both], [theirs[key] for key in both])
     there = {(row["redraw"], row["seed"]): row for row in without}
     pairs = [(row, there[row["redraw"], row["seed"]]) for row in with_it if (row["redraw"], row["seed"]) in there]
-    if not all("images" in row for pair in pairs for row in pair):
+    slices = [len(row.get("images", ())) for pair in pairs for row in pair]
+    if min(slices) <= (FEWEST_BLOCKS - 1) * block:  # so few say next to nothing of others
         return Comparison(label, change, None)
     matrices = [np.array([pair[side]["images"] for pair in pairs]) for side in (0, 1)]
     tests = [row.get("test", row["redraw"]) for row, _ in pairs]
@@ -158,12 +169,14 @@ def demo_report(
     sampling: dict,
     backbone: str,
     folders: dict,
+    redrawn: bool,
     pictures: Sequence[Path],
     facts: Sequence[tuple[str, str]],
 ) -> Report:
     """Verdict, mIoU and IoU per condition, paired differences, and how all this was made.
 
-    `rows` have redraw, seed, condition, miou and iou (per class, null where absent).
+    `rows` have redraw, seed, condition, miou and iou (per class, null where absent). `redrawn`: whether every redraw
+    has other annotated slices, which it has not when it takes all there are.
     """
     names = folders["train"].info.classes.names
     groups = {
@@ -173,10 +186,11 @@ def demo_report(
     compared = [compare(f"{a} − {b}", groups[a], groups[b], BLOCK) for a, b in COMPARISONS]
     redraws = len({row["redraw"] for row in rows})
     repeats = (
-        f"{redraws} redraws of slices, ControlNet, synthetic slices and U-Nets"
+        f"{redraws} redraws of {'slices, ' if redrawn else ''}ControlNet, synthetic slices and U-Nets"
         if redraws > 1
         else f"{settings['seeds']} U-Net seeds on one draw of slices, ControlNet and synthetic slices"
     )
+    looks = math.ceil(settings["unet_steps"] / (settings["unet_steps"] // settings["validations"]))
     began = ""
     if sampling["start"] < 1:
         began = (
@@ -192,7 +206,7 @@ def demo_report(
         f"{settings['unet_steps']} steps of {settings['unet_batch']} windows of {settings['unet_crop'][0]}x"
         f"{settings['unet_crop'][1]} pixels, half of them from real slices where both are mixed, at a learning rate "
         f"that rises to {settings['unet_learning_rate']:g} and falls to 0, and class balance "
-        f"{settings['class_balance']:g}, without early stopping; the best of {settings['validations']} "
+        f"{settings['class_balance']:g}, without early stopping; the best of {looks} "
         "validations is tested. Rotation: ±16 degrees."
     )
     chart = dot_plot([(name, [100 * v for v in mious(group)]) for name, group in groups.items()], "test mIoU, per cent")
