@@ -18,7 +18,7 @@ setup(
     install_requires=[
         "torch>=2.10",
         "diffusers>=0.35",
-        "transformers>=4.51",
+        "transformers>=5",
         "safetensors",
         "numpy",
         "pillow",

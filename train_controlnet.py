@@ -4,11 +4,11 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least, main_guard, size
+from natural2nanoscale.cli import Help, at_least, main_guard, parse_resumable, size
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
     add("--out", type=Path, default=Path("runs/controlnet"), help="run folder")
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--clip", type=at_least(1e-6, float), default=1.0, help="largest norm of the gradient")
     add(
         "--unlock-decoder",
-        type=at_least(1e-6, float),
+        type=at_least(0.0, float),
         nargs="?",
         const=0.1,
         default=0.0,
@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the frozen U-Net")
     add("--resume", action="store_true", help="go on with the run in --out")
-    return parser.parse_args()
+    return parse_resumable(parser)
 
 
 def main() -> None:

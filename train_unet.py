@@ -4,13 +4,13 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least, data_root, main_guard, refuse_torchrun, size
+from natural2nanoscale.cli import Help, at_least, data_root, main_guard, parse_resumable, refuse_torchrun, size
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 
 def parse_arguments() -> argparse.Namespace:
     default = Settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add(
         "--data",
@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
         "--synthetic-ratio",
         type=at_least(0.0, float),
         metavar="R",
-        help="synthetic slices per real one, added to the real ones\n(default: 0, or 1 with --synthetic or --no-real)",
+        help="synthetic slices per real one, added to the real ones (default: 0, or 1 with --synthetic or --no-real)",
     )
     add("--no-real", action="store_true", help="train on the synthetic slices alone")
     add(
@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
         "--augment",
         choices=tuple(AUGMENTATIONS),
         default=default.augment,
-        help="rotation is the paper's, paper-all all that it tried,\nnnunet nnU-Net's defaults (default: %(default)s)",
+        help="rotation is the paper's, paper-all all that it tried, nnunet nnU-Net's defaults (default: %(default)s)",
     )
     add(
         "--angle",
@@ -49,13 +49,13 @@ def parse_arguments() -> argparse.Namespace:
         "--enlarge-to",
         type=at_least(1),
         metavar="N",
-        help="augment once and for all, to N slices from the real ones\n(default: anew at every visit)",
+        help="augment once and for all, to N slices from the real ones (default: anew at every visit)",
     )
     add(
         "--mode",
         choices=("joint", "pretrain-finetune"),
         default="joint",
-        help="pretrain-finetune: half of the steps on synthetic slices (with\n--balance on both), then on real ones",
+        help="pretrain-finetune: half of the steps on synthetic slices (with --balance on both), then on real ones",
     )
     add("--crop", type=size, metavar="WxH", help="train on windows of this size (default: whole slices)")
     add("--epochs", type=at_least(1), metavar="N", help=f"passes over the training slices {recommended_help('epochs')}")
@@ -71,14 +71,14 @@ def parse_arguments() -> argparse.Namespace:
         type=at_least(0.0, float),
         metavar="B",
         default=default.class_balance,
-        help="pixels weigh (share of their class)^-B in the loss;\n0.5 helps rare classes (default: %(default)s)",
+        help="pixels weigh (share of their class)^-B in the loss; 0.5 helps rare classes (default: %(default)s)",
     )
     add("--validate-every", type=at_least(1), metavar="STEPS", help="(default: once per epoch)")
     add(
         "--patience",
         type=at_least(0),
         metavar="N",
-        help=f"validations without a better one until training stops,\n0 for never {recommended_help('patience')}",
+        help=f"validations without a better one until training stops, 0 for never {recommended_help('patience')}",
     )
     add(
         "--select",
@@ -98,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/unet"), metavar="RUN", help="run folder (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the run in --out")
-    return parser.parse_args()
+    return parse_resumable(parser)
 
 
 def main() -> None:

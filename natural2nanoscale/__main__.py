@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least, main_guard, size
+from natural2nanoscale.cli import Help, at_least, main_guard, size
 
 VERBS = {
     "demo": "the whole loop at embedded scale, from a few slices to a table (the default)",
@@ -19,7 +19,6 @@ VERBS = {
     "convert": "turn a ControlNet's original file into a diffusers folder",
     "backbone": "train the embedded backbone on dead-leaves images",
 }
-DEFAULTS_SHOWN = ("demo", "experiments", "backbone")
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="natural2nanoscale", description=__doc__.splitlines()[0])
     choices = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, text in VERBS.items():
-        formatter = argparse.ArgumentDefaultsHelpFormatter if name in DEFAULTS_SHOWN else argparse.HelpFormatter
-        sub = choices.add_parser(name, help=text, description=text, formatter_class=formatter)
+        sub = choices.add_parser(name, help=text, description=text, formatter_class=Help)
         if name == verb:
             add_arguments(name, sub)
     words = sys.argv[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -40,6 +41,46 @@ def main_guard(function: Callable[[], None]) -> None:
         else:
             raise
         raise SystemExit(2) from None
+
+
+class Help(argparse.HelpFormatter):
+    """Names the default of every argument that has one and whose help does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = "(default" in action.help or any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        return action.help if told else f"{action.help} (default: %(default)s)"
+
+
+def parse_resumable(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; with --resume those that are not given are those that the run in --out began with."""
+    args = parser.parse_args()
+    if args.resume:
+        saved = read_config(args.out).get("arguments", {})
+        if any(word.startswith("--epochs") for word in sys.argv):  # else a --max-steps of old would go before it
+            saved.pop("max_steps", None)
+        parser.set_defaults(**{name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()})
+        args = parser.parse_args()
+    return args
+
+
+def resumable(args: argparse.Namespace) -> dict:
+    """The arguments as JSON for config.json, without those that a resumed run may not take over."""
+    named = {name: value for name, value in vars(args).items() if name not in ("resume", "out", "device")}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a folder; {} where there is none, InputError where it is not readable."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}): name another folder, or restore the file") from error
+    return config
 
 
 def size(text: str) -> tuple[int, int]:

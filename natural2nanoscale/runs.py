@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from natural2nanoscale.cli import read_config
 from natural2nanoscale.errors import InputError
 
 # ---------------------------------------------------------------------------------------------- seeds
@@ -216,10 +217,10 @@ def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = 
     file = out / "config.json"
     config = json.loads(json.dumps(config))  # as it will be read back: tuples become lists
     if resume:
-        if not file.is_file():
+        old = read_config(out)
+        if not old:
             raise InputError(f"--resume finds no run in {out}: start it without --resume, or name its folder")
-        old = json.loads(file.read_text(encoding="utf-8"))
-        for part in sorted(set(config) | (set(old) - {"environments"})):
+        for part in sorted((set(config) | set(old)) - {"environments", "arguments"}):
             before, now = old.get(part), config.get(part)
             if not isinstance(before, dict) or not isinstance(now, dict):
                 before, now = {part: before}, {part: now}

@@ -282,3 +282,14 @@ def test_a_hub_that_keeps_silent_is_asked_once(monkeypatch):
 
 def test_embedded_backbone_carries_what_the_recipe_says():
     assert json.loads((EMBEDDED / "natural2nanoscale.json").read_text()) == {"recommended": RECOMMENDED}
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+@pytest.mark.parametrize("content", [0.5, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"])
+def test_a_copy_that_broke_off_is_refused(tiny_backbone, tmp_path, part, content):
+    folder = shutil.copytree(tiny_backbone, tmp_path / "weights")
+    file = next((folder / part).glob("*model.safetensors"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * content)] if isinstance(content, float) else content.encode())
+    with pytest.raises(InputError, match=f"{part} cannot be loaded"):
+        load_backbone(str(folder), torch.device("cpu"))

@@ -176,9 +176,14 @@ def test_killed_run_resumes(train, tmp_path):
     train("run", "--max-steps", 4)
     checkpoints = tmp_path / "run/checkpoints"
     shutil.copytree(checkpoints / "step-000004", checkpoints / ".tmp-step-000008")
+    (checkpoints / ".tmp-step-000008" / "state.json").write_text('{"step": 8, "state": {}}')
+    train("whole", "--max-steps", 5)
     (tmp_path / "run/log.jsonl").open("a").write('{"step": 5, "lo')
     train("run", "--max-steps", 5, "--resume")
     assert [path.name for path in checkpoints.glob("step-*")] == ["step-000005"]
+    weights = "checkpoints/step-000005/controlnet/diffusion_pytorch_model.safetensors"
+    one, two = load_file(tmp_path / "run" / weights), load_file(tmp_path / "whole" / weights)
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_padding_carries_no_loss(small_backbone, data_folder):
@@ -250,9 +255,10 @@ def test_training_starts_from_another_controlnet(script, train, data_folder, tin
         one, two = load_file(folder / weights), load_file(tmp_path / f"next{number}/checkpoints/step-000001" / weights)
         assert all(torch.equal(one[key], two[key]) for key in one)
     # the weights are on record: a resumed run must start from the same
-    train("next0", "--max-steps", 2, "--lr", 0, "--controlnet-init", folder / "controlnet", "--resume")
-    error = train("next0", "--max-steps", 3, "--lr", 0, "--resume", expect=2).stderr
-    assert "controlnet_init was" in error and "is now None" in error
+    train("next0", "--max-steps", 2, "--resume")
+    train("other", "--max-steps", 1, "--seed", 5)
+    error = train("next0", "--max-steps", 3, "--controlnet-init", tmp_path / "other", "--resume", expect=2).stderr
+    assert "controlnet_init was" in error
 
     def refusal(init) -> str:
         message = train("refused", "--max-steps", 1, "--controlnet-init", init, expect=2).stderr
@@ -280,3 +286,25 @@ def test_generation_takes_the_tokenizer_of_the_training(script, train, data_fold
     assert "no tokenizer can be loaded from" in script(*make, expect=2).stderr
     script(*make, "--tokenizer", tiny_backbone / "tokenizer")
     assert len(open_pairs(data_folder / "synthetic").stems) == 4
+
+
+def test_resume_takes_over_what_is_not_said_again(script, train, tmp_path):
+    """`--resume --out RUN` alone goes on with the lengths, intervals and settings that the run began with."""
+    train("run", "--max-steps", 2, "--lr", 5e-4, "--keep", 3, "--crop", "32x16")
+    script("train_controlnet.py", "--out", tmp_path / "run", "--resume", "--max-steps", 4)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["settings"]["keep"] == 3 and config["settings"]["crop"] == [32, 16]
+    assert config["settings"]["sample_every"] == 4 and config["settings"]["max_steps"] == 4
+    assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == 2
+    script("train_controlnet.py", "--out", tmp_path / "run", "--resume", "--epochs", 3)  # not the old --max-steps
+    assert (tmp_path / "run/checkpoints/step-000006").is_dir()
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_config_that_is_not_ours_is_one_sentence(script, train, tmp_path, content):
+    train("run", "--max-steps", 1)
+    (tmp_path / "run/config.json").write_text(content)
+    for name, flag in (("train_controlnet.py", "--out"), ("generate.py", "--controlnet")):
+        resume = ["--resume"] if flag == "--out" else []
+        error = script(name, flag, tmp_path / "run", *resume, expect=2).stderr
+        assert error.startswith("error: ") and "config.json cannot be read" in error and error.count("\n") == 1

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from backbones import disturbed
 from safetensors.torch import load_file
 
 from natural2nanoscale.data.folders import open_pairs
@@ -141,16 +142,19 @@ def test_idle_encoders_give_way_and_come_back(tune, backbone, monkeypatch):
     assert places[0] == ([backbone.text_encoder], CPU)
 
 
-def test_moved_restores_the_place_even_after_an_error():
+def test_moved_restores_the_place_but_not_after_an_error():
     calls = []
 
     class Part(torch.nn.Linear):
         def to(self, device):
             calls.append(device)
 
+    with moved([Part(1, 1)], torch.device("meta")):
+        assert calls == [torch.device("meta")]
+    assert calls.pop() == CPU
     with pytest.raises(KeyError), moved([Part(1, 1)], torch.device("meta")):
         raise KeyError
-    assert calls == [torch.device("meta"), CPU]
+    assert calls == 2 * [torch.device("meta")]
 
 
 def test_out_of_memory_names_what_helps(script, data_folder, tiny_backbone, tmp_path, monkeypatch):
@@ -203,7 +207,7 @@ def test_bfloat16_comes_close_to_float32(tiny_backbone, unlock):
     answers = []
     for dtype in (torch.float32, torch.bfloat16):
         backbone = load_backbone(str(tiny_backbone), CPU, dtype)
-        controlnet = make_controlnet(backbone)
+        controlnet = disturbed(backbone)  # whose answer counts
         if unlock:
             backbone = unlock_decoder(backbone)
             assert {p.dtype for p in backbone.unet.parameters() if p.requires_grad} == {torch.float32}
@@ -273,8 +277,8 @@ def test_judge_through_the_scripts(script, data_folder, tiny_backbone, tmp_path,
     script(*make, "--checkpoint", "best", "--out", tmp_path / "best")
     assert len(open_pairs(tmp_path / "best").stems) == 4
     assert "holds no checkpoint step-9" in script(*make, "--checkpoint", "step-9", expect=2).stderr
-    error = script(*common, "--max-steps", 2, "--out", out, "--resume", expect=2).stderr
-    assert "judge was True" in error
+    script("train_controlnet.py", "--max-steps", 2, "--out", out, "--resume")  # the judge stays
+    assert sum("mask_agreement" in row for row in RunFolder(out).read_log()) == 2
 
     # the judge sees the classes of real slices in them, and is trained once
     train, val = open_pairs(data_folder / "train"), open_pairs(data_folder / "val")

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from natural2nanoscale.data.classes import Classes, color_table
-from natural2nanoscale.data.folders import PairFolder, save_png
+from natural2nanoscale.data.folders import PairFolder, evenly_spaced, save_png
 
 LINE = 18  # pixels of a line of text
 MARGIN = 4
@@ -79,9 +79,8 @@ def contact_sheet(folders: dict[str, PairFolder], path: Path, per_part: int = 8)
     """Save image | mask | overlay of up to `per_part` slices of every part, evenly spaced, two to a row."""
     rows, labels = [], []
     for part, folder in folders.items():
-        count = min(per_part, len(folder.stems))
-        picks = [folder.stems[round(i * (len(folder.stems) - 1) / max(1, count - 1))] for i in range(count)]
-        for pair in (picks[i : i + 2] for i in range(0, count, 2)):
+        picks = evenly_spaced(folder.stems, per_part)
+        for pair in (picks[i : i + 2] for i in range(0, len(picks), 2)):
             row = []
             for stem in pair:
                 image, mask = folder.image(stem), folder.mask(stem)

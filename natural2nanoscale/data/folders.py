@@ -8,9 +8,10 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from PIL import Image
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.errors import InputError
 
+T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 # what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
 PICTURE_ERRORS = (
@@ -88,6 +90,12 @@ def natural_order(stem: str) -> list:
     """Sort key under which slice_9 comes before slice_10."""
     parts = [part for part in re.split(r"(\d+)", stem) if part]
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """`count` items, first and last among them, or all when there are fewer; of one, the first."""
+    count = min(count, len(items))
+    return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:

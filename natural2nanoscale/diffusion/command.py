@@ -12,7 +12,7 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
-from natural2nanoscale.cli import data_root
+from natural2nanoscale.cli import data_root, read_config, resumable
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.initial import load_initial
@@ -42,7 +42,8 @@ def read_prompts(file: Path | None) -> list[str]:
 def select_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Of the frozen U-Net: bfloat16 where the device is made for it, else float32."""
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if native else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
@@ -74,6 +75,7 @@ def controlnet_config(
             "name": backbone.name,
             "weights": backbone.fingerprint,
             "tokenizer": str(tokenizer) if tokenizer else None,
+            "precision": str(backbone.unet.dtype).removeprefix("torch."),
         },
         "controlnet_init": weights_hash(initial) if initial else None,
         "prompts": prompts,
@@ -153,6 +155,7 @@ def prepare_training(
         sample_every=args.sample_every,
     )
     config = controlnet_config(settings, backbone, prompts, train, val, args.tokenizer, initial)
+    config["arguments"] = resumable(args)
     if args.judge:
         config["judge"] = True
     run = open_run(args.out, config, args.resume, MAY_CHANGE) if main else RunFolder(args.out)
@@ -167,15 +170,12 @@ def prepare_training(
 
 def processes_of(out: Path) -> int:
     """How many processes the run in `out` began with: whoever resumes it, its steps keep their size."""
-    file = out / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return config.get("settings", {}).get("processes", 1)
+    return read_config(out).get("settings", {}).get("processes", 1)
 
 
 def refuse_held_out(run: Path, root: Path) -> None:
     """Raise InputError for a run of ours that has learnt from what is now val/ or test/."""
-    file = run / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_config(run)
     for part in ("val", "test") if config.get("kind") == "controlnet" else ():  # a diffusers folder does not say
         if config["data"]["train"] == fingerprint(open_pairs(root / part)):
             raise InputError(
@@ -192,7 +192,7 @@ def generate(args: argparse.Namespace) -> None:
             f"there is no trained ControlNet in {args.controlnet}: first run `python train_controlnet.py`, "
             "or name its run folder with --controlnet"
         )
-    config = json.loads((args.controlnet / "config.json").read_text(encoding="utf-8"))
+    config = read_config(args.controlnet)
     if config.get("kind") != "controlnet":
         raise InputError(
             f"{args.controlnet} is a run of kind {config.get('kind')}, expected one of train_controlnet.py: name that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +59,13 @@ def augmented_windows(
     return (images[:, 0] + torch.stack(noise)).clamp(0, 255), masks, inside(image.shape, turns, centers, size), drawn
 
 
+def variants_kept(shapes: Sequence[tuple[int, int]], settings: FineTuning) -> int:
+    """How many windows of each slice are cached: the setting, or as many as jointly hold the largest slice; 0: none."""
+    size = settings.crop[1], settings.crop[0]
+    cover = max(len(covering_centers(shape, size)) for shape in shapes)
+    return max(settings.latent_variants, cover) if settings.latent_variants else 0
+
+
 class LatentCache:
     """Posterior mean and std of the latents of augmented windows, the windows' masks and edges, and what carries loss.
 
@@ -74,8 +82,7 @@ class LatentCache:
             grays = (torch.from_numpy(image)[None].to(backbone.device) for image in self.images)
             self.edges = [image_edges(gray)[0].cpu().numpy() for gray in grays]
         size = settings.crop[1], settings.crop[0]
-        cover = max(len(covering_centers(image.shape, size)) for image in self.images)
-        self.variants = max(settings.latent_variants, cover) if settings.latent_variants else 0
+        self.variants = variants_kept([image.shape for image in self.images], settings)
         self.padded = [image.shape[0] < size[0] or image.shape[1] < size[1] for image in self.images]
         self.entries: list[tuple[torch.Tensor, ...]] = []  # per slice: mean, std, masks, share of loss, edges if seen
         if self.variants:
@@ -92,7 +99,7 @@ class LatentCache:
             mean, std = latent_moments(self.backbone, encode_gray(windows.to(self.backbone.device)))
             means.append(mean)
             stds.append(std)
-            masks.append(ids)
+            masks.append(ids.to(mean.device))
             real = real if self.padded[index] else torch.ones_like(real)
             shares.append(F.avg_pool2d(real.float(), self.backbone.downsampling)[:, None].to(mean.device))
             edges += [] if drawn is None else [drawn]
@@ -111,4 +118,4 @@ class LatentCache:
             picked = [tuple(p[0] for p in self._encode(index, range(epoch, epoch + 1))) for index in indices]
         mean, std, masks, share, *drawn = (torch.stack(parts) for parts in zip(*picked, strict=True))
         edges = drawn[0].to(mean.device) if drawn else None
-        return mean, std, masks.to(mean.device), share if any(self.padded) else None, edges
+        return mean, std, masks, share if any(self.padded) else None, edges

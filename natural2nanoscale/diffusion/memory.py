@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def moved(modules: list[torch.nn.Module], device: torch.device) -> Iterator[None]:
-    """Within it the modules are on `device`, afterwards where they were; those that are there already stay."""
+    """Within it the modules are on `device`, afterwards where they were; those that are there already stay.
+
+    After an error they stay where they are: on a GPU the way back would wait for all that is queued there, which
+    never ends when another process is gone.
+    """
     before = [next(module.parameters()).device for module in modules]
     for module in modules:
         module.to(device)
-    try:
-        yield
-    finally:
-        for module, place in zip(modules, before, strict=True):
-            module.to(place)
+    yield
+    for module, place in zip(modules, before, strict=True):
+        module.to(place)
 
 
 def kept_bytes(backbone: Backbone, controlnet: ControlNetModel, height: int, width: int, checkpointing: bool) -> int:
@@ -93,13 +95,15 @@ def needed_bytes(backbone: Backbone, controlnet: ControlNetModel, windows: int, 
     return int(weights + 3 * 4 * trained + 2 * 4 * latents * windows + activations)
 
 
-def plan(backbone: Backbone, controlnet: ControlNetModel, slices: int, steps: int, settings: FineTuning) -> str:
-    """One line: what learns, for how long, and in how much memory."""
+def plan(
+    backbone: Backbone, controlnet: ControlNetModel, slices: int, windows: int, steps: int, settings: FineTuning
+) -> str:
+    """One line: what learns, for how long, and in how much memory. `windows`: those whose latents are cached."""
     parts = (controlnet, backbone.unet, backbone.vae, backbone.text_encoder)
     learn, frozen = (
         sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad is flag) for flag in (True, False)
     )
-    needed = needed_bytes(backbone, controlnet, slices * settings.latent_variants, settings)
+    needed = needed_bytes(backbone, controlnet, windows, settings)
     return (
         f"{learn / 1e6:.1f} million weights learn, {frozen / 1e6:.1f} million stay frozen; {steps} steps of "
         f"{min(slices, settings.slices_per_step)} slices in about {needed / 1e9:.1f} GB"

@@ -113,6 +113,7 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
     vae = make_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     first = restore(run, "vae", {"vae": vae}, optimizer)
+    run.drop_log_after(first if first < settings.vae_steps else settings.vae_steps + settings.unet_steps)
     started, progress = (
         time.time(),
         tqdm(range(first, settings.vae_steps), "vae", initial=first, total=settings.vae_steps),
@@ -184,6 +185,7 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     optimizer = torch.optim.AdamW(parameters, lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     models = {"unet": unet, "text_encoder": text_encoder}
     first = restore(run, "unet", models, optimizer)
+    run.drop_log_after(settings.vae_steps + first)
     started, progress = (
         time.time(),
         tqdm(range(first, settings.unet_steps), "unet", initial=first, total=settings.unet_steps),
@@ -219,7 +221,7 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
             progress.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.unet_steps:
             save(run, "unet", step + 1, models, optimizer)
-            write_backbone(run.path / "backbone", vae, unet, text_encoder, tokenizer, scheduler)
+    write_backbone(run.path / "backbone", vae, unet, text_encoder, tokenizer, scheduler)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -269,7 +271,7 @@ def run(args: argparse.Namespace) -> None:
     settings = PretrainingSettings(**chosen)
     device = runs.select_device(args.device)
     folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume,
-                          may_change=("vae_steps", "unet_steps"))  # fmt: skip
+                          may_change=("unet_steps",))  # fmt: skip
     bank = image_bank(settings)
     vae = train_vae(settings, bank, folder, device)
     train_unet(settings, bank, vae, folder, device)

@@ -81,6 +81,7 @@ def synthesize(
             "source": {"part": source.path.name, "fingerprint": fingerprint(source)},
             "controlnet": weights_hash(controlnet),
             "backbone": backbone.fingerprint,
+            "precision": str(backbone.unet.dtype).removeprefix("torch."),
             "sampler": "ddim",
             **asdict(settings),
             "seed": seed,
@@ -134,6 +135,7 @@ def synthesize(
                         "prompt": image.prompt,
                         "source": image.source,
                         "checkpoint": info.split["controlnet"],
+                        "precision": info.split["precision"],
                         "sampler": "ddim",
                         **asdict(settings),
                     }

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from natural2nanoscale import distributed
 from natural2nanoscale.data.encoders import encode_mask
-from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.data.folders import PairFolder, fingerprint
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet, predict_noise, unlock_decoder
-from natural2nanoscale.diffusion.latents import LatentCache
+from natural2nanoscale.diffusion.latents import LatentCache, variants_kept
 from natural2nanoscale.diffusion.memory import moved, plan
 from natural2nanoscale.diffusion.saving import load_weights, save_trained
 from natural2nanoscale.diffusion.validation import Validation
@@ -117,13 +117,16 @@ def fine_tune(
     if resume:
         checkpoint = run.load_checkpoint()
         if checkpoint is None:
-            raise InputError(f"--resume finds no checkpoint in {run.path}: remove the folder and start anew")
+            remedy = "remove the folder and start anew"
+            if distributed.world_size() > 1:
+                remedy = f"process {distributed.rank()} needs a copy of the run folder on its machine"
+            raise InputError(f"--resume finds no checkpoint in {run.path}: {remedy}")
         load_weights(checkpoint.path, controlnet, backbone)
         load_optimizer_tensors(optimizer, checkpoint.tensors)
         step, best, seconds = checkpoint.step, checkpoint.state["best"], checkpoint.state["seconds"]
         if main:
             run.drop_log_after(step)
-    if not distributed.same(seed_for(step, backbone.fingerprint, *train.stems)):
+    if distributed.world_size() > 1 and not distributed.same(seed_for(step, backbone.fingerprint, fingerprint(train))):
         raise distributed.agreed(
             InputError(
                 f"the processes differ in slices of {train.path}, weights of {backbone.name} or checkpoints of "
@@ -132,7 +135,8 @@ def fine_tune(
         )
 
     slices, total_steps = len(train.stems), settings.total_steps(len(train.stems))
-    print(plan(backbone, controlnet, slices, total_steps - step, settings))
+    windows = slices * variants_kept([train.image(stem).shape for stem in train.stems], settings)
+    print(plan(backbone, controlnet, slices, windows, total_steps - step, settings))
     cache = LatentCache(backbone, train, settings)
     prompt_embeds = encode_prompts(backbone, [*prompts, ""])  # (P+1,L,D), once for all; the last one is empty
     validation = Validation(backbone, val, prompts, settings)
@@ -225,7 +229,7 @@ def fine_tune(
             stopping = distributed.any_process(stop.requested)
             saving = step % settings.checkpoint_every == 0 or step == total_steps or stopping
             if step % 20 == 0 or saving:
-                mean_loss = torch.stack(losses).mean().item()  # the only wait for the device
+                mean_loss = torch.stack(losses).mean().item()  # this waits for the device: not at every step
                 losses.clear()
                 if not np.isfinite(mean_loss):  # before anything is saved
                     raise distributed.agreed(
@@ -240,7 +244,8 @@ def fine_tune(
                 with moved([backbone.vae], device):
                     validation.write_samples(controlnet, run.path / "samples", step)
                     if judged:
-                        score = agreement(judged.draw(controlnet), judged.masks.cpu().numpy())
+                        drawn = judged.draw(controlnet, start=backbone.recommended.start)  # as generation does
+                        score = agreement(drawn, judged.masks.cpu().numpy())
                         row["mask_agreement"] = round(score, 5)
                 run.log(row)
                 plot_progress(

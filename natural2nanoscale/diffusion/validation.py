@@ -13,7 +13,7 @@ from diffusers import ControlNetModel
 from natural2nanoscale.data.augment import inside, warp
 from natural2nanoscale.data.contact import sheet
 from natural2nanoscale.data.encoders import color_table, decode_gray, encode_gray, encode_mask
-from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.data.folders import PairFolder, evenly_spaced
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments
 from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
@@ -35,7 +35,7 @@ class Validation:
         self.backbone, self.colors = backbone, folder.info.classes.colors
         size = settings.crop[1], settings.crop[0]
         windows, masks, real = [], [], []
-        for stem in folder.stems[:: max(1, len(folder.stems) // count)][:count]:
+        for stem in evenly_spaced(folder.stems, count):
             image, mask = folder.image(stem), folder.mask(stem)
             middle = [(length - w) // 2 + (w - 1) / 2 for length, w in zip(image.shape[::-1], size[::-1], strict=True)]
             place = torch.zeros(1), torch.tensor([middle]), size
@@ -44,7 +44,7 @@ class Validation:
             masks.append(ids)
             real.append(inside(image.shape, *place))
         self.windows, self.masks = torch.cat(windows), torch.cat(masks).to(backbone.device)
-        # slices are drawn from masks alone, as generation does by default
+        # without the slices' edges, as generation does by default
         self.edges = torch.zeros_like(self.masks) if settings.condition == "mask+edges" else None
         self.latents = torch.cat(
             [latent_moments(backbone, encode_gray(w[None].to(backbone.device)))[0] for w in self.windows]
@@ -84,8 +84,11 @@ class Validation:
         ]
         return round(torch.stack(losses).mean().item(), 5)
 
-    def draw(self, controlnet: ControlNetModel, count: int | None = None) -> np.ndarray:
-        """Synthetic slices (B,H,W) uint8 from the first `count` masks, or all, with the same noise every time."""
+    def draw(self, controlnet: ControlNetModel, count: int | None = None, start: float = 1.0) -> np.ndarray:
+        """Synthetic slices (B,H,W) uint8 from the first `count` masks, or all, with the same noise every time.
+
+        start: as in SamplingSettings; 1 begins at pure noise, and so shows what was learned and nothing else.
+        """
         count = count or len(self.masks)
         slices = []
         for first in range(0, count, 4):
@@ -97,7 +100,8 @@ class Validation:
                 self.conditioning(part),
                 self.prompt_embeds[part],
                 self.negative_embeds,
-                SamplingSettings(strength=self.backbone.recommended.strength),
+                SamplingSettings(strength=self.backbone.recommended.strength, start=start),
+                real_latents=self.latents[part],
             )
             slices.append(decode_gray(pixel_values).cpu().numpy())
         return np.concatenate(slices)

@@ -194,7 +194,7 @@ def read_batch(
 
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 arithmetic on GPUs made for it; float32 elsewhere."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from natural2nanoscale.cli import resumable
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, select_device
@@ -68,7 +69,8 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
 
     # one network per seed, then the test slices
     choices = asdict(settings) | {"seeds": args.seeds, "synthetic_ratio": ratio, "no_real": args.no_real}
-    run = open_run(args.out, {"kind": "unet", "settings": choices, "data": hashes}, args.resume, (*MAY_CHANGE, "seeds"))
+    config = {"kind": "unet", "settings": choices, "data": hashes, "arguments": resumable(args)}
+    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"))
     for seed in range(args.seed, args.seed + args.seeds):
         folder = RunFolder(run.path / f"seed-{seed}")
         folder.path.mkdir(exist_ok=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from natural2nanoscale.cli import read_config
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
 from natural2nanoscale.errors import InputError
@@ -67,7 +67,7 @@ def summarize(seeds: Sequence[dict], classes: Classes) -> dict:
 def trained_seeds(run: Path) -> list[Path]:
     """The best/ folders of the seeds that a run's config names; InputError unless all of them are trained."""
     try:
-        config = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
+        config = read_config(Path(run))
         if config["kind"] != "unet":
             raise ValueError(f"its config.json says {config['kind']}")
         settings = config["settings"]
@@ -168,7 +168,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     out = args.out or args.run / f"evaluate-{'-'.join(folder.path.resolve().parts[-2:])}-{hash_[:8]}"
     write_report(out, report)
     print(markdown(report))
-    used = json.loads((args.run / "config.json").read_text(encoding="utf-8"))["data"]
+    used = read_config(args.run)["data"]
     for part in ("train", "val", "synthetic"):
         if used.get(part) == hash_:
             print(f"note: these are the {part} slices of the run: the scores say nothing about new ones")

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from natural2nanoscale.data.contact import colored, overlay, sheet
-from natural2nanoscale.data.folders import read_info, save_png
+from natural2nanoscale.data.folders import evenly_spaced, read_info, save_png
 from natural2nanoscale.data.intensity import to_bytes
 from natural2nanoscale.data.pairing import list_pages
 from natural2nanoscale.data.sources import Page, Reader
@@ -61,7 +61,7 @@ def run_segment(args: argparse.Namespace) -> None:
                 rows[page.stem] = {"image": page.stem, "file": stamp(page), "pixels": pixels, "clipped": clipped}
                 run.log(rows[page.stem])
         cells = []
-        for page in pages[:: max(1, len(pages) // SHOWN)][:SHOWN]:
+        for page in evenly_spaced(pages, SHOWN):
             grey = read_slice(reader, page, info, rule)[0]
             file = masks.pages_of(run.path / "masks" / f"{page.stem}.png", page.stem)[0]
             step = max(1, grey.shape[1] // 1024)  # the sheet is small

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.data.contact import colored, sheet
-from natural2nanoscale.data.folders import PairFolder, open_pairs, write_pairs
+from natural2nanoscale.data.folders import PairFolder, evenly_spaced, open_pairs, write_pairs
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
 from natural2nanoscale.diffusion.sampling import SamplingSettings
@@ -139,7 +139,7 @@ def still_improves(rows: list[dict], select_by: str) -> bool:
 def picture_row(path: Path, train_folder: PairFolder, synthetic: PairFolder, count: int = 3) -> None:
     """real | mask | synthetic for a few of the masks (the paper's Figure 5)."""
     rows = []
-    for stem in train_folder.stems[:: max(1, len(train_folder.stems) // count)][:count]:
+    for stem in evenly_spaced(train_folder.stems, count):
         mask = colored(train_folder.mask(stem), train_folder.info.classes)
         rows.append([train_folder.image(stem), mask, synthetic.image(f"{stem}_s000")])
     sheet(rows, path, ["real", "mask", "synthetic"])
