@@ -57,21 +57,25 @@ def parse_arguments() -> argparse.Namespace:
         default="joint",
         help="pretrain-finetune: half of the steps on synthetic slices (with --balance on both), then on real ones",
     )
-    add("--crop", type=size, metavar="WxH", help="train on windows of this size (default: whole slices)")
+    add("--crop", type=size, metavar="WxH", help=f"train on windows of this size {recommended_help('crop')}")
     add("--epochs", type=at_least(1), metavar="N", help=f"passes over the training slices {recommended_help('epochs')}")
     add("--max-steps", type=at_least(1), metavar="N", help="optimiser steps, in place of --epochs")
     add("--batch-size", type=at_least(1), metavar="N", help=f"slices per step {recommended_help('batch_size')}")
     add("--micro-batch", type=at_least(1), metavar="N", help="slices per forward pass (default: what fits)")
     add("--width", type=at_least(1), metavar="N", help=f"channels of the first stage {recommended_help('width')}")
     add("--depth", type=at_least(1), metavar="N", help=f"halvings of the resolution {recommended_help('depth')}")
-    add("--lr", type=at_least(0.0, float), default=default.learning_rate, help="(default: %(default)s)")
-    add("--decay", action="store_true", help="let the learning rate rise and fall to 0: good for short trainings")
+    add("--lr", type=at_least(0.0, float), help=f"learning rate {recommended_help('learning_rate')}")
+    add(
+        "--decay",
+        action=argparse.BooleanOptionalAction,
+        help=f"let the learning rate rise and fall to 0: good for short trainings {recommended_help('decay')}",
+    )
     add(
         "--class-balance",
         type=at_least(0.0, float),
         metavar="B",
-        default=default.class_balance,
-        help="pixels weigh (share of their class)^-B in the loss; 0.5 helps rare classes (default: %(default)s)",
+        help=f"pixels weigh (share of their class)^-B in the loss; 0.5 helps rare classes "
+        f"{recommended_help('class_balance')}",
     )
     add("--validate-every", type=at_least(1), metavar="STEPS", help="(default: once per epoch)")
     add(
@@ -83,8 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--select",
         choices=("loss", "miou"),
-        default=default.select_by,
-        help="validation score that names the best weights (default: %(default)s)",
+        help=f"validation score that names the best weights {recommended_help('select_by')}",
     )
     add("--seeds", type=at_least(1), default=3, metavar="N", help="networks to train (default: %(default)s)")
     add("--seed", type=at_least(0), default=default.seed, metavar="N", help="the first seed (default: %(default)s)")

@@ -4,6 +4,7 @@ import json
 import runpy
 import signal
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs,
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch
+from natural2nanoscale.segmentation.command import choose_settings
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak, spread_evenly
 from natural2nanoscale.segmentation.settings import Settings
@@ -354,3 +356,16 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
         evaluate_run(tmp_path / "run", open_pairs(other), CPU)
     again = evaluate_run(tmp_path / "run", open_pairs(root / "test"), CPU)
     assert again["seeds"][0]["trained"]["steps"] == 5 and "| cell | " in markdown(again)
+
+
+def test_what_an_origin_recommends_gives_way_to_flags(capsys):
+    flags = dict.fromkeys(("width", "depth", "epochs", "batch_size", "patience", "crop", "decay", "class_balance"))
+    flags |= dict.fromkeys(("lr", "select", "max_steps", "balance", "validate_every", "micro_batch", "enlarge_to"))
+    args = Namespace(**flags, augment="none", angle=16.0, checkpoint_every=9, seed=3)
+    assert choose_settings(args, "prepared") == replace(Settings(), checkpoint_every=9, seed=3)
+    capsys.readouterr()
+    advised = choose_settings(args, "phantom")
+    assert (advised.width, advised.crop, advised.decay) == (8, (112, 112), True)
+    assert "recommended for the phantom" in capsys.readouterr().out
+    args.width, args.decay = 16, False
+    assert choose_settings(args, "phantom") == replace(advised, width=16, decay=False)

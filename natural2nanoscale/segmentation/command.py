@@ -23,7 +23,7 @@ from natural2nanoscale.segmentation.batches import (
 from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak
-from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings
+from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings, shown
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet
 
@@ -87,17 +87,12 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
 
 def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
     """The flags; where one is not given, what the origin recommends (printed); else the default."""
-    flags = {
-        "width": args.width,
-        "depth": args.depth,
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
-        "patience": args.patience,
-    }
+    names = ("width", "depth", "epochs", "batch_size", "patience", "crop", "decay", "class_balance")
+    flags = {name: getattr(args, name) for name in names} | {"learning_rate": args.lr, "select_by": args.select}
     given = {name: value for name, value in flags.items() if value is not None}
     advised = {name: value for name, value in RECOMMENDED.get(origin, {}).items() if name not in given}
     if advised:
-        values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in advised.items())
+        values = ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in advised.items())
         print(f"{values}: recommended for the {origin}")
     return replace(
         Settings(**advised | given),
@@ -105,13 +100,8 @@ def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
         augment=args.augment,
         angle=args.angle,
         enlarge_to=args.enlarge_to,
-        crop=args.crop,
         balance=args.balance,
-        learning_rate=args.lr,
-        decay=args.decay,
-        class_balance=args.class_balance,
         validate_every=args.validate_every,
-        select_by=args.select,
         checkpoint_every=args.checkpoint_every,
         micro_batch=args.micro_batch,
         seed=args.seed,

@@ -61,12 +61,29 @@ AUGMENTATIONS = {  # paper 4.3: its standard augmentation, rotation; what it fou
 MAY_CHANGE = ("epochs", "max_steps", "validate_every", "patience", "checkpoint_every", "micro_batch")
 
 # Small slices that hardly vary need neither the paper's network nor its length.
-RECOMMENDED: dict[str, dict[str, int]] = {
-    "phantom": {"width": 8, "epochs": 60, "batch_size": 8},
+RECOMMENDED: dict[str, dict[str, object]] = {
+    "phantom": {
+        "width": SHORT.width,
+        "epochs": 60,
+        "batch_size": 8,
+        "learning_rate": SHORT.learning_rate,
+        "decay": SHORT.decay,
+        "class_balance": SHORT.class_balance,
+        "crop": SHORT.crop,
+        "select_by": SHORT.select_by,
+    },
 }
+
+
+def shown(value: object) -> str:
+    """A setting as its flag takes it."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def recommended_help(name: str) -> str:
     """A setting's default and its recommended values, for the help text of its flag."""
-    special = "".join(f"; {values[name]} for the {origin}" for origin, values in RECOMMENDED.items() if name in values)
-    return f"(default: {getattr(Settings(), name)}{special})"
+    special = "".join(
+        f"; {shown(values[name])} for the {origin}" for origin, values in RECOMMENDED.items() if name in values
+    )
+    default = getattr(Settings(), name)
+    return f"(default: {'whole slices' if name == 'crop' else shown(default)}{special})"
