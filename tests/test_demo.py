@@ -93,5 +93,7 @@ def test_verdict_says_what_its_interval_allows(gains, lead):
     ours = rows_of("with", [value + gain for value, gain in zip(real, gains, strict=True)])
     one = compare("", ours, rows_of("real", real), block=1)
     assert verdict([("beside", one)]).startswith(lead)
+    alone = compare("", ours[:1], rows_of("real", real), block=1)
+    assert verdict([("beside", alone)]).startswith("One repetition cannot tell what synthetic slices are worth: ")
     both = verdict([("beside", one), ("on top", compare("", ours[:1], rows_of("real", real), block=1))])
     assert "on top (one repetition, no interval)" in both and both.startswith(lead.split(":")[0])

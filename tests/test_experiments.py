@@ -158,7 +158,6 @@ def test_share_of_the_gap():
         return {"condition": name, "slices": slices, "redraw": 0, "seed": 0, "miou": miou}
 
     rows = [row("real", 2, 0.5), row(MIXED, 2, 0.6), row("real", 4, 0.9)]
-    assert gap_table(rows, replace(TOY, scarce=())).rows == []
     assert gap_table(rows, TOY).rows == [[MIXED, "2", "50.0", "60.0", "90.0", "25 %"]]
 
 
@@ -167,3 +166,22 @@ def test_affordable_copies_follow_the_measured_times():
     on_disk, in_memory = (c for c in conditions(TOY, ("table2",)) if c.copies == math.inf)
     assert experiments.affordable(on_disk, 4, TOY, seconds) == 400  # 8 synthetic slices take 4 s
     assert experiments.affordable(in_memory, 4, TOY, seconds) == 4000
+
+
+def test_as_many_slices_as_the_scarcest_leave_scarcity_out(
+    verb, data_folder, tiny_backbone, tmp_path, monkeypatch, quick_sampling
+):
+    """Four slices where the preset wants to know what four of more are worth: the rest runs, and has a report."""
+    toy = replace(TOY, experiments=("table1", "scarcity"), scarce=(4, 8))
+    monkeypatch.setitem(PRESETS, "embedded", toy)
+    out = tmp_path / "out"
+    printed = verb("experiments", "--data", data_folder, "--backbone", tiny_backbone, "--out", out).stdout
+    assert (
+        "scarcity needs more than 4 annotated slices, found 4: it is left out" in printed
+        and "3 cells of table1;" in printed
+    )
+    report = (out / "report.md").read_text()
+    assert TITLES["table1"] in report and TITLES["scarcity"] not in report
+    only = ("--only", "scarcity", "--out", tmp_path / "none")
+    command = ("experiments", "--data", data_folder, "--backbone", tiny_backbone, *only)
+    assert "with --only" in verb(*command, expect=2).stderr and not (tmp_path / "none").exists()

@@ -16,6 +16,7 @@ from natural2nanoscale.data.folders import fingerprint, open_pairs, write_json, 
 from natural2nanoscale.data.phantom import write_phantom
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
 from natural2nanoscale.diffusion.command import fitting_crop, select_dtype
+from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, permutation_for, seed_for, select_device
 from natural2nanoscale.segmentation.batches import plan_steps
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices
@@ -48,6 +49,12 @@ def run_experiments(args: argparse.Namespace) -> None:
     pool = len(folders["train"].stems) if root else preset.phantom.train
     full = min(preset.slices or pool, pool)
     preset = replace(preset, scarce=tuple(count for count in preset.scarce if count < full))
+    if "scarcity" in preset.experiments and not preset.scarce:
+        why = f"scarcity needs more than {min(PRESETS[args.preset].scarce)} annotated slices, found {full}"
+        if preset.experiments == ("scarcity",):
+            raise InputError(f"{why}: annotate more, or ask for another experiment with --only")
+        print(f"{why}: it is left out")
+        preset = replace(preset, experiments=tuple(name for name in preset.experiments if name != "scarcity"))
     config = {
         "kind": "experiments",
         "settings": asdict(preset) | {"crop": args.crop},

@@ -139,7 +139,7 @@ STYLE = """
   :root { --paper: #14181d; --ink: #e8ecf0; --soft: #9aa6b2; --rule: #38414b; --band: #1d232a;
     --s0: #6cb2f2; --s1: #f0945f; --s2: #6fc795; --s3: #c795e6; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 58rem; padding: 1.25rem 1rem 3rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 60rem; padding: 1.25rem 1rem 3rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.05rem; font-weight: 600; color: var(--soft); margin: 0; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
@@ -151,7 +151,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; color: var(--soft); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
-  background: var(--paper); }
+  background: var(--paper); white-space: normal; min-width: 14rem; overflow-wrap: normal; }
 tbody tr:hover td { background: var(--band); }
 svg { display: block; width: 100%; max-width: 34rem; height: auto; }
 svg text { font-size: 12px; fill: var(--ink); } svg .small { font-size: 11px; fill: var(--soft); }
@@ -170,7 +170,7 @@ figcaption { color: var(--soft); font-size: .9rem; } img { display: block; max-w
 dl { font-size: .9rem; margin: 0; } dt { color: var(--soft); margin-top: .6rem; } dd { margin: 0; }
 @media (max-width: 40rem) { .verdict { font-size: 1.15rem; } th, td { padding: .3rem .45rem; }
   table { font-size: .85rem; }
-  td:first-child, th:first-child { white-space: normal; min-width: 7rem; overflow-wrap: normal; } }
+  td:first-child, th:first-child { min-width: 7rem; } }
 @media print { :root { --paper: #fff; --ink: #000; --soft: #444; --rule: #bbb; --band: #fff; }
   body { max-width: none; padding: 0; } .scroll { overflow: visible; }
   h2 { break-after: avoid; } tr, svg, figure { break-inside: avoid; } }

@@ -66,15 +66,15 @@ def experiments_report(run: RunFolder, timing: dict[str, float], preset: Preset,
     headlines = headline(rows, preset)
     for experiment, what in EXPERIMENTS.items():
         own = [row for row in rows if row["experiment"] == experiment]
-        if not own:
+        if not own or (experiment == "scarcity" and not preset.scarce):
             continue
         if experiment in ("figure6", "scarcity"):
             parts.append(size_figure(experiment, own))
         if experiment == "table2":
             parts.append(time_table(own, timing, preset))
         parts.append(score_table(experiment, own, names, f"{what[0].upper()}{what[1:]}.", preset))
-        if experiment == "scarcity" and (gaps := gap_table(own, preset)).rows:
-            parts.append(gaps)
+        if experiment == "scarcity":
+            parts.append(gap_table(own, preset))
         compared = [one for _, one in comparisons(experiment, own, preset)]
         if compared:
             parts += difference_parts(f"{TITLES[experiment]}, differences", compared, preset.block)

@@ -115,7 +115,8 @@ def difference_parts(title: str, comparisons: Sequence[Comparison], block: int) 
     header = ("difference in mIoU", "mean", "95 % t interval", "95 % over test slices", "pairs", "t interval is")
     rows, chart = [], []
     for one in comparisons:
-        cells = [range_of(one.interval), range_of(one.over_blocks), str(one.change.pairs), POSITIONS[one.verdict]]
+        position = POSITIONS[one.verdict] if one.interval else "–"
+        cells = [range_of(one.interval), range_of(one.over_blocks), str(one.change.pairs), position]
         rows.append([one.label, points(one.change.mean), *cells])
         bars = [bar and (100 * bar[0], 100 * bar[1]) for bar in (one.interval, one.over_blocks)]
         chart.append((one.label, 100 * one.change.mean, bars))
@@ -131,7 +132,9 @@ def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
     """One sentence: whether synthetic slices helped in each of the (circumstance, comparison) pairs."""
     found = {one.verdict for _, one in comparisons}
     lead = "Synthetic slices did not help"
-    if "better" in found:
+    if not any(one.interval for _, one in comparisons):
+        lead = "One repetition cannot tell what synthetic slices are worth"
+    elif "better" in found:
         lead = "Synthetic slices helped" + ("" if found == {"better"} else " in part")
     elif found == {"open"}:
         lead = "No benefit of synthetic slices was found"
