@@ -159,6 +159,8 @@ def test_share_of_the_gap():
 
     rows = [row("real", 2, 0.5), row(MIXED, 2, 0.6), row("real", 4, 0.9)]
     assert gap_table(rows, TOY).rows == [[MIXED, "2", "50.0", "60.0", "90.0", "25 %"]]
+    assert gap_table([rows[0], row(MIXED, 2, 0.4), rows[2]], TOY).rows[0][-1] == "none"
+    assert gap_table([*rows[:2], row("real", 4, 0.505)], TOY).rows[0][-1] == "no gap"
 
 
 def test_affordable_copies_follow_the_measured_times():
