@@ -26,7 +26,6 @@ setup(
     ],
     extras_require={
         "test": ["pytest", "scikit-learn", "scipy", "tifffile"],
-        "plots": ["matplotlib"],
         "bench": ["accelerate", "monai"],
     },
     entry_points={"console_scripts": ["natural2nanoscale = natural2nanoscale.__main__:main"]},
