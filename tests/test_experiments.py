@@ -87,7 +87,7 @@ def test_experiments_go_on_after_a_kill_and_report(
     # the report: every experiment has its table, as Markdown, CSV and in one page
     report = (out / "report.md").read_text()
     assert report in printed
-    assert any(words in report.splitlines()[2] for words in ("Synthetic slices", "No benefit"))
+    assert report.splitlines()[2].startswith("**One repetition cannot tell what synthetic slices are worth: ")
     for title in TITLES.values():
         assert f"## {title}" in report
     with (out / "tables/figure-6-growing-training-sets.csv").open() as file:
