@@ -175,7 +175,8 @@ def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], wha
 def repetitions_of(rows: Sequence[dict]) -> str:
     redraws, seeds = len({row["redraw"] for row in rows}), len({row["seed"] for row in rows})
     if redraws > 1:
-        return f"{redraws} redraws of slices, ControlNets and U-Nets" + (f" of {seeds} seeds each" if seeds > 1 else "")
+        what = "ControlNets, U-Nets and, where not all are taken, annotated slices"
+        return f"{redraws} redraws of {what}" + (f", {seeds} U-Nets each" if seeds > 1 else "")
     return f"{seeds} U-Net seed(s) on one draw of slices and one ControlNet"
 
 
