@@ -89,6 +89,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=("loss", "miou"),
         help=f"validation score that names the best weights {recommended_help('select_by')}",
     )
+    add("--compile", action="store_true", help="torch.compile; about a minute at the start, less time per step")
     add("--seeds", type=at_least(1), default=3, metavar="N", help="networks to train (default: %(default)s)")
     add("--seed", type=at_least(0), default=default.seed, metavar="N", help="the first seed (default: %(default)s)")
     add(

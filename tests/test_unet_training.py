@@ -361,7 +361,7 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
 def test_what_an_origin_recommends_gives_way_to_flags(capsys):
     flags = dict.fromkeys(("width", "depth", "epochs", "batch_size", "patience", "crop", "decay", "class_balance"))
     flags |= dict.fromkeys(("lr", "select", "max_steps", "balance", "validate_every", "micro_batch", "enlarge_to"))
-    args = Namespace(**flags, augment="none", angle=16.0, checkpoint_every=9, seed=3)
+    args = Namespace(**flags, augment="none", angle=16.0, checkpoint_every=9, compile=False, seed=3)
     assert choose_settings(args, "prepared") == replace(Settings(), checkpoint_every=9, seed=3)
     capsys.readouterr()
     advised = choose_settings(args, "phantom")
@@ -369,3 +369,19 @@ def test_what_an_origin_recommends_gives_way_to_flags(capsys):
     assert "recommended for the phantom" in capsys.readouterr().out
     args.width, args.decay = 16, False
     assert choose_settings(args, "phantom") == replace(advised, width=16, decay=False)
+
+
+def test_compiled_training_moves_the_same_weights(monkeypatch):
+    """What is compiled is the network that is kept; that it computes the same is torch's to promise."""
+    calls = []
+
+    def compiled(model, **_):
+        calls.append(model)
+        return torch.nn.Sequential(model)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    settings = replace(SMALL, max_steps=3)
+    plain = train(blobs(4, 1), blobs(2, 2), settings, CPU, progress=False)
+    fast = train(blobs(4, 1), blobs(2, 2), replace(settings, compile=True), CPU, progress=False)
+    assert calls == [fast.model]
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), fast.model.parameters(), strict=True))

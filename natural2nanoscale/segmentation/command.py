@@ -104,6 +104,7 @@ def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
         validate_every=args.validate_every,
         checkpoint_every=args.checkpoint_every,
         micro_batch=args.micro_batch,
+        compile=args.compile,
         seed=args.seed,
     )
 

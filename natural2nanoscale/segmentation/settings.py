@@ -29,6 +29,7 @@ class Settings:
     select_by: str = "loss"  # validation "loss" or "miou" names the best weights
     checkpoint_every: int = 200  # steps
     micro_batch: int | None = None  # slices per forward pass; None: by pixels and device
+    compile: bool = False  # torch.compile of the training pass; worth its minute at the start in long trainings
     seed: int = 0
 
 

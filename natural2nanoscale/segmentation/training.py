@@ -140,6 +140,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     weights = class_weights(training, settings.class_balance).to(device)
 
+    network = torch.compile(model, dynamic=False) if settings.compile else model  # the same weights
     pool, judge = DeviceSlices(training, device, settings.enlarge_to), DeviceSlices(validation, device)
     count = set_size(training, settings)
     real = count - (len(training) - training.real)
@@ -204,7 +205,7 @@ def train(
             optimizer.zero_grad()
             optimizer.param_groups[0]["lr"] = learning_rate(step, total_steps, settings)
             loss, weight = accumulate_gradient(
-                model, (read_batch(pool, samples[cut : cut + micro_batch], settings) for cut in cuts), weights
+                network, (read_batch(pool, samples[cut : cut + micro_batch], settings) for cut in cuts), weights
             )
             optimizer.step()
             step += 1
