@@ -28,42 +28,25 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("runs/demo"), help="run folder; a stopped demo goes on in it")
     add("--data", type=Path, help="prepared data root to draw slices from (default: a phantom)")
     add("--backbone", default="auto", help="auto, embedded, a diffusers folder, a .safetensors file, or a hub id")
-    add("--slices", type=at_least(1), default=Default.slices, help="annotated slices to learn from")
-    add("--redraws", type=at_least(1), default=Default.redraws, help="repetitions with other slices and ControlNets")
-    add("--seeds", type=at_least(1), default=Default.seeds, help="U-Nets per condition and redraw")
-    add("--seed", type=at_least(0), default=Default.seed, help="seed of everything that is drawn")
     add("--crop", type=size, metavar="WxH", help="ControlNet's window in pixels")
-    add("--controlnet-steps", type=at_least(1), default=Default.controlnet_steps, metavar="N", help="fine-tuning steps")
-    add("--per-mask", type=at_least(1), default=Default.per_mask, metavar="N", help="synthetic slices per mask")
-    add(
-        "--unet-width",
-        type=at_least(1),
-        default=Default.unet_width,
-        metavar="N",
-        help="channels at the top of the U-Net",
-    )
-    add("--unet-steps", type=at_least(1), default=Default.unet_steps, metavar="N", help="steps of every U-Net")
-    add("--unet-batch", type=at_least(2), default=Default.unet_batch, metavar="N", help="windows per step")
-    add("--unet-crop", type=size, default=Default.unet_crop, metavar="WxH", help="the U-Nets' window in pixels")
-    add(
-        "--unet-lr",
-        type=at_least(0.0, float),
-        default=Default.unet_learning_rate,
-        help="the U-Nets' highest learning rate",
-    )
-    add(
-        "--class-balance",
-        type=at_least(0.0, float),
-        default=Default.class_balance,
-        help="weight of rare classes in the U-Nets' loss",
-    )
-    add(
-        "--validations",
-        type=at_least(1),
-        default=Default.validations,
-        metavar="N",
-        help="looks at the validation slices",
-    )
+    counts, shares, n = at_least(1), at_least(0.0, float), {"metavar": "N"}
+    for flag, kind, shown, text in (  # every field of DemoSettings
+        ("--slices", counts, {}, "annotated slices to learn from"),
+        ("--redraws", counts, {}, "repetitions with other slices and ControlNets"),
+        ("--seeds", counts, {}, "U-Nets per condition and redraw"),
+        ("--seed", at_least(0), {}, "seed of everything that is drawn"),
+        ("--controlnet-steps", counts, n, "fine-tuning steps"),
+        ("--per-mask", counts, n, "synthetic slices per mask"),
+        ("--unet-width", counts, n, "channels at the top of the U-Net"),
+        ("--unet-steps", counts, n, "steps of every U-Net"),
+        ("--unet-batch", at_least(2), n, "windows per step"),
+        ("--unet-crop", size, {"metavar": "WxH"}, "the U-Nets' window in pixels"),
+        ("--unet-lr", shares, {"dest": "unet_learning_rate", "metavar": "LR"}, "the U-Nets' highest learning rate"),
+        ("--class-balance", shares, {}, "weight of rare classes in the U-Nets' loss"),
+        ("--validations", counts, n, "looks at the validation slices"),
+    ):
+        name = shown.get("dest", flag[2:].replace("-", "_"))
+        add(flag, type=kind, default=getattr(Default, name), help=text, **shown)
     add("--device", default="auto", help="auto, cpu or cuda")
 
 

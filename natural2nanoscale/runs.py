@@ -70,6 +70,11 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself; older GPUs emulate it, slower than float32."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 # -------------------------------------------------------------------------------------------- signals
 
 

@@ -9,7 +9,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,6 +72,7 @@ class PairFolder:
     info: DatasetInfo
     stems: tuple[str, ...]
     image_files: dict[str, Path]
+    shapes: tuple[tuple[int, int], ...] = ()  # (height, width) of every slice, in the order of the stems
 
     def image(self, stem: str) -> np.ndarray:
         """(H,W) uint8 grey values."""
@@ -199,7 +200,7 @@ def open_pairs(path: Path) -> PairFolder:
             )
     if not images:
         raise InputError(f"{path}/images holds no PNG or TIFF picture, expected at least one: prepare it again")
-    folder = PairFolder(path, info, tuple(images), images)
+    folder, shapes = PairFolder(path, info, tuple(images), images), []
     for stem in folder.stems:
         image, mask = folder.image(stem), folder.mask(stem)
         if image.shape != mask.shape:
@@ -207,6 +208,7 @@ def open_pairs(path: Path) -> PairFolder:
                 f"{path}: image {stem!r} is {image.shape[1]}x{image.shape[0]} but its mask is "
                 f"{mask.shape[1]}x{mask.shape[0]}, expected equal sizes"
             )
+        shapes.append(image.shape)
         counts = np.bincount(mask.ravel(), minlength=256)
         strange = [v for v in np.flatnonzero(counts) if v >= info.classes.count and v != IGNORE_ID]
         if strange:
@@ -215,7 +217,7 @@ def open_pairs(path: Path) -> PairFolder:
                 f"{path}/masks/{stem}.png has mask values {found}, expected 0..{info.classes.count - 1} or "
                 f"{IGNORE_ID} to ignore: map them with `prepare --map` or list the class in dataset.json"
             )
-    return folder
+    return replace(folder, shapes=tuple(shapes))
 
 
 def fingerprint(folder: PairFolder) -> str:

@@ -55,6 +55,11 @@ class Backbone:
     fingerprint: str  # sha256 over the U-Net's and the VAE's weights
 
     @property
+    def precision(self) -> str:
+        """What the U-Net computes in: "float32" or "bfloat16"."""
+        return str(self.unet.dtype).removeprefix("torch.")
+
+    @property
     def device(self) -> torch.device:
         return self.unet.device
 

@@ -22,7 +22,7 @@ from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, open_run, select_device
+from natural2nanoscale.runs import RunFolder, native_bfloat16, open_run, select_device
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -42,8 +42,7 @@ def read_prompts(file: Path | None) -> list[str]:
 def select_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Of the frozen U-Net: bfloat16 where the device is made for it, else float32."""
     if precision == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if native else "fp32"
+        precision = "bf16" if native_bfloat16(device) else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
@@ -75,7 +74,7 @@ def controlnet_config(
             "name": backbone.name,
             "weights": backbone.fingerprint,
             "tokenizer": str(tokenizer) if tokenizer else None,
-            "precision": str(backbone.unet.dtype).removeprefix("torch."),
+            "precision": backbone.precision,
         },
         "controlnet_init": weights_hash(initial) if initial else None,
         "prompts": prompts,
@@ -160,7 +159,7 @@ def prepare_training(
         config["judge"] = True
     run = open_run(args.out, config, args.resume, MAY_CHANGE) if main else RunFolder(args.out)
     print(
-        f"ControlNet over {backbone.name} on {device} ({str(backbone.unet.dtype).removeprefix('torch.')}): "
+        f"ControlNet over {backbone.name} on {device} ({backbone.precision}): "
         f"{len(train.stems)} slices, windows of {settings.crop[0]}x{settings.crop[1]}, "
         f"{settings.total_steps(len(train.stems))} steps of {settings.slices_per_step} slices, "
         f"learning rate {settings.learning_rate:g}"

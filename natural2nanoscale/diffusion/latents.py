@@ -82,8 +82,8 @@ class LatentCache:
             grays = (torch.from_numpy(image)[None].to(backbone.device) for image in self.images)
             self.edges = [image_edges(gray)[0].cpu().numpy() for gray in grays]
         size = settings.crop[1], settings.crop[0]
-        self.variants = variants_kept([image.shape for image in self.images], settings)
-        self.padded = [image.shape[0] < size[0] or image.shape[1] < size[1] for image in self.images]
+        self.variants = variants_kept(folder.shapes, settings)
+        self.padded = [height < size[0] or width < size[1] for height, width in folder.shapes]
         self.entries: list[tuple[torch.Tensor, ...]] = []  # per slice: mean, std, masks, share of loss, edges if seen
         if self.variants:
             for index in tqdm(range(len(self.images)), desc="caching latents", leave=False, disable=not is_main()):

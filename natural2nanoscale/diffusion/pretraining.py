@@ -113,7 +113,8 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
     vae = make_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     first = restore(run, "vae", {"vae": vae}, optimizer)
-    run.drop_log_after(first if first < settings.vae_steps else settings.vae_steps + settings.unet_steps)
+    if first < settings.vae_steps:  # else the log has lines of the U-Net, which drops its own
+        run.drop_log_after(first)
     started, progress = (
         time.time(),
         tqdm(range(first, settings.vae_steps), "vae", initial=first, total=settings.vae_steps),

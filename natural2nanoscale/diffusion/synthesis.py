@@ -81,7 +81,7 @@ def synthesize(
             "source": {"part": source.path.name, "fingerprint": fingerprint(source)},
             "controlnet": weights_hash(controlnet),
             "backbone": backbone.fingerprint,
-            "precision": str(backbone.unet.dtype).removeprefix("torch."),
+            "precision": backbone.precision,
             "sampler": "ddim",
             **asdict(settings),
             "seed": seed,

@@ -135,7 +135,7 @@ def fine_tune(
         )
 
     slices, total_steps = len(train.stems), settings.total_steps(len(train.stems))
-    windows = slices * variants_kept([train.image(stem).shape for stem in train.stems], settings)
+    windows = slices * variants_kept(train.shapes, settings)
     print(plan(backbone, controlnet, slices, windows, total_steps - step, settings))
     cache = LatentCache(backbone, train, settings)
     prompt_embeds = encode_prompts(backbone, [*prompts, ""])  # (P+1,L,D), once for all; the last one is empty

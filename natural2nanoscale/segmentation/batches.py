@@ -15,7 +15,7 @@ import torch
 from natural2nanoscale.data.augment import draw_window
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import generator_for, permutation_for
+from natural2nanoscale.runs import generator_for, native_bfloat16, permutation_for
 from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.recipes import augment
 from natural2nanoscale.segmentation.settings import Settings
@@ -194,8 +194,7 @@ def read_batch(
 
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 arithmetic on GPUs made for it; float32 elsewhere."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device))
 
 
 def micro_batch_size(pixels: int, width: int, device: torch.device) -> int:

@@ -22,7 +22,7 @@ from natural2nanoscale.segmentation.batches import (
 )
 from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
-from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak
+from natural2nanoscale.segmentation.mixing import Slices, check_test, combine, load_slices, refuse_leak
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings, shown
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet
@@ -62,8 +62,7 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     if args.mode == "pretrain-finetune":
         settings = replace(settings, finetune_after=plan_steps(set_size(training, settings), settings)[1] // 2)
     check(training, validation, settings)
-    if folders["test"].info.classes != training.classes:
-        raise InputError(f"{root}/test has other classes than the training set: take both from one dataset")
+    check_test(folders["test"], training.classes)
     hashes = {part: fingerprint(folder) for part, folder in folders.items()}
     print_plan(training, validation, folders, settings, args.seeds, device)
 

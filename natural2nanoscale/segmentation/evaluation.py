@@ -14,8 +14,8 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import mean_std, select_device
-from natural2nanoscale.segmentation.batches import DeviceSlices, micro_batch_size
-from natural2nanoscale.segmentation.inference import TILE, predict_mask
+from natural2nanoscale.segmentation.batches import DeviceSlices
+from natural2nanoscale.segmentation.inference import predict_mask, slices_at_once
 from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet
@@ -26,7 +26,7 @@ def image_matrices(model: UNet, slices: Slices, device: torch.device) -> torch.T
     """Confusion matrix of every slice on its own: (N,K,K) int64 on the CPU. Their sum is that of the set."""
     model = model.to(device).eval()
     pool = DeviceSlices(slices, device)
-    micro_batch = micro_batch_size(max(min(h, TILE) * min(w, TILE) for h, w in slices.shapes), model.width, device)
+    micro_batch = slices_at_once(slices.shapes, model.width, device)
     matrices = torch.zeros(len(slices), model.classes, model.classes, dtype=torch.int64)
     for start in range(0, len(slices), micro_batch):
         indices = list(range(start, min(start + micro_batch, len(slices))))
@@ -66,13 +66,13 @@ def summarize(seeds: Sequence[dict], classes: Classes) -> dict:
 
 def trained_seeds(run: Path) -> list[Path]:
     """The best/ folders of the seeds that a run's config names; InputError unless all of them are trained."""
+    config = read_config(Path(run))
     try:
-        config = read_config(Path(run))
-        if config["kind"] != "unet":
-            raise ValueError(f"its config.json says {config['kind']}")
+        if config.get("kind") != "unet":
+            raise ValueError(f"its config.json says {config.get('kind')}" if config else "it has no config.json")
         settings = config["settings"]
         seeds = range(settings["seed"], settings["seed"] + settings["seeds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run} is no U-Net run ({error}): train one with `python train_unet.py`") from error
     folders = [Path(run) / f"seed-{seed}" / "best" for seed in seeds]
     missing = [str(folder) for folder in folders if not (folder / WEIGHTS_NAME).is_file()]

@@ -8,7 +8,7 @@ from types import EllipsisType
 
 import torch
 
-from natural2nanoscale.segmentation.batches import autocast
+from natural2nanoscale.segmentation.batches import autocast, micro_batch_size
 from natural2nanoscale.segmentation.unet import UNet, normalize
 
 Index = tuple[EllipsisType, slice, slice]
@@ -39,6 +39,11 @@ def tiles(shape: tuple[int, int], tile: int = TILE, margin: int = MARGIN) -> Ite
             window = ..., slice(top, bottom), slice(left, right)
             answer = ..., slice(first_row - top, last_row - top), slice(first - left, last - left)
             yield window, answer, (..., slice(first_row, last_row), slice(first, last))
+
+
+def slices_at_once(shapes: Sequence[tuple[int, int]], width: int, device: torch.device) -> int:
+    """Slices of (height, width) `shapes` that a network of `width` takes at once: as many as their tiles allow."""
+    return micro_batch_size(max(min(h, TILE) * min(w, TILE) for h, w in shapes), width, device)
 
 
 @torch.inference_mode()

@@ -42,6 +42,15 @@ def load_slices(folder: PairFolder) -> Slices:
     return Slices(images, masks, folder.info.classes, real, folder.info.intensity_window, sources)
 
 
+def check_test(test: PairFolder, classes: Classes) -> None:
+    """Raise InputError unless the test slices have the classes of those that are trained on."""
+    if test.info.classes != classes:
+        raise InputError(
+            f"{test.path} has the classes {', '.join(test.info.classes.names)}, the training slices "
+            f"{', '.join(classes.names)}, or their colours differ: take both from one dataset"
+        )
+
+
 def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float = 1.0, real_count: int = 0) -> Slices:
     """Real slices, then round(`ratio` x real slices) synthetic ones (paper: 1.0 gives 233 + 233 = 466).
 

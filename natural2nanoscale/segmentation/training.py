@@ -33,7 +33,7 @@ from natural2nanoscale.segmentation.batches import (
     read_batch,
     set_size,
 )
-from natural2nanoscale.segmentation.inference import TILE, tiles
+from natural2nanoscale.segmentation.inference import slices_at_once, tiles
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.settings import Settings
@@ -149,8 +149,7 @@ def train(
     patience = settings.patience or math.inf
     height, width = (settings.crop[1], settings.crop[0]) if settings.crop else training.shapes[0]
     micro_batch = settings.micro_batch or micro_batch_size(height * width, settings.width, device)
-    largest = max(min(height, TILE) * min(width, TILE) for height, width in validation.shapes)
-    validation_batch = micro_batch_size(largest, settings.width, device)
+    validation_batch = slices_at_once(validation.shapes, settings.width, device)
 
     # all that moves: the weights, the optimiser's moments, and these
     step, useless, best = 0, 0, {}  # useless: validations since the best one

@@ -21,7 +21,7 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, permutation_for
 from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
-from natural2nanoscale.segmentation.mixing import Slices, load_slices
+from natural2nanoscale.segmentation.mixing import Slices, check_test, load_slices
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.training import train
 
@@ -41,11 +41,7 @@ def check_study(folders: dict[str, PairFolder], slices: int, budgets: Iterable[S
     pool = folders["train"]
     if len(pool.stems) < slices:
         raise InputError(f"{pool.path} has {len(pool.stems)} slices, expected at least --slices {slices}")
-    if folders["test"].info.classes != pool.info.classes:
-        raise InputError(
-            f"{folders['test'].path} has the classes {', '.join(folders['test'].info.classes.names)}, {pool.path} has "
-            f"{', '.join(pool.info.classes.names)}, or their colours differ: take both from one dataset"
-        )
+    check_test(folders["test"], pool.info.classes)
     training, validation = load_slices(pool), load_slices(folders["val"])
     for settings in budgets:
         check(training, validation, replace(settings, balance=None))

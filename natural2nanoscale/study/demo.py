@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -43,11 +43,7 @@ JUDGE = "real + rotation"  # its U-Nets also label the synthetic slices
 def run_demo(args: argparse.Namespace) -> None:
     """Run or continue the demo in args.out; print and write the report."""
     started = time.monotonic()
-    settings = DemoSettings(
-        args.slices, args.redraws, args.seeds, args.seed, args.controlnet_steps, args.per_mask,
-        args.unet_width, args.unet_steps, args.unet_batch, args.unet_crop, args.unet_lr, args.class_balance,
-        args.validations,
-    )  # fmt: skip
+    settings = DemoSettings(**{setting.name: getattr(args, setting.name) for setting in fields(DemoSettings)})
     if settings.validations > settings.unet_steps:
         raise InputError(f"--validations {settings.validations} are more than --unet-steps {settings.unet_steps}")
     device = select_device(args.device)
