@@ -32,8 +32,8 @@ def main_guard(function: Callable[[], None]) -> None:
         reason = (str(error).splitlines() or [""])[0]
         if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
             print(
-                f"error: out of memory ({reason}): take smaller windows with --crop or fewer slices at once with "
-                "--batch-size, or --device cpu",
+                f"error: out of memory ({reason}): take fewer slices at once (--batch-size) or smaller ones, which "
+                "`python -m natural2nanoscale prepare --size` cuts, or --device cpu",
                 file=sys.stderr,
             )
         elif safetensors and isinstance(error, safetensors.SafetensorError):

@@ -3,12 +3,14 @@
 import json
 import shutil
 import socket
+import time
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from backbones import SMALL, TINY, make_parts, save_backbone, save_tokenizer
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from original_layout import original_file
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -20,6 +22,7 @@ from natural2nanoscale.diffusion.stable_diffusion import STABLE_DIFFUSION_15
 from natural2nanoscale.errors import InputError
 
 CPU = torch.device("cpu")
+PATIENCE = hub.PATIENCE  # the real one
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +105,15 @@ def test_constants_are_stable_diffusion():
         )
     counts = [sum(parameter.numel() for parameter in module.parameters()) for module in modules]
     assert counts == [859_520_964, 83_653_863, 123_060_480]
+    # what no count tells: 8 heads at every level, CLIP's own activation, the latents' scale, the noise schedule
+    unet, vae, text_encoder = modules
+    attention = [module for name, module in unet.named_modules() if name.endswith("attn1")]
+    assert {module.heads for module in attention} == {8} and len(attention) == 16
+    assert text_encoder.config.hidden_act == "quick_gelu" and vae.config.scaling_factor == 0.18215
+    scheduler = DDPMScheduler(**STABLE_DIFFUSION_15.scheduler)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    assert np.allclose(scheduler.alphas_cumprod.numpy(), np.cumprod(1 - betas), atol=1e-5)
+    assert scheduler.config.prediction_type == "epsilon" and scheduler.config.steps_offset == 1
 
 
 UNET, QUERY = "model.diffusion_model.", "first_stage_model.encoder.mid.attn_1.q.weight"
@@ -117,6 +129,7 @@ EDITS = {
         UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(8, 1024),
     },
     "is Stable Diffusion XL": {"conditioner.embedders.1.model.ln_final.weight": torch.zeros(3)},
+    "noise schedule of its own.*ends at 0.0000": {"alphas_cumprod": torch.linspace(1, 0, 1000)},
     "is a transformer model such as Stable Diffusion 3": {UNET + "joint_blocks.0.x_block.weight": torch.zeros(3)},
 }
 
@@ -226,6 +239,11 @@ def test_wrong_shapes_and_missing_parts_of_folders_are_refused(tmp_path):
     edit_config(folder, "text_encoder", intermediate_size=40)
     with pytest.raises(InputError, match="text_encoder"):
         load_backbone(str(folder), CPU)
+    other = save_backbone(tmp_path / "other", TINY)
+    config = other / "scheduler/scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
+    with pytest.raises(InputError, match="predicts 'sample'.*expected 'epsilon' or 'v_prediction'"):
+        load_backbone(str(other), CPU)
     shutil.rmtree(folder / "text_encoder")
     with pytest.raises(InputError, match="has no text_encoder/"):
         load_backbone(str(folder), CPU)
@@ -269,11 +287,14 @@ def test_another_model_is_refused_before_its_weights_are_fetched(monkeypatch, tm
     assert fetched == [["*/config.json"]]
 
 
-def test_a_hub_that_keeps_silent_is_asked_once(monkeypatch):
+def test_a_hub_that_keeps_silent_is_asked_once_and_not_for_long(monkeypatch):
+    monkeypatch.setattr(hub, "PATIENCE", PATIENCE)
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes the call, never answers
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        started = time.monotonic()
         with pytest.raises(InputError, match="--backbone embedded"):
             load_backbone("lab/none", CPU)
+        assert PATIENCE <= time.monotonic() - started < 2  # which is promised
         server.settimeout(0.1)
         server.accept()[0].close()
         with pytest.raises(TimeoutError):

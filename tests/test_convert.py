@@ -72,6 +72,7 @@ def test_what_is_no_controlnet_for_stable_diffusion_15_is_refused(tensors, tmp_p
     for edit, message in (
         ({hint: torch.zeros(16, 4, 3, 3)}, "reads 4 channels, expected one that reads 3"),
         ({wide: torch.zeros(8, 1024)}, "is Stable Diffusion 2"),
+        ({"control_model.label_emb.0.0.weight": torch.zeros(8, 4)}, "is Stable Diffusion XL"),
         ({"control_model.zero_convs.0.0.weight": None}, "1 missing tensor.*controlnet_down_blocks.0.weight"),
         ({"control_model.input_hint_block.6.bias": torch.zeros(5)}, "wrongly shaped"),
         ({"control_model.difference": torch.zeros(3)}, "unexpected tensor.*control_model.difference"),

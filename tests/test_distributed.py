@@ -148,14 +148,18 @@ def test_refusals_are_told_once(two, data_folder, tmp_path):
     for part in ("images", "masks"):
         (tmp_path / "data-1/train" / part / "slice_0000.png").unlink()
     codes, (told, silent) = two("--out", tmp_path / "run", "--data", str(tmp_path / "data-{rank}"))
-    assert codes == [2, 2] and "error: the processes differ in slices" in told and silent == ""
+    assert codes == [2, 2] and "error: the processes differ in arguments, slices" in told and silent == ""
+    codes, (told, silent) = two("--out", tmp_path / "other", "--data", tmp_path / "data-0", "--seed", "{rank}")
+    assert codes == [2, 2] and "error: the processes differ" in told and silent == ""
 
 
 def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch):
-    asked = []
+    asked, current = [], []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(torch, "zeros", lambda *_, device: asked.append(device))
     assert select_device("auto") == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert select_device("auto") == select_device("cuda") == torch.device("cuda:3") == asked[-1]
+    assert current == 2 * [torch.device("cuda:3")]  # what asks for the current one, as bfloat16's check does, means it
     assert select_device("cpu") == torch.device("cpu")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from natural2nanoscale.data.folders import open_pairs, read_gray, save_png
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.command import read_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, predict_noise
-from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows
+from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept
 from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import draw_slices
 from natural2nanoscale.diffusion.training import FineTuning
@@ -212,6 +213,19 @@ def test_padding_carries_no_loss(small_backbone, data_folder):
     assert torch.equal(validation.share, expected)
 
 
+def test_windows_of_large_slices_are_rotated_too():
+    """32 windows hold a slice of 256x128; as many are drawn, and only the grid's keep its rows."""
+    settings = FineTuning((32, 32), 1e-3, noise=0.0)
+    image = np.repeat(np.arange(128, dtype=np.uint8)[:, None], 256, axis=1)
+    count = variants_kept([image.shape, (20, 20)], settings)
+    assert count == 64
+    windows = augmented_windows(image, np.zeros_like(image), settings, 0, range(count))[0]
+    level = (windows - windows[:, :, :1]).abs().amax(dim=(1, 2)) < 1e-3
+    assert level[:32].all() and level[32:].sum() <= 2
+    assert variants_kept([(20, 20)], settings) == settings.latent_variants == 16
+    assert variants_kept([image.shape], replace(settings, latent_variants=0)) == 0
+
+
 def test_slices_of_mixed_sizes_in_one_folder(script, train, data_folder, tmp_path):
     sizes = {}
     for number, file in enumerate(sorted((data_folder / "train/images").iterdir())):
@@ -268,6 +282,8 @@ def test_training_starts_from_another_controlnet(script, train, data_folder, tin
     assert "neither a run folder nor a diffusers ControlNet" in refusal(tmp_path / "nowhere")
     disturbed(load_backbone(str(small_backbone), torch.device("cpu"))).save_pretrained(tmp_path / "wider")
     assert "but the backbone" in refusal(tmp_path / "wider")
+    train("unlocked", "--max-steps", 1, "--unlock-decoder", 0.1)
+    assert "was trained with --unlock-decoder" in refusal(tmp_path / "unlocked")
     damaged = shutil.copytree(folder / "controlnet", tmp_path / "damaged")
     some = load_file(damaged / "diffusion_pytorch_model.safetensors")
     del some["controlnet_mid_block.bias"]

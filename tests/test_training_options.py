@@ -1,7 +1,9 @@
 """Memory, speed and training options of the fine-tuning: what may change the result, and what must not."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,16 @@ from backbones import disturbed
 from safetensors.torch import load_file
 
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.diffusion import training
+from natural2nanoscale.diffusion import memory, synthesis, training
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone, weights_hash
-from natural2nanoscale.diffusion.controlnet import decoder_state, make_controlnet, predict_noise, unlock_decoder
-from natural2nanoscale.diffusion.memory import kept_bytes, moved, needed_bytes
+from natural2nanoscale.diffusion.controlnet import (
+    decoder_state,
+    denoising_loss,
+    make_controlnet,
+    predict_noise,
+    unlock_decoder,
+)
+from natural2nanoscale.diffusion.memory import kept_bytes, moved, needed_bytes, plan
 from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.training import FineTuning, fine_tune
 from natural2nanoscale.runs import RunFolder
@@ -121,6 +129,25 @@ def test_estimated_memory(backbone):
     latents = 4 * settings.crop[0] * settings.crop[1] // backbone.downsampling**2
     more = needed_bytes(backbone, controlnet, 3, settings) - needed_bytes(backbone, controlnet, 0, settings)
     assert more == 3 * 2 * 4 * latents  # three windows' means and deviations
+    compiled = needed_bytes(backbone, controlnet, 0, replace(settings, compile=True))
+    assert compiled - needed_bytes(backbone, controlnet, 0, settings) == 4 * trained  # gradients twice
+
+
+def test_plan_times_a_step_and_leaves_no_trace(backbone, monkeypatch):
+    settings = FineTuning((16 * backbone.grid, 8 * backbone.grid), 1e-3, accumulate=3, gradient_checkpointing=True)
+    controlnet = make_controlnet(backbone)
+    ticks = iter([0, 50, 60, 62])  # the first batch of all warms up
+    monkeypatch.setattr(memory, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert "1000 steps of 6 slices in about 0.0 GB and 1.7 h" in plan(backbone, controlnet, 9, 9, 1000, settings)
+    assert all(p.grad is None for p in (*controlnet.parameters(), *backbone.unet.parameters()))
+    assert controlnet.is_gradient_checkpointing
+    assert [memory.duration(seconds) for seconds in (0.4, 89, 90, 5399, 5400)] == [
+        "0 s",
+        "89 s",
+        "2 min",
+        "90 min",
+        "1.5 h",
+    ]
 
 
 def test_idle_encoders_give_way_and_come_back(tune, backbone, monkeypatch):
@@ -169,6 +196,17 @@ def test_out_of_memory_names_what_helps(script, data_folder, tiny_backbone, tmp_
     assert sorted(helps, key=error.index) == helps
     error = script(*common, tmp_path / "two", "--gradient-checkpointing", "--batch-size", 1, expect=2).stderr
     assert "--gradient" not in error and "--batch-size" not in error and "smaller --crop" in error
+    # with a checkpoint there is more to be done than to begin anew
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "denoising_loss", denoising_loss)
+        script(*common, tmp_path / "three")
+    error = script("train_controlnet.py", "--max-steps", 2, "--resume", "--out", tmp_path / "three", expect=2).stderr
+    assert "go on with --resume --gradient-checkpointing, or start again" in error
+    monkeypatch.setattr(synthesis, "sample", full)
+    make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path / "three", "--steps", 5)
+    error = script(*make, expect=2).stderr
+    assert "out of memory" in error and "--batch-size 1" in error and "prepare --size" in error
+    assert "--batch-size" not in script(*make, "--batch-size", 1, expect=2).stderr
 
 
 def test_decoder_learns_beside_the_frozen_backbone(tune, backbone):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -32,12 +34,17 @@ def encode_mask(
     darken the colours, by EDGE_SHADE at most. Darken, because white may be a class; not to black, because a class two
     pixels thin is all boundary.
     """
-    table = torch.from_numpy(color_table(colors)).to(mask.device, torch.float32) / 255.0
-    conditioning = table[mask.long()].permute(0, 3, 1, 2)
+    conditioning = _table(colors, mask.device)[mask.long()].permute(0, 3, 1, 2)
     if edges is None:
         return conditioning
     light = 1 - EDGE_SHADE * edges.masked_fill(class_boundaries(mask), 255) / 255  # (B,H,W) in [0.3,1]
     return conditioning * light.unsqueeze(1)
+
+
+@lru_cache
+def _table(colors: tuple[tuple[int, int, int], ...], device: torch.device) -> torch.Tensor:
+    """Colours (256,3) in [0,1] by id; kept on the device, which else would be waited for at every step."""
+    return torch.from_numpy(color_table(colors)).to(device, torch.float32) / 255.0
 
 
 def decode_mask(picture: np.ndarray, colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:

@@ -119,6 +119,11 @@ def load_backbone(
         unet = load_module(UNet2DConditionModel, folder / "unet")
         text_encoder = load_module(CLIPTextModel, folder / "text_encoder")
         recommended = _recommended(folder)
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise InputError(
+            f"backbone {name} predicts {scheduler.config.prediction_type!r} by its scheduler's config, expected "
+            "'epsilon' or 'v_prediction'"
+        )
     _check_fit(name, vae, unet, text_encoder, tokenizer)
     for part in (vae, unet, text_encoder):
         part.requires_grad_(False).eval().to(device)

@@ -97,9 +97,10 @@ def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = Non
         agreement = make_judge(train, val, device, args.out / "judge") if judging else None
         fine_tune(run, backbone, train, val, prompts, settings, args.resume, initial, agreement)
     except torch.OutOfMemoryError:
-        raise InputError(
-            f"{device} ran out of memory: start again, in another --out, with {out_of_memory_advice(settings)}"
-        ) from None
+        again = "start again, in another --out, with"
+        if run.load_checkpoint() and not settings.gradient_checkpointing:  # which alone may change on the way
+            again = f"go on with --resume --gradient-checkpointing, or {again}"
+        raise InputError(f"{device} ran out of memory: {again} {out_of_memory_advice(settings)}") from None
     print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args)}")
 
 
@@ -239,7 +240,16 @@ def generate(args: argparse.Namespace) -> None:
         f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start {settings.start:g}, "
         f"from {condition}, on {device}"
     )
-    made = synthesize(out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed)
+    try:
+        made = synthesize(
+            out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed
+        )
+    except torch.OutOfMemoryError:
+        fewer = "" if args.batch_size == 1 else "--batch-size 1, then with "
+        raise InputError(
+            f"{device} ran out of memory: call it again with {fewer}slices that `python -m natural2nanoscale prepare "
+            "--size` has cut into smaller ones"
+        ) from None
     print(f"{made} new slices in {out}; next: python train_unet.py --synthetic-ratio {args.per_mask}.0")
 
 

@@ -13,7 +13,7 @@ from natural2nanoscale.errors import InputError
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 WEIGHTS = ("vae", "unet", "text_encoder")  # the parts that have some
-PATIENCE = 2  # seconds to wait for the hub's first answer
+PATIENCE = 1.5  # seconds to wait for the hub's first answer
 
 
 def from_hub(name: str) -> Path:
@@ -45,8 +45,9 @@ def from_hub(name: str) -> Path:
     include = " ".join(f"--include '{pattern}'" for pattern in ("*/*.json", "*/*.txt", "*model.safetensors"))
     raise InputError(
         f"backbone {name} is not in the local cache and the hub cannot be asked for it ({reason}): on a machine with "
-        f"network run `hf download {name} {include} --local-dir weights`, copy the folder `weights` here and pass "
-        "--backbone weights; or pass --backbone embedded for the small backbone of this package"
+        f"network run `hf download {name} {include} --exclude 'safety_checker/*' --local-dir weights`, copy the "
+        "folder `weights` here and pass --backbone weights; "
+        "or pass --backbone embedded for the small backbone of this package"
     ) from None
 
 

@@ -9,7 +9,7 @@ from diffusers import ControlNetModel
 
 from natural2nanoscale.diffusion.backbone import Backbone, load_module
 from natural2nanoscale.diffusion.controlnet import make_controlnet
-from natural2nanoscale.diffusion.saving import find_checkpoint
+from natural2nanoscale.diffusion.saving import DECODER_FILE, find_checkpoint
 from natural2nanoscale.errors import InputError
 
 
@@ -19,7 +19,13 @@ def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
     Raises InputError unless its tensors and its architecture are exactly those that the backbone needs.
     """
     if (folder / "checkpoints").is_dir():
-        folder = find_checkpoint(folder) / "controlnet"
+        checkpoint = find_checkpoint(folder)
+        if (checkpoint / DECODER_FILE).is_file():
+            raise InputError(
+                f"{folder} was trained with --unlock-decoder: its ControlNet belongs to a decoder that a new run would "
+                "not have, expected a run over the frozen backbone, or go on in that one with --resume"
+            )
+        folder = checkpoint / "controlnet"
     saved = load_module(ControlNetModel, folder)  # weights against their own config
     controlnet = make_controlnet(backbone)
     for key, needed in controlnet.config.items():  # and this config against the backbone

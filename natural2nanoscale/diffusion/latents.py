@@ -17,7 +17,7 @@ from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import latent_moments
 from natural2nanoscale.distributed import is_main
-from natural2nanoscale.runs import generator_for
+from natural2nanoscale.runs import generator_for, to_device
 
 if TYPE_CHECKING:
     from natural2nanoscale.diffusion.training import FineTuning
@@ -60,14 +60,16 @@ def augmented_windows(
 
 
 def variants_kept(shapes: Sequence[tuple[int, int]], settings: FineTuning) -> int:
-    """How many windows of each slice are cached: the setting, or as many as jointly hold the largest slice; 0: none."""
+    """How many windows of each slice are cached: the setting, or twice as many as jointly hold the largest slice, so
+    that as many are drawn; 0: none."""
     size = settings.crop[1], settings.crop[0]
     cover = max(len(covering_centers(shape, size)) for shape in shapes)
-    return max(settings.latent_variants, cover) if settings.latent_variants else 0
+    return max(settings.latent_variants, 2 * cover) if settings.latent_variants else 0
 
 
 class LatentCache:
-    """Posterior mean and std of the latents of augmented windows, the windows' masks and edges, and what carries loss.
+    """Posterior mean and std of the latents of augmented windows, on the backbone's device; the windows' masks, edges
+    and what carries loss, on the host.
 
     Keeping both moments, not one drawn sample, keeps the posterior's noise fresh at every visit. With
     `latent_variants` = 0 nothing is kept: each visit of epoch e encodes window e. Where a slice is smaller than the
@@ -99,9 +101,9 @@ class LatentCache:
             mean, std = latent_moments(self.backbone, encode_gray(windows.to(self.backbone.device)))
             means.append(mean)
             stds.append(std)
-            masks.append(ids.to(mean.device))
+            masks.append(ids)
             real = real if self.padded[index] else torch.ones_like(real)
-            shares.append(F.avg_pool2d(real.float(), self.backbone.downsampling)[:, None].to(mean.device))
+            shares.append(F.avg_pool2d(real.float(), self.backbone.downsampling)[:, None])
             edges += [] if drawn is None else [drawn]
         return tuple(torch.cat(parts) for parts in (means, stds, masks, shares, edges) if parts)
 
@@ -117,5 +119,6 @@ class LatentCache:
         else:
             picked = [tuple(p[0] for p in self._encode(index, range(epoch, epoch + 1))) for index in indices]
         mean, std, masks, share, *drawn = (torch.stack(parts) for parts in zip(*picked, strict=True))
-        edges = drawn[0].to(mean.device) if drawn else None
-        return mean, std, masks, share if any(self.padded) else None, edges
+        device = self.backbone.device
+        share = to_device(share, device) if any(self.padded) else None
+        return mean, std, to_device(masks, device), share, to_device(drawn[0], device) if drawn else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -92,21 +93,63 @@ def needed_bytes(backbone: Backbone, controlnet: ControlNetModel, windows: int, 
     small, large = (kept_bytes(backbone, controlnet, side, n * side, settings.gradient_checkpointing) for n in (1, 2))
     activations = small + (large - small) * (settings.batch_size * pixels / side**2 - 1)
     latents = backbone.unet.config.in_channels * pixels // backbone.downsampling**2
-    return int(weights + 3 * 4 * trained + 2 * 4 * latents * windows + activations)
+    copies = 4 if settings.compile else 3  # a compiled pass leaves its gradients beside those that it adds them to
+    return int(weights + copies * 4 * trained + 2 * 4 * latents * windows + activations)
+
+
+def seconds_per_step(backbone: Backbone, controlnet: ControlNetModel, settings: FineTuning) -> float:
+    """Time of a step's forward and backward passes, by running them: the second time counts. Uncompiled; the
+    optimiser, and the VAE where nothing is cached, come on top."""
+    batch, (width, height) = settings.batch_size, settings.crop
+    side = backbone.downsampling
+    latents = torch.zeros(batch, backbone.unet.config.in_channels, height // side, width // side)
+    hidden = torch.zeros(batch, backbone.tokenizer.model_max_length, backbone.unet.config.cross_attention_dim)
+    inputs = latents, torch.zeros(batch, dtype=torch.int64), hidden.to(backbone.unet.dtype)
+    inputs = [tensor.to(backbone.device) for tensor in (*inputs, torch.zeros(batch, 3, height, width))]
+    for _ in range(2):
+        started = time.perf_counter()
+        predict_noise(backbone.unet, controlnet, *inputs).sum().backward()
+        float(next(controlnet.parameters()).grad.sum())  # waits for the device
+        seconds = time.perf_counter() - started
+        for model in (backbone.unet, controlnet):
+            model.zero_grad(set_to_none=True)
+    return settings.accumulate * seconds
+
+
+def set_checkpointing(models: Iterable[torch.nn.Module], on: bool) -> None:
+    """Whether the models run their layers again in the backward pass."""
+    for model in models:
+        if on:
+            model.enable_gradient_checkpointing()
+        else:
+            model.disable_gradient_checkpointing()
+
+
+def duration(seconds: float) -> str:
+    """For people: "40 s", "12 min" or "5.3 h"."""
+    for length, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.{1 if unit == 'h' else 0}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def plan(
     backbone: Backbone, controlnet: ControlNetModel, slices: int, windows: int, steps: int, settings: FineTuning
 ) -> str:
-    """One line: what learns, for how long, and in how much memory. `windows`: those whose latents are cached."""
+    """One line: what learns, for how long, and in how much memory. `windows`: those whose latents are cached.
+
+    It runs a batch or two, so a device that is too small says so here, before anything else has taken time.
+    """
     parts = (controlnet, backbone.unet, backbone.vae, backbone.text_encoder)
     learn, frozen = (
         sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad is flag) for flag in (True, False)
     )
     needed = needed_bytes(backbone, controlnet, windows, settings)
+    set_checkpointing((backbone.unet, controlnet), settings.gradient_checkpointing)
+    took = steps * seconds_per_step(backbone, controlnet, settings)
     return (
         f"{learn / 1e6:.1f} million weights learn, {frozen / 1e6:.1f} million stay frozen; {steps} steps of "
-        f"{min(slices, settings.slices_per_step)} slices in about {needed / 1e9:.1f} GB"
+        f"{min(slices, settings.slices_per_step)} slices in about {needed / 1e9:.1f} GB and {duration(took)}"
         + (f" in each of {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
     )
 
@@ -122,4 +165,6 @@ def out_of_memory_advice(settings: FineTuning) -> str:
     if settings.unlock_decoder:
         advice.append("no --unlock-decoder")
     advice.append(f"a smaller --crop than {settings.crop[0]}x{settings.crop[1]}")
+    if settings.latent_variants:
+        advice.append("--latent-variants 0 (no cache of latents: more time)")
     return ", then ".join(advice)

@@ -36,7 +36,8 @@ def read_backbone(
     """
     if path.suffix != ".safetensors":
         raise InputError(f"--backbone {path}: expected a .safetensors file; other kinds can run code when opened")
-    parts = split(path, read_safetensors(path), {UNET: "U-Net", VAE: "VAE", TEXT_ENCODER: "text encoder"})
+    tensors = read_safetensors(path)
+    parts = split(path, tensors, {UNET: "U-Net", VAE: "VAE", TEXT_ENCODER: "text encoder"})
     with torch.device("meta"):  # no time is lost on random weights
         unet, vae = UNet2DConditionModel(**configs.unet), AutoencoderKL(**configs.vae)
     text_encoder = CLIPTextModel(CLIPTextConfig(**configs.text_encoder))
@@ -49,7 +50,14 @@ def read_backbone(
         for name, tensor in parts[TEXT_ENCODER].items()
     }
     fill(text_encoder, named, parts[TEXT_ENCODER], path)
-    return vae, unet, text_encoder, DDPMScheduler(**configs.scheduler)
+    scheduler = DDPMScheduler(**configs.scheduler)
+    expected, found = scheduler.alphas_cumprod, tensors.get("alphas_cumprod")
+    if found is not None and (found.shape != expected.shape or (found.float() - expected).abs().max() > 1e-3):
+        raise InputError(
+            f"{path} has a noise schedule of its own (alphas_cumprod ends at {found[-1]:.4f}), expected that of Stable "
+            f"Diffusion 1.5 ({expected[-1]:.4f}): convert it to a diffusers folder, whose scheduler/ can hold it"
+        )
+    return vae, unet, text_encoder, scheduler
 
 
 def read_safetensors(path: Path) -> Tensors:

@@ -100,7 +100,8 @@ def refuse_other_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None
     """Raise InputError for an original file of a relative, named after its tensors' names and shapes."""
     if any(".joint_blocks." in name or "double_blocks." in name for name in shapes):
         _refuse(path, "a transformer model such as Stable Diffusion 3 or Flux")
-    if any(name.startswith("conditioner.") or name.startswith(UNET + "label_emb.") for name in shapes):
+    larger = ("conditioner.", UNET + "label_emb.", CONTROLNET + "label_emb.")
+    if any(name.startswith(larger) for name in shapes):
         _refuse(path, "Stable Diffusion XL")
     for prefix in (UNET, CONTROLNET):
         conv_in = shapes.get(prefix + "input_blocks.0.0.weight", (None, None))

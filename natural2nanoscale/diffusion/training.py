@@ -14,7 +14,7 @@ from tqdm import tqdm
 from natural2nanoscale import distributed
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder, fingerprint
-from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
+from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet, predict_noise, unlock_decoder
 from natural2nanoscale.diffusion.latents import LatentCache, variants_kept
 from natural2nanoscale.diffusion.memory import moved, plan
@@ -31,6 +31,7 @@ from natural2nanoscale.runs import (
     optimizer_tensors,
     permutation_for,
     seed_for,
+    to_device,
 )
 
 
@@ -126,13 +127,17 @@ def fine_tune(
         step, best, seconds = checkpoint.step, checkpoint.state["best"], checkpoint.state["seconds"]
         if main:
             run.drop_log_after(step)
-    if distributed.world_size() > 1 and not distributed.same(seed_for(step, backbone.fingerprint, fingerprint(train))):
-        raise distributed.agreed(
-            InputError(
-                f"the processes differ in slices of {train.path}, weights of {backbone.name} or checkpoints of "
-                f"{run.path}, expected the same: give every machine the same files"
+    if distributed.world_size() > 1:
+        weights = weights_hash(controlnet, *([backbone.unet] if settings.unlock_decoder else []))
+        start = step, weights, backbone.fingerprint, backbone.precision, fingerprint(train), str(settings), *prompts
+        if not distributed.same(seed_for(*start)):
+            raise distributed.agreed(
+                InputError(
+                    f"the processes differ in arguments, slices of {train.path}, weights of {backbone.name} or of the "
+                    f"ControlNet to start from, precision or checkpoints of {run.path}, expected the same: start all "
+                    "with the same command and give every machine the same files"
+                )
             )
-        )
 
     slices, total_steps = len(train.stems), settings.total_steps(len(train.stems))
     windows = slices * variants_kept(train.shapes, settings)
@@ -142,11 +147,6 @@ def fine_tune(
     validation = Validation(backbone, val, prompts, settings)
     judged = Validation(backbone, train, prompts, settings, JUDGED_MASKS) if agreement else None
 
-    for model in (controlnet, backbone.unet):
-        if settings.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
-        else:
-            model.disable_gradient_checkpointing()
     predict = predict_noise
     if settings.compile:
         predict = torch.compile(predict_noise, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
@@ -187,17 +187,20 @@ def fine_tune(
                 # what is drawn for each slice: prompt, timestep, noise, and a sample of the VAE's posterior
                 mean, std, masks, share, edges = cache.batch(batch, epoch)
                 draws = [generator_for(settings.seed, "draw", epoch, index) for index in batch]
-                chosen = [int(torch.randint(len(prompts), (1,), generator=g)) for g in draws]
+                chosen = torch.cat([torch.randint(len(prompts), (1,), generator=g) for g in draws])
                 timesteps = torch.cat(
                     [torch.randint(backbone.scheduler.config.num_train_timesteps, (1,), generator=g) for g in draws]
-                ).to(device)
-                noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in draws]).to(device)
-                posterior = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in draws]).to(device)
+                )
+                noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in draws])
+                posterior = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in draws])
                 for i, generator in enumerate(draws):
                     if torch.rand(1, generator=generator) < settings.prompt_dropout:
                         chosen[i] = len(prompts)
                     if edges is not None and torch.rand(1, generator=generator) < settings.edge_dropout:
                         edges[i] = 0
+                chosen, timesteps, noise, posterior = (
+                    to_device(drawn, device) for drawn in (chosen, timesteps, noise, posterior)
+                )
 
                 loss = denoising_loss(
                     backbone.unet,

@@ -46,14 +46,13 @@ def main() -> None:
     hours = " | ".join(f"hours at {rate} TFLOP/s" for rate in SUSTAINED)
     print(f"| 512x512, bfloat16, {EPOCHS} epochs of {SLICES} slices | memory | TFLOP per step | steps | {hours} |")
     print("|---|" + "--:|" * (3 + len(SUSTAINED)))
-    for batch_size, checkpointing in ((2, True), (2, False), (8, False)):
-        settings = FineTuning(
-            (512, 512), 1e-5, epochs=EPOCHS, batch_size=batch_size, gradient_checkpointing=checkpointing
-        )
+    for batch_size, checkpointing, compiled in ((2, True, False), (2, False, False), (8, False, True)):
+        options = {"batch_size": batch_size, "gradient_checkpointing": checkpointing, "compile": compiled}
+        settings = FineTuning((512, 512), 1e-5, epochs=EPOCHS, **options)
         needed = needed_bytes(backbone, controlnet, SLICES * settings.latent_variants, settings)
         operations, steps = step_operations(*shells, settings), settings.total_steps(SLICES)
         took = " | ".join(f"{operations * steps / rate / 1e12 / 3600:.1f}" for rate in SUSTAINED)
-        flags = f"--batch-size {batch_size}" + " --gradient-checkpointing" * checkpointing
+        flags = f"--batch-size {batch_size}" + " --gradient-checkpointing" * checkpointing + " --compile" * compiled
         print(f"| {flags} | {needed / 1e9:.1f} GB | {operations / 1e12:.1f} | {steps} | {took} |", flush=True)
 
 
