@@ -115,15 +115,15 @@ def load_backbone(
             scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"scheduler/ of backbone {folder} cannot be loaded ({error})") from error
+        if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+            raise InputError(
+                f"backbone {name} predicts {scheduler.config.prediction_type!r} by its scheduler's config, expected "
+                "'epsilon' or 'v_prediction'"
+            )
         vae = load_module(AutoencoderKL, folder / "vae")
         unet = load_module(UNet2DConditionModel, folder / "unet")
         text_encoder = load_module(CLIPTextModel, folder / "text_encoder")
         recommended = _recommended(folder)
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise InputError(
-            f"backbone {name} predicts {scheduler.config.prediction_type!r} by its scheduler's config, expected "
-            "'epsilon' or 'v_prediction'"
-        )
     _check_fit(name, vae, unet, text_encoder, tokenizer)
     for part in (vae, unet, text_encoder):
         part.requires_grad_(False).eval().to(device)

@@ -34,13 +34,26 @@ def moved(modules: list[torch.nn.Module], device: torch.device) -> Iterator[None
         module.to(place)
 
 
+def _blank_batch(backbone: Backbone, batch: int, height: int, width: int) -> list[torch.Tensor]:
+    """Noisy latents, timesteps, prompt states and masks as `predict_noise` takes them, all zero, on the device."""
+    unet, side = backbone.unet, backbone.downsampling
+    return [
+        torch.zeros(shape, dtype=dtype, device=backbone.device)
+        for shape, dtype in (
+            ((batch, unet.config.in_channels, height // side, width // side), torch.float32),
+            ((batch,), torch.int64),
+            ((batch, backbone.tokenizer.model_max_length, unet.config.cross_attention_dim), unet.dtype),
+            ((batch, 3, height, width), torch.float32),
+        )
+    ]
+
+
 def kept_bytes(backbone: Backbone, controlnet: ControlNetModel, height: int, width: int, checkpointing: bool) -> int:
     """Bytes that a prediction for one window of (height, width) pixels keeps for the backward pass, weights aside.
 
     Counted, by running it: what autograd saves and, with gradient checkpointing, the inputs of the layers that
     will be run again. Whether the models checkpoint gradients is to be set anew afterwards.
     """
-    device = backbone.device
     weights = {p.untyped_storage().data_ptr() for model in (backbone.unet, controlnet) for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # by address; held, so that no address is used twice
 
@@ -60,21 +73,8 @@ def kept_bytes(backbone: Backbone, controlnet: ControlNetModel, height: int, wid
         model.disable_gradient_checkpointing()
         if checkpointing:
             model.enable_gradient_checkpointing(run_again_later)
-    latents = torch.zeros(
-        1, backbone.unet.config.in_channels, height // backbone.downsampling, width // backbone.downsampling
-    )
-    hidden = torch.zeros(
-        1, backbone.tokenizer.model_max_length, backbone.unet.config.cross_attention_dim, dtype=backbone.unet.dtype
-    )
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        predict_noise(
-            backbone.unet,
-            controlnet,
-            latents.to(device),
-            torch.zeros(1, dtype=torch.int64, device=device),
-            hidden.to(device),
-            torch.zeros(1, 3, height, width, device=device),
-        )
+        predict_noise(backbone.unet, controlnet, *_blank_batch(backbone, 1, height, width))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -100,12 +100,8 @@ def needed_bytes(backbone: Backbone, controlnet: ControlNetModel, windows: int, 
 def seconds_per_step(backbone: Backbone, controlnet: ControlNetModel, settings: FineTuning) -> float:
     """Time of a step's forward and backward passes, by running them: the second time counts. Uncompiled; the
     optimiser, and the VAE where nothing is cached, come on top."""
-    batch, (width, height) = settings.batch_size, settings.crop
-    side = backbone.downsampling
-    latents = torch.zeros(batch, backbone.unet.config.in_channels, height // side, width // side)
-    hidden = torch.zeros(batch, backbone.tokenizer.model_max_length, backbone.unet.config.cross_attention_dim)
-    inputs = latents, torch.zeros(batch, dtype=torch.int64), hidden.to(backbone.unet.dtype)
-    inputs = [tensor.to(backbone.device) for tensor in (*inputs, torch.zeros(batch, 3, height, width))]
+    width, height = settings.crop
+    inputs = _blank_batch(backbone, settings.batch_size, height, width)
     for _ in range(2):
         started = time.perf_counter()
         predict_noise(backbone.unet, controlnet, *inputs).sum().backward()

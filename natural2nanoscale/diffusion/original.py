@@ -38,6 +38,13 @@ def read_backbone(
         raise InputError(f"--backbone {path}: expected a .safetensors file; other kinds can run code when opened")
     tensors = read_safetensors(path)
     parts = split(path, tensors, {UNET: "U-Net", VAE: "VAE", TEXT_ENCODER: "text encoder"})
+    scheduler = DDPMScheduler(**configs.scheduler)
+    expected, found = scheduler.alphas_cumprod, tensors.get("alphas_cumprod")
+    if found is not None and (found.shape != expected.shape or (found.float() - expected).abs().max() > 1e-3):
+        raise InputError(
+            f"{path} has a noise schedule of its own (alphas_cumprod ends at {found[-1]:.4f}), expected that of Stable "
+            f"Diffusion 1.5 ({expected[-1]:.4f}): convert it to a diffusers folder, whose scheduler/ can hold it"
+        )
     with torch.device("meta"):  # no time is lost on random weights
         unet, vae = UNet2DConditionModel(**configs.unet), AutoencoderKL(**configs.vae)
     text_encoder = CLIPTextModel(CLIPTextConfig(**configs.text_encoder))
@@ -50,13 +57,6 @@ def read_backbone(
         for name, tensor in parts[TEXT_ENCODER].items()
     }
     fill(text_encoder, named, parts[TEXT_ENCODER], path)
-    scheduler = DDPMScheduler(**configs.scheduler)
-    expected, found = scheduler.alphas_cumprod, tensors.get("alphas_cumprod")
-    if found is not None and (found.shape != expected.shape or (found.float() - expected).abs().max() > 1e-3):
-        raise InputError(
-            f"{path} has a noise schedule of its own (alphas_cumprod ends at {found[-1]:.4f}), expected that of Stable "
-            f"Diffusion 1.5 ({expected[-1]:.4f}): convert it to a diffusers folder, whose scheduler/ can hold it"
-        )
     return vae, unet, text_encoder, scheduler
 
 
