@@ -122,7 +122,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         add("--images", type=at_least(16), default=recipe.images, help="dead-leaves images of 128x128 pixels")
         add("--wide-images", type=at_least(16), default=recipe.wide_images, help="and of 224x128")
         add("--vae-steps", type=at_least(1), default=recipe.vae_steps, help="steps of the VAE")
-        add("--unet-steps", type=at_least(1), default=recipe.unet_steps, help="steps of U-Net and text encoder")
+        add("--unet-steps", type=at_least(1), default=recipe.unet_steps, help="steps of the U-Net")
         add("--batch-size", type=at_least(1), default=recipe.batch_size, help="images per step of the U-Net")
         add("--device", default="auto", help="auto, cpu or cuda")
         add("--resume", action="store_true", help="go on from the last checkpoint in OUT")

@@ -100,11 +100,12 @@ def test_noise_loss_is_the_weighted_squared_error():
         def forward(self, x, t, states):
             return type("Output", (), {"sample": x / 2})
 
-    loss = pretraining.noise_loss(Half(), scheduler, latents, None, noise, t, snr_gamma=5.0)
+    loss = pretraining.noise_loss(Half(), scheduler, latents, None, noise, t, snr_gamma=5.0, max_weight=25.0)
     a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     error = ((a.sqrt() * latents + (1 - a).sqrt() * noise) / 2 - noise).square().mean(dim=(1, 2, 3))
     snr = (a / (1 - a)).flatten()
-    expected = (torch.minimum(snr, torch.tensor(5.0)) / snr * error).mean()
+    assert snr[0] > 5 and 1 / 25 < snr[1] < 1 and snr[2] < 1 / 25
+    expected = (5 / snr[0] * error[0] + error[1] / snr[1] + 25 * error[2]) / 3
     assert torch.allclose(loss, expected)
 
 
@@ -115,6 +116,14 @@ def small_bank() -> dict:
         images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
         bank[height, width] = images, [text for _, text in drawn]
     return bank
+
+
+def test_mirror_images_have_mirrored_captions():
+    images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
+    captions = ["a dark grey image, bright wall left", "a bright image with rims, dark sky above"]
+    both, texts = pretraining.with_mirror_images(images, captions)
+    assert torch.equal(both[:2], images) and torch.equal(both[2], images[0, :, :, [4, 3, 2, 1, 0]])
+    assert texts == [*captions, "a dark grey image, bright wall right", captions[1]]
 
 
 def test_training_resumes_exactly_and_writes_a_loadable_folder(tmp_path, monkeypatch):

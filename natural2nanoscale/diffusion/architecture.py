@@ -13,7 +13,7 @@ from natural2nanoscale.diffusion import natural
 
 # Training values that suit this backbone's ControlNet; read by the fine-tuning when it starts from this folder.
 RECOMMENDED = {
-    "conditioning_embedding_out_channels": [8, 16, 32],
+    "conditioning_embedding_out_channels": [4, 8, 16],
     "learning_rate": 2e-3,
     "crop": [224, 128],  # width, height
     "max_weight": 25.0,  # with the plain loss brightness and contrast follow the mask much later
@@ -33,12 +33,11 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Three levels; cross-attention at the lowest one and in the middle."""
+    """Three levels; cross-attention at the end of the way down and in the middle, where ControlNet has it as well."""
     return UNet2DConditionModel(
-        sample_size=32, in_channels=8, out_channels=8, block_out_channels=(32, 64, 128), layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64, attention_head_dim=4, norm_num_groups=8,
+        sample_size=32, in_channels=8, out_channels=8, block_out_channels=(24, 48, 96), layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("UpBlock2D",) * 3,
+        cross_attention_dim=64, attention_head_dim=4, norm_num_groups=2,
     )  # fmt: skip
 
 
@@ -76,12 +75,14 @@ EXTRA_WORDS = (
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Two layers of width 64."""
-    return CLIPTextModel(CLIPTextConfig(
+    """Two layers of width 64, which stay random: see `pretraining.train_unet`."""
+    encoder = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     ))  # fmt: skip
+    encoder.get_input_embeddings().weight.data.mul_(3)  # a word counts more than its place
+    return encoder
 
 
 def make_scheduler() -> DDPMScheduler:

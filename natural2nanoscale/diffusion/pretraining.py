@@ -71,6 +71,13 @@ def image_bank(settings: PretrainingSettings) -> dict[tuple[int, int], tuple[Ten
     return bank
 
 
+def with_mirror_images(images: Tensor, captions: list[str]) -> tuple[Tensor, list[str]]:
+    """images (N, 3, H, W) -> (2N, 3, H, W), the second half mirrored left to right, and so are its captions."""
+    other = {"left": "right", "right": "left"}
+    mirrored = [" ".join(other.get(word, word) for word in caption.split(" ")) for caption in captions]
+    return torch.cat([images, images.flip(3)]), captions + mirrored
+
+
 def to_pixels(images: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
@@ -94,13 +101,19 @@ def vae_loss(pixels: Tensor, decoded: Tensor, posterior, kl_weight: float) -> Te
     return error.abs().mean() + error.square().mean() + 0.5 * edges + kl_weight * kl
 
 
-def noise_loss(unet, scheduler, latents: Tensor, states: Tensor, noise: Tensor, t: Tensor, snr_gamma: float) -> Tensor:
-    """E w(t) |eps - eps_theta(x_t, t, c)|^2 with w = min(SNR, gamma) / SNR; latents, noise (B, C, h, w), t (B,)."""
+def noise_loss(
+    unet, scheduler, latents: Tensor, states: Tensor, noise: Tensor, t: Tensor, snr_gamma: float, max_weight: float
+) -> Tensor:
+    """E w(t) |eps - eps_theta(x_t, t, c)|^2; latents, noise (B, C, h, w), t (B,).
+
+    w = gamma / SNR where SNR > gamma (Hang et al. 2023), and 1 / SNR up to max_weight where SNR < 1: there tone and
+    colour are decided, which a plain loss hardly sees, and what a caption says of them would be left unread.
+    """
     noisy = scheduler.add_noise(latents, noise, t)
     error = (unet(noisy, t, states).sample - noise).square().mean(dim=(1, 2, 3))
     alpha_bar = scheduler.alphas_cumprod[t.cpu()].to(error)
     snr = alpha_bar / (1 - alpha_bar)
-    return (error * snr.clamp(max=snr_gamma) / snr).mean()
+    return (error * (snr_gamma / snr).clamp(max=1) * (1 / snr).clamp(1, max_weight)).mean()
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -168,7 +181,8 @@ def encode_bank(vae, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFolder, device: torch.device) -> None:
-    """Trains U-Net and text encoder on the VAE's latents; writes the backbone folder at each checkpoint."""
+    """Trains the U-Net on the VAE's latents; writes the backbone folder at each checkpoint."""
+    bank = {shape: with_mirror_images(*drawn) for shape, drawn in bank.items()}
     latent_bank = {shape: encode_bank(vae, images) for shape, (images, _) in bank.items()}
     moments = latent_bank[SHAPES[0]]
     variance = moments[0].float().var() + moments[1].float().square().mean()
@@ -178,13 +192,14 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     no_caption = tokenize(tokenizer, [""])
 
     torch.manual_seed(runs.seed_for(settings.seed, "unet"))
-    unet, text_encoder = (
-        make_unet().to(device, memory_format=torch.channels_last),
-        make_text_encoder(tokenizer).to(device),
-    )
-    parameters = [*unet.parameters(), *text_encoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    models = {"unet": unet, "text_encoder": text_encoder}
+    unet = make_unet().to(device, memory_format=torch.channels_last)
+    # The text encoder stays as it is drawn: at random its states tell all words apart, which the U-Net learns to read.
+    # When it learned as well, its states grew alike within 2,500 steps, and captions had no effect on anything.
+    text_encoder = make_text_encoder(tokenizer).half().float().to(device).eval().requires_grad_(False)
+    readers = [parameter for name, parameter in unet.named_parameters() if ".attn2." in name]  # of the captions
+    others = [parameter for name, parameter in unet.named_parameters() if ".attn2." not in name]
+    optimizer = torch.optim.AdamW([{"params": others}, {"params": readers}], betas=(0.9, 0.99), weight_decay=1e-3)
+    models = {"unet": unet}
     first = restore(run, "unet", models, optimizer)
     run.drop_log_after(settings.vae_steps + first)
     started, progress = (
@@ -200,6 +215,7 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
         index = torch.from_numpy(rng.integers(len(means), size=count))
         draws = runs.generator_for(settings.seed, "unet noise", step)
         spread, noise = torch.randn(2, count, *means.shape[1:], generator=draws)
+        noise = noise + settings.noise_offset * torch.randn(count, means.shape[1], 1, 1, generator=draws)
         latents = (means[index].float() + stds[index].float() * spread) * vae.config.scaling_factor
         tokens = token_bank[shape][index]
         tokens[torch.from_numpy(rng.random(count) < settings.caption_dropout)] = no_caption
@@ -208,11 +224,15 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
         # one gradient step
         latents, noise = (x.to(device, memory_format=torch.channels_last) for x in (latents, noise))
         states = text_encoder(tokens.to(device)).last_hidden_state  # (B, L, 64)
-        loss = noise_loss(unet, scheduler, latents, states, noise, t.to(device), settings.snr_gamma)
-        optimizer.param_groups[0]["lr"] = warm_cosine(step, settings.unet_steps, settings.unet_learning_rate)
+        loss = noise_loss(
+            unet, scheduler, latents, states, noise, t.to(device), settings.snr_gamma, settings.max_weight
+        )
+        rate = warm_cosine(step, settings.unet_steps, settings.unet_learning_rate)
+        for group, factor in zip(optimizer.param_groups, (1, settings.caption_rate), strict=True):
+            group["lr"] = factor * rate
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
 
         # what is going on
@@ -266,7 +286,7 @@ def caption_sheet(backbone: Path, path: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains the VAE, then U-Net and text encoder, into args.out."""
+    """Trains the VAE, then the U-Net, into args.out."""
     chosen = {name: getattr(args, name) for name in
               ("seed", "images", "wide_images", "vae_steps", "unet_steps", "batch_size")}  # fmt: skip
     settings = PretrainingSettings(**chosen)

@@ -15,9 +15,12 @@ class PretrainingSettings:
     vae_crop: int = 64  # pixels, square
     vae_learning_rate: float = 2e-3
     kl_weight: float = 5e-4  # per latent value: weak, so that fine texture has channels of its own
-    unet_steps: int = 2600
+    unet_steps: int = 8000
     batch_size: int = 8  # of 128x128; wide batches hold as many pixels
     unet_learning_rate: float = 1e-3
+    caption_rate: float = 4.0  # of the layers that read captions, in parts of the learning rate
     caption_dropout: float = 0.1  # guidance needs an unconditional model
-    snr_gamma: float = 5.0  # loss weight min(SNR, gamma) / SNR (Hang et al. 2023)
+    noise_offset: float = 0.5  # std of one more value per channel: hides the tone, which the caption then has to tell
+    snr_gamma: float = 5.0  # loss weight gamma / SNR where little noise is left (Hang et al. 2023)
+    max_weight: float = 25.0  # and 1 / SNR up to this where noise prevails
     save_every: int = 250
