@@ -18,7 +18,7 @@ RECOMMENDED = {
     "crop": [224, 128],  # width, height
     "max_weight": 25.0,  # with the plain loss brightness and contrast follow the mask much later
     "strength": 1.6,  # both chosen by the validation mIoU of U-Nets trained on synthetic slices alone,
-    "start": 0.8,  # on a phantom that appears in no table
+    "start": 0.8,  # on phantoms that appear in no table
 }
 
 

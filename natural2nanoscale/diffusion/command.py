@@ -115,18 +115,18 @@ def prepare_training(
     if args.prompt_dropout > 1:
         raise InputError(f"--prompt-dropout {args.prompt_dropout:g} is no share, expected 0 to 1")
     prompts = read_prompts(args.prompts)
-    root = data_root(args.data)
+    device = select_device(args.device)
+    if args.controlnet_init and not (args.controlnet_init / "config.json").is_file():
+        raise InputError(
+            f"--controlnet-init {args.controlnet_init} is neither a run folder nor a diffusers ControlNet, "
+            "expected a folder with config.json: `python -m natural2nanoscale convert` makes one from a file"
+        )
+    root = data_root(args.data)  # which makes the phantom where nothing is: after what can be checked without it
     train, val = open_pairs(root / "train"), open_pairs(root / "val")
     if train.info.classes != val.info.classes:
         raise InputError(f"{root}: train/ and val/ list different classes in dataset.json, expected the same")
     if args.controlnet_init:
-        if not (args.controlnet_init / "config.json").is_file():
-            raise InputError(
-                f"--controlnet-init {args.controlnet_init} is neither a run folder nor a diffusers ControlNet, "
-                "expected a folder with config.json: `python -m natural2nanoscale convert` makes one from a file"
-            )
         refuse_held_out(args.controlnet_init, root)
-    device = select_device(args.device)
     backbone = load_backbone(
         backbone_name(args.backbone, train.info.origin), device, select_dtype(args.precision, device), args.tokenizer
     )
