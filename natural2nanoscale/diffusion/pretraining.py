@@ -33,13 +33,13 @@ from natural2nanoscale.diffusion.architecture import (
 from natural2nanoscale.diffusion.recipe import PretrainingSettings
 
 SHEET_GUIDANCE = (1.0, 3.0, 6.0)
-SHEET_CAPTIONS = (
-    "a dark grey high contrast image of many fine round granular shapes, sharp and clean",
-    "a bright grey high contrast image of few coarse wobbly smooth shapes with rims, sharp and clean",
-    "a mid grey low contrast image of few coarse round granular shapes, sharp and noisy, bright bands above and below",
-    "a mid coloured high contrast image of many coarse angular mixed shapes, sharp and clean",
-    "a mid grey high contrast image of many coarse long striped shapes with fibres, blurred and clean",
-    "a bright grey low contrast image of many fine mixed veined shapes with rims, sharp and noisy, bright sky above",
+SHEET_CAPTIONS = (  # one that the others change in one respect
+    "a mid grey high contrast image of many coarse round smooth shapes, sharp and clean",
+    "a dark grey high contrast image of many coarse round smooth shapes, sharp and clean",
+    "a bright grey high contrast image of many coarse round smooth shapes, sharp and clean",
+    "a mid grey low contrast image of many coarse round smooth shapes, sharp and clean",
+    "a mid coloured high contrast image of many coarse round smooth shapes, sharp and clean",
+    "a mid grey high contrast image of many fine round granular shapes, sharp and clean",
 )
 SHAPES = ((128, 128), (128, 224))  # (height, width) of the two kinds of training images
 
@@ -271,14 +271,14 @@ def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
 
 
 def caption_sheet(backbone: Path, path: Path) -> None:
-    """Save what the backbone makes of a few captions, unguided and guided: a row each, the same noise in all."""
+    """Save what the backbone makes of a few captions, unguided and guided: a row each, from the same noise."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         backbone, scheduler=DDIMScheduler.from_pretrained(backbone / "scheduler"), local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     columns = []
     for guidance in SHEET_GUIDANCE:
-        generators = [runs.generator_for("caption sheet", i) for i in range(len(SHEET_CAPTIONS))]
+        generators = [runs.generator_for("caption sheet") for _ in SHEET_CAPTIONS]
         settings = {"height": 128, "width": 224, "num_inference_steps": 30, "guidance_scale": guidance}
         columns.append(pipeline(list(SHEET_CAPTIONS), generator=generators, output_type="np", **settings).images)
     rows = [[(255 * column[i]).round().astype(np.uint8) for column in columns] for i in range(len(SHEET_CAPTIONS))]
