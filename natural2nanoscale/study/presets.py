@@ -85,9 +85,9 @@ PRESETS = {
             block=5,
             phantom=PhantomSettings(896, 512, 233, 25, 65),
         ),
-        # Two cores, where a step of ControlNet takes 0.2 s, a synthetic slice 0.65 s and a U-Net 17 s. A redraw has
-        # two ControlNets of 900 steps (360 s), 256 + 64 synthetic slices (210 s) and 16 U-Nets (270 s): three take
-        # 42 minutes, which leaves 18 for phantoms, latents, sample strips and scores.
+        # One core, which takes 150 s for 900 steps of ControlNet, 0.55 s for a synthetic slice and 24 s for a U-Net.
+        # A redraw has two ControlNets (300 s), 256 + 64 synthetic slices (175 s) and 16 U-Nets (390 s): three take 43
+        # minutes, and phantoms, latents and scores another 4.
         Preset(
             "embedded",
             ("table1", "figure6", "scarcity"),
@@ -100,9 +100,9 @@ PRESETS = {
             seeds=1,
             controlnet_steps=900,
         ),
-        # Likewise, per redraw: five ControlNets (900 s), 704 + 32 + 224 synthetic slices (630 s), 42 U-Nets under the
-        # equal budget (710 s); under the paper's rule, epochs and early stopping, 200 steps for the real ones, 2 x 400
-        # and 2 x 4,600 for the larger sets (850 s, fewer with early stopping). In all: two and a half hours.
+        # Likewise, per redraw: five ControlNets (750 s), 704 + 32 + 224 synthetic slices (530 s), 42 U-Nets under the
+        # equal budget (1,000 s); under the paper's rule, epochs and early stopping, 200 steps for the real ones, 2 x
+        # 400 and 2 x 4,600 for the larger sets (1,200 s, fewer with early stopping). In all: three hours.
         Preset(
             "overnight",
             tuple(EXPERIMENTS),
