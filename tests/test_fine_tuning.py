@@ -260,6 +260,12 @@ def test_off_the_grid_equals_the_mirrored_mask(tiny_backbone):
     assert np.array_equal(cut, full[:, :29, :51])
 
 
+def test_a_wrong_start_leaves_no_phantom_behind(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there are no slices: the phantom would be made here
+    script("train_controlnet.py", "--controlnet-init", "nowhere", expect=2)
+    assert not any(tmp_path.iterdir())
+
+
 def test_training_starts_from_another_controlnet(script, train, data_folder, tiny_backbone, small_backbone, tmp_path):
     train("first", "--max-steps", 1)
     weights = "controlnet/diffusion_pytorch_model.safetensors"
