@@ -270,13 +270,18 @@ def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
 # The verb
 
 
-def caption_sheet(backbone: Path, path: Path) -> None:
-    """Save what the backbone makes of a few captions, unguided and guided: a row each, from the same noise."""
+def text_to_image(backbone: Path) -> StableDiffusionPipeline:
+    """What draws from captions alone: diffusers' own pipeline over a backbone folder, in DDIM steps."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         backbone, scheduler=DDIMScheduler.from_pretrained(backbone / "scheduler"), local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
-    columns = []
+    return pipeline
+
+
+def caption_sheet(backbone: Path, path: Path) -> None:
+    """Save what the backbone makes of a few captions, unguided and guided: a row each, from the same noise."""
+    pipeline, columns = text_to_image(backbone), []
     for guidance in SHEET_GUIDANCE:
         generators = [runs.generator_for("caption sheet") for _ in SHEET_CAPTIONS]
         settings = {"height": 128, "width": 224, "num_inference_steps": 30, "guidance_scale": guidance}

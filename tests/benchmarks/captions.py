@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 
 from natural2nanoscale.diffusion import natural
 from natural2nanoscale.diffusion.backbone import EMBEDDED
+from natural2nanoscale.diffusion.pretraining import text_to_image
 from natural2nanoscale.runs import generator_for
 
 HEIGHT, WIDTH, BATCH = 128, 224, 8
@@ -71,10 +72,7 @@ def main() -> None:
     parser.add_argument("backbone", nargs="?", type=Path, default=EMBEDDED)
     parser.add_argument("--pairs", type=int, default=24, help="of images for every phrase")
     args = parser.parse_args()
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        args.backbone, scheduler=DDIMScheduler.from_pretrained(args.backbone / "scheduler"), local_files_only=True
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = text_to_image(args.backbone)
     print(f"| phrase | dead leaves | {' | '.join(f'guidance {guidance:g}' for guidance in GUIDANCE)} |")
     print("|---|--:|" + "--:|" * len(GUIDANCE))
     for field, small, large, number in PHRASES:
