@@ -64,8 +64,8 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--judge",
         action="store_true",
-        help="train a small U-Net on the real slices first; whatever ControlNet draws slices in which it sees most of "
-        "their masks is kept as the best checkpoint",
+        help="train a small U-Net on the training slices first; whatever ControlNet draws slices from the validation "
+        "masks in which it sees most of them is kept as the best checkpoint",
     )
     add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
     add("--checkpoint-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between checkpoints")

@@ -12,7 +12,7 @@ from backbones import disturbed
 from safetensors.torch import load_file
 
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.diffusion import memory, synthesis, training
+from natural2nanoscale.diffusion import memory, synthesis, training, validation
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone, weights_hash
 from natural2nanoscale.diffusion.controlnet import (
     decoder_state,
@@ -280,13 +280,15 @@ def test_newest_checkpoints_stay(tune):
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == names
 
 
-def test_best_by_mask_agreement_is_kept_and_survives_a_resume(tune, backbone):
+def test_best_by_mask_agreement_is_kept_and_survives_a_resume(tune, backbone, data_folder):
     scores = iter([0.2, 0.6, 0.4])
     seen = []
+    held_out = open_pairs(data_folder / "val")
+    middles = np.stack([held_out.mask(stem)[:, 16:48] for stem in held_out.stems])
 
     def agreement(images: np.ndarray, masks: np.ndarray) -> float:
         seen.append(images)
-        assert images.shape == masks.shape == (4, 32, 32) and images.dtype == masks.dtype == np.uint8
+        assert np.array_equal(masks, middles) and images.shape == masks.shape and images.dtype == np.uint8
         return next(scores)
 
     common = {"sample_every": 1, "agreement": agreement}
@@ -324,3 +326,18 @@ def test_judge_through_the_scripts(script, data_folder, tiny_backbone, tmp_path,
     images, masks = (np.stack(arrays) for arrays in train.load())
     assert agreement(images, masks) > 0.9 > agreement(images[:, ::-1].copy(), masks)
     assert agreement(images, np.full_like(masks, 255)) == 0.0
+
+
+def test_the_judge_never_sees_a_real_slice_shine_through(tune, backbone, monkeypatch):
+    """What is judged begins at pure noise, also over a backbone whose generation begins at the masks' real slices."""
+    drawn, starts = validation.sample, []
+
+    def watched(*arguments, **options):
+        starts.append(arguments[6].start)
+        assert len(arguments) == 7 and not options  # no real slices are handed in
+        return drawn(*arguments)
+
+    monkeypatch.setattr(validation, "sample", watched)
+    object.__setattr__(backbone, "recommended", replace(backbone.recommended, start=0.5))
+    tune("run", agreement=lambda images, masks: 0.5)
+    assert starts == [1.0]

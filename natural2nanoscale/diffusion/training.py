@@ -77,7 +77,7 @@ class FineTuning:
 
 
 MAY_CHANGE = ("epochs", "max_steps", "checkpoint_every", "keep", "sample_every", "gradient_checkpointing")
-JUDGED_MASKS = 8  # of train/, evenly spaced, from which slices are drawn for the mask agreement
+JUDGED_MASKS = 8  # of val/, evenly spaced, from which slices are drawn for the mask agreement
 
 
 def fine_tune(
@@ -93,9 +93,10 @@ def fine_tune(
 ) -> ControlNetModel:
     """Train a ControlNet over the backbone; everything is kept in `run`. Returns the trained model.
 
-    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `agreement` gets synthetic
-    slices (B,H,W) uint8 and the masks (B,H,W) uint8 they were drawn from and says how well they agree, at least
-    0, the more the better; the weights with the best agreement so far are kept as checkpoints/best.
+    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `agreement` gets slices
+    (B,H,W) uint8 drawn from pure noise and the validation masks (B,H,W) uint8 that they were drawn from, and says how
+    well they agree, at least 0, the more the better; the weights with the best agreement so far are kept as
+    checkpoints/best.
 
     `initial` is trained on; without it the ControlNet starts as a copy of the U-Net's encoder.
 
@@ -145,7 +146,7 @@ def fine_tune(
     cache = LatentCache(backbone, train, settings)
     prompt_embeds = encode_prompts(backbone, [*prompts, ""])  # (P+1,L,D), once for all; the last one is empty
     validation = Validation(backbone, val, prompts, settings)
-    judged = Validation(backbone, train, prompts, settings, JUDGED_MASKS) if agreement else None
+    judged = Validation(backbone, val, prompts, settings, JUDGED_MASKS) if agreement else None
 
     predict = predict_noise
     if settings.compile:
@@ -247,8 +248,8 @@ def fine_tune(
                 with moved([backbone.vae], device):
                     validation.write_samples(controlnet, run.path / "samples", step)
                     if judged:
-                        drawn = judged.draw(controlnet, start=backbone.recommended.start)  # as generation does
-                        score = agreement(drawn, judged.masks.cpu().numpy())
+                        # from masks that nothing learned from, and pure noise: no slice that the judge knows
+                        score = agreement(judged.draw(controlnet), judged.masks.cpu().numpy())
                         row["mask_agreement"] = round(score, 5)
                 run.log(row)
                 plot_progress(

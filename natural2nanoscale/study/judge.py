@@ -30,7 +30,8 @@ def train_judge(
     """Train a U-Net in `out`, or take the one that is there; return the mask agreement it measures.
 
     The mask agreement of slices (B,H,W) uint8 with masks (B,H,W) uint8 is the mIoU in [0,1] between what the U-Net
-    sees in the slices and the masks; 0 when no pixel carries a label.
+    sees in the slices and the masks; 0 when no pixel carries a label. It is meant for slices drawn from the validation
+    masks: the training slices themselves, which the U-Net has learned by heart, would flatter what resembles them.
     """
     best = out / "best"
     if not (best / WEIGHTS_NAME).is_file():
