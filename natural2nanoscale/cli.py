@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,11 @@ def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def this_call() -> str:
+    """The command line that is running, to be copied."""
+    return shlex.join(["python", *sys.argv])
 
 
 def refuse_torchrun() -> None:

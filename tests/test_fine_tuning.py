@@ -1,6 +1,7 @@
 """The fine-tuning loop and the synthesis, through the scripts' own entry points, on a tiny backbone."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from backbones import disturbed
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.data.folders import open_pairs, read_gray, save_png
+from natural2nanoscale.data.folders import open_pairs, read_gray, read_info, save_png
+from natural2nanoscale.diffusion import synthesis
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.command import read_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, predict_noise
@@ -105,6 +107,67 @@ def test_generation(script, train, data_folder, tmp_path):
     difference = np.stack([np.abs(again.image(s).astype(int) - pairs.image(s)) for s in pairs.stems])
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
     assert {json.dumps(row) for row in rows} == set((tmp_path / "again/manifest.jsonl").read_text().splitlines())
+
+
+def test_a_killed_generation_is_no_pair_folder_until_a_call_completes_it(
+    script, train, data_folder, tmp_path, monkeypatch
+):
+    train("run", "--max-steps", 1)
+    out = data_folder / "a folder"
+    make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 1, "--batch-size", 1)
+    make += ("--out", out)
+    learn = ("train_unet.py", "--data", data_folder, "--synthetic", out, "--max-steps", 1, "--seeds", 1)
+
+    def killed_after(count: int, *arguments: object) -> None:
+        drawn, left = synthesis.draw_slices, iter(range(count))
+
+        def draw(*inputs):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return drawn(*inputs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(synthesis, "draw_slices", draw)
+            script(*make, *arguments, expect=130)
+
+    def refused() -> str:
+        assert not (out / "dataset.json").exists()
+        error = script(*learn, "--out", tmp_path / "unet", expect=2).stderr
+        assert "is unfinished" in error and error.count("\n") == 1 and not (tmp_path / "unet").exists()
+        return error.split("`")[1]
+
+    killed_after(0)  # before the first slice
+    killed_after(3)
+    assert "another guidance" in script(*make, "--guidance", 3, expect=2).stderr  # its settings are known
+    python, *finish = shlex.split(refused())
+    assert python == "python" and "1 new slices" in script(*finish).stdout
+    complete = read_info(out)
+    assert not (out / "generation.json").exists() and len(open_pairs(out).stems) == 4
+
+    # on the way to more it is unfinished again; a call for fewer makes what it was asked for and no more
+    killed_after(5, "--per-mask", 3)
+    assert "--per-mask 3" in refused()
+    script(*make, "--per-mask", 2)
+    finish = shlex.split(refused())[1:]
+    assert "--per-mask 3" in " ".join(finish)
+    script(*finish)
+    assert len(open_pairs(out).stems) == 12 and read_info(out) == complete
+
+    # a folder of before, killed: dataset.json alone
+    for part in ("images", "masks"):
+        (out / part / "slice_0001_s002.png").unlink()
+    killed_after(0, "--per-mask", 3)
+    refused()
+    assert "1 new slices" in script(*make, "--per-mask", 3).stdout and read_info(out) == complete
+
+
+def test_what_a_full_disk_leaves_of_the_first_file_is_no_folder(script, train, data_folder, tmp_path):
+    train("run", "--max-steps", 1)
+    out = data_folder / "synthetic"
+    out.mkdir()
+    (out / ".generation.json.tmp").touch()
+    script("generate.py", "--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 1)
+    assert len(open_pairs(out).stems) == 4
 
 
 def test_sizes_off_the_grid_keep_their_size(script, train, data_folder, tmp_path):

@@ -12,14 +12,14 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
-from natural2nanoscale.cli import data_root, read_config, resumable
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
+from natural2nanoscale.cli import data_root, read_config, resumable, this_call
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.initial import load_initial
 from natural2nanoscale.diffusion.memory import out_of_memory_advice
 from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.saving import load_trained
-from natural2nanoscale.diffusion.synthesis import synthesize
+from natural2nanoscale.diffusion.synthesis import begun_with, synthesize
 from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, native_bfloat16, open_run, select_device
@@ -206,8 +206,7 @@ def generate(args: argparse.Namespace) -> None:
         )
     if condition == "mask+edges" and args.edges == "none":
         condition = "mask+boundaries"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        read_info(out)  # what is no pair folder is refused before anything is loaded
+    begun_with(out)  # what is no pair folder is refused before anything is loaded
     if args.eta > 1 or args.steps > 500:
         raise InputError(f"--eta {args.eta:g} --steps {args.steps}: expected eta from 0 to 1 and at most 500 steps")
     prompts = read_prompts(args.prompts)
@@ -232,9 +231,9 @@ def generate(args: argparse.Namespace) -> None:
     advised = backbone.recommended
     strength = args.strength if args.strength is not None else advised.strength
     start = args.start if args.start is not None else advised.start
-    if not 1 <= args.steps * start <= args.steps:
-        raise InputError(f"--start {start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
     settings = SamplingSettings(args.steps, args.guidance, strength, args.eta, start, condition)
+    if start > 1 or settings.steps_taken < 1:
+        raise InputError(f"--start {start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
     print(
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
         f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start {settings.start:g}, "
@@ -242,7 +241,16 @@ def generate(args: argparse.Namespace) -> None:
     )
     try:
         made = synthesize(
-            out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed
+            out,
+            backbone,
+            controlnet,
+            source,
+            prompts,
+            settings,
+            args.per_mask,
+            args.batch_size,
+            args.seed,
+            this_call(),
         )
     except torch.OutOfMemoryError:
         fewer = "" if args.batch_size == 1 else "--batch-size 1, then with "

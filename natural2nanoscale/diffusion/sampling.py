@@ -22,6 +22,11 @@ class SamplingSettings:
     start: float = 1.0  # share of the steps taken; below 1 they begin at the mask's real slice, noised accordingly
     condition: str = "mask"  # what is drawn from; "mask+boundaries" and "mask+edges": for ControlNets that see edges
 
+    @property
+    def steps_taken(self) -> int:
+        """The share `start` of the steps, rounded down."""
+        return int(self.steps * self.start + 1e-6)  # 50 * 0.58 is 28.999999999999996
+
 
 def ddim_scheduler(backbone: Backbone) -> DDIMScheduler:
     """DDIM with the backbone's betas and the settings of Stable Diffusion: latents are never clipped."""
@@ -58,7 +63,7 @@ def sample(
         embeds = torch.cat([negative_embeds.expand(batch, -1, -1), prompt_embeds])
         cond = torch.cat([cond, cond])
 
-    timesteps = scheduler.timesteps[settings.steps - int(settings.steps * settings.start) :]
+    timesteps = scheduler.timesteps[settings.steps - settings.steps_taken :]
     latents = noise.to(device) * scheduler.init_noise_sigma
     if len(timesteps) < settings.steps:
         latents = scheduler.add_noise(real_latents, noise.to(device), timesteps[:1])

@@ -14,10 +14,12 @@ from tqdm import tqdm
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
 from natural2nanoscale.data.folders import (
+    GENERATION,
     DatasetInfo,
     PairFolder,
     fingerprint,
     natural_order,
+    read_generation,
     read_info,
     save_png,
     write_json,
@@ -64,11 +66,13 @@ def synthesize(
     per_mask: int = 1,
     batch_size: int = 4,
     seed: int = 0,
+    call: str | None = None,
 ) -> int:
     """Make `per_mask` slices from every mask of `source` in the pair folder `out`; return how many were new.
 
-    What is there already is left alone. Raises InputError when `out` was made with other settings, another
-    ControlNet, backbone or source; Interrupted after a requested stop.
+    What is there already is left alone. Until all slices that were ever asked for are there, generation.json holds
+    what dataset.json will say, and `call`, the command that makes the rest. Raises InputError when `out` was made with
+    other settings, another ControlNet, backbone or source; Interrupted after a requested stop.
     """
     info = DatasetInfo(
         name=f"{source.info.name} synthetic",
@@ -92,10 +96,18 @@ def synthesize(
     planned = plan_images(source.stems, per_mask, prompts, seed)
     done = read_manifest(out)
     missing = [image for image in planned if image.stem not in done]
-    if not missing:
+    complete, unfinished = out / "dataset.json", out / GENERATION
+    if not missing and complete.is_file():
         return 0
+    whole = planned  # all that the folder is to hold: a call for fewer slices than one before it does not complete it
+    if unfinished.is_file() and not complete.is_file():
+        _, most, call_for_most = read_generation(out)
+        if most > per_mask:
+            per_mask, call = most, call_for_most
+            whole = plan_images(source.stems, per_mask, prompts, seed)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "dataset.json", info.to_json())  # first: a killed run is known for what it is
+    write_json(unfinished, info.to_json() | {"per_mask": per_mask, "call": call})
+    complete.unlink(missing_ok=True)
     (out / "images").mkdir(exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
     # rows of a killed run whose pictures are not whole are dropped; theirs are made again
@@ -145,6 +157,10 @@ def synthesize(
             bar.update(len(batch))
     if missing:
         raise Interrupted(f"with {len(missing)} images to go: the same command makes them")
+    now = read_manifest(out)
+    if all(image.stem in now for image in whole):
+        write_json(complete, info.to_json())
+        unfinished.unlink()
     return len(planned) - len([image for image in planned if image.stem in done])
 
 
@@ -194,10 +210,11 @@ def draw_slices(
 
 
 def check_continues(out: Path, info: DatasetInfo) -> None:
-    """Refuse to mix: `out` must be new, or a folder whose dataset.json says what `info` says."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    """Refuse to mix: `out` must be new, or a folder that was begun with what `info` says."""
+    begun = begun_with(out)
+    if begun is None:
         return
-    before = read_info(out).to_json()
+    before = begun.to_json()
     now = json.loads(json.dumps(info.to_json()))
     if before["origin"] != "synthetic":
         raise InputError(f"{out} holds a dataset of origin {before['origin']}: name another folder with --out")
@@ -209,6 +226,15 @@ def check_continues(out: Path, info: DatasetInfo) -> None:
             f"{out} was made with another {key} ({before['split'].get(key)}, now {now['split'].get(key)}): "
             "repeat the old settings to go on, or name another folder with --out"
         )
+
+
+def begun_with(out: Path) -> DatasetInfo | None:
+    """What a pair folder says, complete or not; None where nothing stands yet. InputError for anything else."""
+    if not out.exists() or (out.is_dir() and all(file.name.startswith(".") for file in out.iterdir())):
+        return None  # hidden files are what a killed or failed call leaves of its first one
+    if (out / GENERATION).is_file() and not (out / "dataset.json").is_file():
+        return read_generation(out)[0]
+    return read_info(out)
 
 
 def read_manifest(out: Path) -> dict[str, dict]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.cli import resumable
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, select_device
 from natural2nanoscale.segmentation.batches import (
@@ -41,6 +41,8 @@ def plan_synthetic(args: argparse.Namespace) -> tuple[Path, float]:
     path = args.synthetic or (args.data or Path("data")) / "synthetic"
     if ratio > 0 and not path.is_dir():
         raise InputError(f"there are no synthetic slices in {path}: first run `python generate.py`")
+    if ratio > 0:
+        read_info(path)  # an unfinished folder is no folder yet
     return path, ratio
 
 
