@@ -4,14 +4,14 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, main_guard, refuse_torchrun
+from natural2nanoscale.cli import CONTROLNET_RUN, Help, at_least, main_guard, refuse_torchrun
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--data", type=Path, help="folder whose train/ holds the masks (default: data)")
-    add("--controlnet", type=Path, default=Path("runs/controlnet"), help="run of train_controlnet.py")
+    add("--controlnet", type=Path, default=CONTROLNET_RUN, help="run of train_controlnet.py")
     add("--checkpoint", default="newest", help="newest, best (of a run with --judge), or one such as step-001000")
     add("--out", type=Path, help="synthetic pair folder (default: DATA/synthetic)")
     add("--backbone", help="(default: the one that the ControlNet was trained over)")

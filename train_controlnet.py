@@ -4,14 +4,14 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, main_guard, parse_resumable, size
+from natural2nanoscale.cli import CONTROLNET_RUN, Help, at_least, main_guard, parse_resumable, size
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
-    add("--out", type=Path, default=Path("runs/controlnet"), help="run folder")
+    add("--out", type=Path, default=CONTROLNET_RUN, help="run folder")
     add("--backbone", default="auto", help="auto, embedded, a diffusers folder, a .safetensors file, or a hub id")
     add(
         "--tokenizer",

@@ -4,7 +4,16 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, data_root, main_guard, parse_resumable, refuse_torchrun, size
+from natural2nanoscale.cli import (
+    UNET_RUN,
+    Help,
+    at_least,
+    data_root,
+    main_guard,
+    parse_resumable,
+    refuse_torchrun,
+    size,
+)
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 
@@ -99,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="STEPS",
         help="(default: %(default)s)",
     )
-    add("--out", type=Path, default=Path("runs/unet"), metavar="RUN", help="run folder (default: %(default)s)")
+    add("--out", type=Path, default=UNET_RUN, metavar="RUN", help="run folder (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the run in --out")
     return parse_resumable(parser)

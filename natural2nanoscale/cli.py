@@ -12,6 +12,9 @@ from pathlib import Path
 
 from natural2nanoscale.errors import InputError
 
+# where folders lie by default
+DATA, CONTROLNET_RUN, UNET_RUN = Path("data"), Path("runs/controlnet"), Path("runs/unet")
+
 
 def main_guard(function: Callable[[], None]) -> None:
     """Run a front door: bad input prints one line and exits 2, an interrupt exits 130; no tracebacks."""
@@ -110,6 +113,17 @@ def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
     return parse
 
 
+def command(start: str, *words: object, **flags: object) -> str:
+    """A command line to be copied, quoted for the shell: `start`, the words, and the flags that have a value.
+
+    `data` and `controlnet`, which all commands have in common, are left out where they are the default.
+    """
+    known = {"data": DATA, "controlnet": CONTROLNET_RUN}
+    told = {name: value for name, value in flags.items() if value is not None and value != known.get(name)}
+    pairs = [part for name, value in told.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return " ".join([start, *(shlex.quote(str(part)) for part in (*words, *pairs))])
+
+
 def this_call() -> str:
     """The command line that is running, to be copied."""
     return shlex.join(["python", *sys.argv])
@@ -129,7 +143,7 @@ def data_root(data: Path | None) -> Path:
 
     Only the default is ever filled: a --data that does not exist is an InputError.
     """
-    root = Path(data) if data is not None else Path("data")
+    root = Path(data) if data is not None else DATA
     if data is None and not root.exists():
         from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
 

@@ -45,7 +45,8 @@ def test_round_trip_is_exact(name, beside, tensors, controlnet, tmp_path, verb, 
     file = saved(tmp_path / name, tensors, **beside)
     monkeypatch.setattr(module.convert, "__defaults__", (SMALL,))  # the verb knows Stable Diffusion 1.5 alone
     out = tmp_path / "controlnet"
-    assert f"--controlnet-init {out}" in verb("convert", file, "--out", out).stdout
+    printed = verb("convert", file, "--out", out).stdout
+    assert f"next: python train_controlnet.py --controlnet-init {out}\n" in printed
     weights = load_file(out / "diffusion_pytorch_model.safetensors")
     reference = controlnet.state_dict()
     assert weights.keys() == reference.keys()

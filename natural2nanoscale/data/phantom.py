@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.cli import at_least, size
+from natural2nanoscale.cli import at_least, command, size
 from natural2nanoscale.data import phantom_textures as textures
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, write_pairs
@@ -139,5 +139,5 @@ def run(args: argparse.Namespace) -> None:
     write_phantom(args.out, settings)
     print(
         f"{args.out}: {args.train} training, {args.val} validation and {args.test} test slices of "
-        f"{width}x{height}, seed {args.seed}"
+        f"{width}x{height}, seed {args.seed}; next: {command('python train_controlnet.py', data=args.out)}"
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from natural2nanoscale.cli import at_least, size
+from natural2nanoscale.cli import at_least, command, size
 from natural2nanoscale.data import splits
 from natural2nanoscale.errors import InputError
 
@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
     prepare(settings)
     report(settings.out)
     print(f"contact sheet: {settings.out / 'contact.png'}")
+    print(f"next: {command('python train_controlnet.py', data=settings.out)}")
 
 
 def settings_of(args: argparse.Namespace) -> Preparation:

@@ -12,7 +12,7 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
-from natural2nanoscale.cli import data_root, read_config, resumable, this_call
+from natural2nanoscale.cli import CONTROLNET_RUN, DATA, command, data_root, read_config, resumable, this_call
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.initial import load_initial
@@ -101,7 +101,8 @@ def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = Non
         if run.load_checkpoint() and not settings.gradient_checkpointing:  # which alone may change on the way
             again = f"go on with --resume --gradient-checkpointing, or {again}"
         raise InputError(f"{device} ran out of memory: {again} {out_of_memory_advice(settings)}") from None
-    print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args)}")
+    after = command("python generate.py", data=args.data, controlnet=args.out, prompts=args.prompts)
+    print(f"done: samples in {args.out}/samples; next: {after}")
 
 
 @distributed.main_first()
@@ -186,11 +187,13 @@ def refuse_held_out(run: Path, root: Path) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """Draw slices from the masks of train/."""
-    out = args.out or (args.data or Path("data")) / "synthetic"
+    out = args.out or (args.data or DATA) / "synthetic"
     if not (args.controlnet / "config.json").is_file():
+        run = None if args.controlnet == CONTROLNET_RUN else args.controlnet
+        before = command("python train_controlnet.py", data=args.data, out=run)
         raise InputError(
-            f"there is no trained ControlNet in {args.controlnet}: first run `python train_controlnet.py`, "
-            "or name its run folder with --controlnet"
+            f"there is no trained ControlNet in {args.controlnet}: first run `{before}`, or name its run folder with "
+            "--controlnet"
         )
     config = read_config(args.controlnet)
     if config.get("kind") != "controlnet":
@@ -258,11 +261,5 @@ def generate(args: argparse.Namespace) -> None:
             f"{device} ran out of memory: call it again with {fewer}slices that `python -m natural2nanoscale prepare "
             "--size` has cut into smaller ones"
         ) from None
-    print(f"{made} new slices in {out}; next: python train_unet.py --synthetic-ratio {args.per_mask}.0")
-
-
-def _flags(args: argparse.Namespace) -> str:
-    """The non-default folders, to be repeated in the next command."""
-    data = f" --data {args.data}" if args.data else ""
-    run = f" --controlnet {args.out}" if args.out != Path("runs/controlnet") else ""
-    return data + run
+    after = command("python train_unet.py", data=args.data, synthetic=args.out, synthetic_ratio=f"{args.per_mask}.0")
+    print(f"{made} new slices in {out}; next: {after}")

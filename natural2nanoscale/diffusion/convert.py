@@ -12,6 +12,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
+from natural2nanoscale.cli import command
 from natural2nanoscale.data.folders import refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Recommended
 from natural2nanoscale.diffusion.original import Tensors, fill, read_safetensors, split
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_non_empty(args.out)
     controlnet = convert(args.file)
     write(controlnet, args.out, args.file.name)
-    print(f"ControlNet in {args.out}; next: python train_controlnet.py --controlnet-init {args.out}")
+    print(f"ControlNet in {args.out}; next: {command('python train_controlnet.py', controlnet_init=args.out)}")
 
 
 def convert(file: Path, configs: Configs = STABLE_DIFFUSION_15) -> ControlNetModel:

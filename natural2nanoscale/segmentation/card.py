@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from natural2nanoscale.cli import command
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.runs import environment
 from natural2nanoscale.segmentation.evaluation import percent, verdict
@@ -48,8 +49,8 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         f"of a grey EM slice one of {info.classes.count} classes: {names} (ids 0 to {info.classes.count - 1}).",
         "",
         "```bash",
-        f"python -m natural2nanoscale segment {run} --images slices/ --out masks",
-        f"python -m natural2nanoscale evaluate {run} --data DIR",
+        command("python -m natural2nanoscale segment", run, images="slices/", out="masks"),
+        command("python -m natural2nanoscale evaluate", run, data="DIR"),
         "```",
         "",
         "## What they learned from",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.cli import resumable
+from natural2nanoscale.cli import DATA, UNET_RUN, command, resumable
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, open_run, select_device
+from natural2nanoscale.runs import Interrupted, RunFolder, open_run, select_device
 from natural2nanoscale.segmentation.batches import (
     BYTES_PER_PIXEL_AND_WIDTH,
     check,
@@ -38,9 +38,11 @@ def plan_synthetic(args: argparse.Namespace) -> tuple[Path, float]:
     ratio = args.synthetic_ratio
     if ratio is None:
         ratio = 1.0 if args.synthetic or args.no_real else 0.0
-    path = args.synthetic or (args.data or Path("data")) / "synthetic"
+    path = args.synthetic or (args.data or DATA) / "synthetic"
     if ratio > 0 and not path.is_dir():
-        raise InputError(f"there are no synthetic slices in {path}: first run `python generate.py`")
+        more = math.ceil(ratio) if ratio > 1 else None
+        before = command("python generate.py", data=args.data, out=args.synthetic, per_mask=more)
+        raise InputError(f"there are no synthetic slices in {path}: first run `{before}`")
     if ratio > 0:
         read_info(path)  # an unfinished folder is no folder yet
     return path, ratio
@@ -75,15 +77,19 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     for seed in range(args.seed, args.seed + args.seeds):
         folder = RunFolder(run.path / f"seed-{seed}")
         folder.path.mkdir(exist_ok=True)
-        train(training, validation, replace(settings, seed=seed), device, folder, args.resume)
+        try:
+            train(training, validation, replace(settings, seed=seed), device, folder, args.resume)
+        except Interrupted as stop:  # which knows this seed's folder alone
+            raise Interrupted(command(str(stop), out=None if args.out == UNET_RUN else args.out)) from None
     report = evaluate_run(run.path, folders["test"], device)
     write_report(run.path, report)
     card = model_card(run.path, report, folders, training, settings)
     (run.path / "README.md").write_text(card, encoding="utf-8")
     print(markdown(report))
     print(f"report: {run.path}/report.md and report.json; model card: {run.path}/README.md")
-    print(f"next: `python -m natural2nanoscale segment {run.path} --images SLICES --out MASKS` masks other slices,")
-    print(f"      `python -m natural2nanoscale evaluate {run.path} --data DIR` scores these U-Nets on other masks")
+    segment = command("python -m natural2nanoscale segment", run.path, images="SLICES", out="MASKS")
+    evaluate = command("python -m natural2nanoscale evaluate", run.path, data="DIR")
+    print(f"next: `{segment}` masks other slices,\n      `{evaluate}` scores these U-Nets on other masks")
 
 
 def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
