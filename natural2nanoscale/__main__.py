@@ -111,7 +111,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
             help="refuse larger pictures, against decompression bombs (default: %(default)s)")  # fmt: skip
         add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     elif verb == "convert":
-        parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth with control_model.* tensors")
+        parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth of a ControlNet")
         parser.add_argument("--out", type=Path, required=True, help="new folder, for --controlnet-init of a training")
     elif verb == "backbone":
         from natural2nanoscale.diffusion.recipe import PretrainingSettings

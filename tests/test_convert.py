@@ -82,8 +82,25 @@ def test_what_is_no_controlnet_for_stable_diffusion_15_is_refused(tensors, tmp_p
         edited = {name: tensor for name, tensor in (tensors | edit).items() if tensor is not None}
         with pytest.raises(InputError, match=message):
             convert(saved(tmp_path / "a.safetensors", edited), SMALL)
-    with pytest.raises(InputError, match="holds no ControlNet"):
+    with pytest.raises(InputError, match="holds no ControlNet: expected tensors named") as refusal:
         convert(saved(tmp_path / "a.safetensors", {"zero_convs.0.0.bias": torch.zeros(3)}))
+    assert "natural2nanoscale convert" not in str(refusal.value)  # which has just been called
+
+
+def test_bare_names_and_those_of_diffusers_are_taken_too(tensors, controlnet, tmp_path):
+    prefix = "control_model."
+    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    ours = {name: tensor.clone().contiguous() for name, tensor in controlnet.state_dict().items()}
+    for name, named in (("bare.pth", bare), ("diffusers.safetensors", ours)):
+        converted = convert(saved(tmp_path / name, named), SMALL).state_dict()
+        assert converted.keys() == ours.keys()
+        assert all(torch.equal(converted[key], ours[key]) for key in ours)
+        some = dict(list(named.items())[:-1])
+        with pytest.raises(InputError, match="1 missing tensor"):
+            convert(saved(tmp_path / name, some), SMALL)
+    wide = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    with pytest.raises(InputError, match="is Stable Diffusion 2"):
+        convert(saved(tmp_path / "bare.pth", bare | {wide: torch.zeros(8, 1024)}), SMALL)
 
 
 class Opened:
