@@ -86,7 +86,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         add("--crop", type=size, metavar="WxH", help="ControlNet's window in pixels")
         add("--device", default="auto", help="auto, cpu or cuda")
     elif verb == "phantom":
-        from natural2nanoscale.data.phantom import add_arguments as add
+        from natural2nanoscale.phantom.volume import add_arguments as add
 
         add(parser)
     elif verb == "prepare":
@@ -114,7 +114,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth with control_model.* tensors")
         parser.add_argument("--out", type=Path, required=True, help="new folder, for --controlnet-init of a training")
     elif verb == "backbone":
-        from natural2nanoscale.diffusion.recipe import PretrainingSettings
+        from natural2nanoscale.workshop.recipe import PretrainingSettings
 
         recipe, add = PretrainingSettings(), parser.add_argument
         add("--out", type=Path, required=True, help="run folder; the backbone itself is written to OUT/backbone")
@@ -139,7 +139,7 @@ def run_verb() -> None:
     elif args.verb == "experiments":
         from natural2nanoscale.study.experiments import run_experiments as run
     elif args.verb == "phantom":
-        from natural2nanoscale.data.phantom import run
+        from natural2nanoscale.phantom.volume import run
     elif args.verb == "prepare":
         from natural2nanoscale.data.prepare import run
     elif args.verb == "check":
@@ -151,7 +151,7 @@ def run_verb() -> None:
     elif args.verb == "convert":
         from natural2nanoscale.diffusion.convert import run
     else:
-        from natural2nanoscale.diffusion.pretraining import run
+        from natural2nanoscale.workshop.pretraining import run
     run(args)
 
 

@@ -5,11 +5,11 @@ import argparse
 import numpy as np
 import pytest
 
-from natural2nanoscale.data import phantom
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.data.phantom import PhantomSettings, volume, write_phantom
-from natural2nanoscale.data.phantom_textures import gaussian_field, resample
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.phantom import volume as phantom
+from natural2nanoscale.phantom.textures import gaussian_field, resample
+from natural2nanoscale.phantom.volume import PhantomSettings, volume, write_phantom
 
 SMALL = PhantomSettings(width=56, height=32, train=3, val=1, test=2, gap=2, seed=4)
 

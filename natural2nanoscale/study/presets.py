@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from natural2nanoscale.data.phantom import PhantomSettings
+from natural2nanoscale.phantom.volume import PhantomSettings
 from natural2nanoscale.segmentation.settings import SHORT, Settings
 
 EXPERIMENTS = {

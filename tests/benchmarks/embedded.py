@@ -12,10 +12,10 @@ import torch
 
 from natural2nanoscale.data.classes import palette
 from natural2nanoscale.data.encoders import encode_mask
-from natural2nanoscale.data.phantom import PhantomSettings, volume
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments, make_controlnet
 from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.phantom.volume import PhantomSettings, volume
 
 KINDS = {  # part of an operation's name in torch: what it is
     "conv": "convolutions", "mm": "matrix products", "attention": "attention", "silu": "activations",

@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
-from natural2nanoscale.data.contact import sheet
-from natural2nanoscale.diffusion import natural
-from natural2nanoscale.diffusion.architecture import (
+from natural2nanoscale.data.sheets import sheet
+from natural2nanoscale.workshop import dead_leaves
+from natural2nanoscale.workshop.architecture import (
     make_scheduler,
     make_text_encoder,
     make_tokenizer,
@@ -30,7 +30,7 @@ from natural2nanoscale.diffusion.architecture import (
     make_vae,
     write_backbone,
 )
-from natural2nanoscale.diffusion.recipe import PretrainingSettings
+from natural2nanoscale.workshop.recipe import PretrainingSettings
 
 SHEET_GUIDANCE = (1.0, 3.0, 6.0)
 SHEET_CAPTIONS = (  # one that the others change in one respect
@@ -54,7 +54,7 @@ def tokenize(tokenizer, texts: list[str]) -> Tensor:
 
 
 def _draw(job: tuple[int, int, int, int]) -> tuple[np.ndarray, str]:
-    return natural.draw(*job)
+    return dead_leaves.draw(*job)
 
 
 def image_bank(settings: PretrainingSettings) -> dict[tuple[int, int], tuple[Tensor, list[str]]]:

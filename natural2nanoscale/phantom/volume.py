@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from natural2nanoscale.cli import at_least, size
-from natural2nanoscale.data import phantom_textures as textures
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, write_pairs
-from natural2nanoscale.data.phantom_tissue import FIELDS, Anatomy, cut, grow_cells, paint
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.phantom import textures
+from natural2nanoscale.phantom.tissue import FIELDS, Anatomy, cut, grow_cells, paint
 
 
 @dataclass(frozen=True)
 class PhantomSettings:
     """A data root: image size in pixels, slices per part, slices discarded between parts.
 
-    The looks are fixed in phantom_tissue.Anatomy and phantom_textures.Greys.
+    The looks are fixed in tissue.Anatomy and textures.Greys.
     """
 
     width: int = 224

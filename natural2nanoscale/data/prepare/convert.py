@@ -11,14 +11,14 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from natural2nanoscale.data import splits
-from natural2nanoscale.data.contact import contact_sheet
 from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, write_pairs
-from natural2nanoscale.data.intensity import Histogram, to_bytes
-from natural2nanoscale.data.labels import LabelRule, PageCodes, decide_labels
-from natural2nanoscale.data.pairing import check_sizes, list_pages, pair_pages
-from natural2nanoscale.data.prepare import Preparation
-from natural2nanoscale.data.sources import Page, Reader
+from natural2nanoscale.data.prepare import splits
+from natural2nanoscale.data.prepare.intensity import Histogram, to_bytes
+from natural2nanoscale.data.prepare.labels import LabelRule, PageCodes, decide_labels
+from natural2nanoscale.data.prepare.pairing import check_sizes, list_pages, pair_pages
+from natural2nanoscale.data.prepare.settings import Preparation
+from natural2nanoscale.data.prepare.sources import Page, Reader
+from natural2nanoscale.data.sheets import contact_sheet
 from natural2nanoscale.errors import InputError
 
 Pair = tuple[Page, Page]  # a slice and its mask

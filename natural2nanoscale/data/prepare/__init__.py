@@ -4,42 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from natural2nanoscale.cli import at_least, size
-from natural2nanoscale.data import splits
+from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.errors import InputError
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What to convert, and how. Sizes are (width, height); fractions are of the slices, or of the groups."""
-
-    images: Path
-    masks: Path
-    out: Path
-    split: str = "block"  # "block", "random" or "group"
-    group: str | None = None  # regular expression whose first group in the file name is the slice's group
-    val: float = splits.VAL
-    test: float = splits.TEST
-    val_groups: tuple[str, ...] = ()
-    test_groups: tuple[str, ...] = ()
-    gap: int | None = None  # None: splits.default_gap
-    seed: int = 0
-    size: tuple[int, int] | None = None
-    tiles: int | None = None  # at most so many of each slice, the most central ones
-    skip_small: bool = False
-    only_pairs: bool = False
-    classes: tuple[str, ...] = ()
-    colors: tuple[tuple[str, int], ...] = ()
-    mapping: dict[int | str, int] | None = None
-    default_percentiles: ClassVar[tuple[float, float]] = (0.1, 99.9)
-    percentiles: tuple[float, float] | None = None  # None: default_percentiles; 8-bit slices stay as they are
-    window: tuple[float, float] | None = None  # grey values that become 0 and 255, instead of percentiles
-    pixel_size_nm: float | None = None
-    max_pixels: int = 1_000_000_000
 
 
 # fmt: off
@@ -85,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from natural2nanoscale.data.conversion import prepare
     from natural2nanoscale.data.inspection import report
+    from natural2nanoscale.data.prepare.convert import prepare
 
     settings = settings_of(args)
     prepare(settings)
@@ -96,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 def settings_of(args: argparse.Namespace) -> Preparation:
     """The options, checked together; InputError names the option."""
-    from natural2nanoscale.data.labels import parse_colors, parse_map, parse_names
+    from natural2nanoscale.data.prepare.labels import parse_colors, parse_map, parse_names
 
     split = args.split or ("group" if args.group else "block")
     if (split == "group") != bool(args.group):
