@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, main_guard, size
+from natural2nanoscale.cli import Help, add_settings, at_least, main_guard, size
 
 VERBS = {
     "demo": "the whole loop at embedded scale, from a few slices to a table (the default)",
@@ -116,14 +116,9 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     elif verb == "backbone":
         from natural2nanoscale.workshop.recipe import PretrainingSettings
 
-        recipe, add = PretrainingSettings(), parser.add_argument
+        add = parser.add_argument
         add("--out", type=Path, required=True, help="run folder; the backbone itself is written to OUT/backbone")
-        add("--seed", type=at_least(0), default=recipe.seed, help="seed of images and weights")
-        add("--images", type=at_least(16), default=recipe.images, help="dead-leaves images of 128x128 pixels")
-        add("--wide-images", type=at_least(16), default=recipe.wide_images, help="and of 224x128")
-        add("--vae-steps", type=at_least(1), default=recipe.vae_steps, help="steps of the VAE")
-        add("--unet-steps", type=at_least(1), default=recipe.unet_steps, help="steps of the U-Net")
-        add("--batch-size", type=at_least(1), default=recipe.batch_size, help="images per step of the U-Net")
+        add_settings(parser, PretrainingSettings)
         add("--device", default="auto", help="auto, cpu or cuda")
         add("--resume", action="store_true", help="go on from the last checkpoint in OUT")
 

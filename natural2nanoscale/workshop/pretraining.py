@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
+from natural2nanoscale.cli import settings_from
 from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.workshop import dead_leaves
 from natural2nanoscale.workshop.architecture import (
@@ -292,9 +293,7 @@ def caption_sheet(backbone: Path, path: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains the VAE, then the U-Net, into args.out."""
-    chosen = {name: getattr(args, name) for name in
-              ("seed", "images", "wide_images", "vae_steps", "unet_steps", "batch_size")}  # fmt: skip
-    settings = PretrainingSettings(**chosen)
+    settings = settings_from(args, PretrainingSettings)
     device = runs.select_device(args.device)
     folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume,
                           may_change=("unet_steps",))  # fmt: skip

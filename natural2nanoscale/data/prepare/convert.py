@@ -95,14 +95,14 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
     """Part of every pair (None: discarded as gap), and the description for dataset.json."""
     val, test, seed = settings.val, settings.test, settings.seed
     stems = [image.stem for image, _mask in pairs]
-    description = {"rule": settings.split, "val": val, "test": test}
-    if settings.split == "block":
+    description = {"rule": settings.rule, "val": val, "test": test}
+    if settings.rule == "block":
         gap = splits.default_gap(len(pairs)) if settings.gap is None else settings.gap
         parts = splits.split_blocks(len(pairs), val, test, gap)
         description |= {"gap": gap}
         if gap == 0:
             print("note: no gap between the blocks, so neighbours are in training and in test: pass --gap 1 if you can")
-    elif settings.split == "random":
+    elif settings.rule == "random":
         parts = splits.split_random(stems, val, test, seed)
         description |= {"seed": seed}
     else:
@@ -115,8 +115,8 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
     if settings.size:
         description |= {"size": list(settings.size), "tiles": settings.tiles}
     counts = ", ".join(f"{parts.count(part)} {part}" for part in splits.PARTS)
-    print(f"split by {settings.split}: {counts} slices" + (f", {parts.count(None)} in gaps" if None in parts else ""))
-    if settings.split == "random":
+    print(f"split by {settings.rule}: {counts} slices" + (f", {parts.count(None)} in gaps" if None in parts else ""))
+    if settings.rule == "random":
         print("note: at random, neighbours in a stack come to training and to test, which flatters the scores")
     for part, names in description.get("groups", {}).items():
         print(f"  {part}: {', '.join(names)}")
