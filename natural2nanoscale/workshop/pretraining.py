@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
 from natural2nanoscale.cli import settings_from
 from natural2nanoscale.data.sheets import sheet
+from natural2nanoscale.diffusion.backbone import load_module
 from natural2nanoscale.workshop import dead_leaves
 from natural2nanoscale.workshop.architecture import (
     make_scheduler,
@@ -111,7 +112,7 @@ def noise_loss(
     colour are decided, which a plain loss hardly sees, and what a caption says of them would be left unread.
     """
     noisy = scheduler.add_noise(latents, noise, t)
-    error = (unet(noisy, t, states).sample - noise).square().mean(dim=(1, 2, 3))
+    error = (unet(noisy, t, states).sample.float() - noise).square().mean(dim=(1, 2, 3))
     alpha_bar = scheduler.alphas_cumprod[t.cpu()].to(error)
     snr = alpha_bar / (1 - alpha_bar)
     return (error * (snr_gamma / snr).clamp(max=1) * (1 / snr).clamp(1, max_weight)).mean()
@@ -225,9 +226,10 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
         # one gradient step
         latents, noise = (x.to(device, memory_format=torch.channels_last) for x in (latents, noise))
         states = text_encoder(tokens.to(device)).last_hidden_state  # (B, L, 64)
-        loss = noise_loss(
-            unet, scheduler, latents, states, noise, t.to(device), settings.snr_gamma, settings.max_weight
-        )
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            loss = noise_loss(
+                unet, scheduler, latents, states, noise, t.to(device), settings.snr_gamma, settings.max_weight
+            )
         rate = warm_cosine(step, settings.unet_steps, settings.unet_learning_rate)
         for group, factor in zip(optimizer.param_groups, (1, settings.caption_rate), strict=True):
             group["lr"] = factor * rate
@@ -298,7 +300,7 @@ def run(args: argparse.Namespace) -> None:
     folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume,
                           may_change=("unet_steps",))  # fmt: skip
     bank = image_bank(settings)
-    vae = train_vae(settings, bank, folder, device)
+    vae = load_module(AutoencoderKL, args.vae / "vae") if args.vae else train_vae(settings, bank, folder, device)
     train_unet(settings, bank, vae, folder, device)
     caption_sheet(folder.path / "backbone", folder.path / "captions.png")
     print(f"backbone written to {folder.path}/backbone; what it makes of captions: {folder.path}/captions.png")
