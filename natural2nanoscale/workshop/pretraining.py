@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
-import os
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
 from natural2nanoscale.cli import settings_from
-from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.diffusion.backbone import load_module
-from natural2nanoscale.workshop import dead_leaves
 from natural2nanoscale.workshop.architecture import (
     make_scheduler,
     make_text_encoder,
@@ -32,66 +27,24 @@ from natural2nanoscale.workshop.architecture import (
     make_vae,
     write_backbone,
 )
+from natural2nanoscale.workshop.captions import caption_sheet
+from natural2nanoscale.workshop.images import (
+    SHAPES,
+    encode_bank,
+    image_bank,
+    to_pixels,
+    tokenize,
+    with_mirror_images,
+)
 from natural2nanoscale.workshop.recipe import PretrainingSettings
 
-SHEET_GUIDANCE = (1.0, 3.0, 6.0)
-SHEET_CAPTIONS = (  # one that the others change in one respect
-    "a mid grey high contrast image of many coarse round smooth shapes, sharp and clean",
-    "a dark grey high contrast image of many coarse round smooth shapes, sharp and clean",
-    "a bright grey high contrast image of many coarse round smooth shapes, sharp and clean",
-    "a mid grey low contrast image of many coarse round smooth shapes, sharp and clean",
-    "a mid coloured high contrast image of many coarse round smooth shapes, sharp and clean",
-    "a mid grey high contrast image of many fine round granular shapes, sharp and clean",
-)
-SHAPES = ((128, 128), (128, 224))  # (height, width) of the two kinds of training images
-
-
-def tokenize(tokenizer, texts: list[str]) -> Tensor:
-    """Token ids (B, L) int64, padded to the encoder's length."""
-    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
 # ----------------------------------------------------------------------------------------------------------------
-# Images
-
-
-def _draw(job: tuple[int, int, int, int]) -> tuple[np.ndarray, str]:
-    return dead_leaves.draw(*job)
-
-
-def image_bank(settings: PretrainingSettings) -> dict[tuple[int, int], tuple[Tensor, list[str]]]:
-    """(height, width) -> images (N, 3, height, width) uint8 and their captions, drawn by all cores."""
-    jobs = [(settings.seed, i, *shape) for shape, count in zip(SHAPES, (settings.images, settings.wide_images),
-                                                               strict=True) for i in range(count)]  # fmt: skip
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        drawn = list(tqdm(pool.imap(_draw, jobs, chunksize=32), "drawing dead leaves", len(jobs)))
-    bank = {}
-    for shape in SHAPES:
-        chosen = [(image, text) for image, text in drawn if image.shape[:2] == shape]
-        images = torch.from_numpy(np.stack([image for image, _ in chosen])).permute(0, 3, 1, 2).contiguous()
-        bank[shape] = images, [text for _, text in chosen]
-    return bank
-
-
-def with_mirror_images(images: Tensor, captions: list[str]) -> tuple[Tensor, list[str]]:
-    """images (N, 3, H, W) -> (2N, 3, H, W), the second half mirrored left to right, and so are its captions."""
-    other = {"left": "right", "right": "left"}
-    mirrored = [" ".join(other.get(word, word) for word in caption.split(" ")) for caption in captions]
-    return torch.cat([images, images.flip(3)]), captions + mirrored
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+# Losses and learning rate
 
 
 def warm_cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     """Learning rate: linear warm-up, then a half cosine to zero."""
     return peak * min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Losses
 
 
 def vae_loss(pixels: Tensor, decoded: Tensor, posterior, kl_weight: float) -> Tensor:
@@ -169,17 +122,6 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.vae_steps:
             save(run, "vae", step + 1, {"vae": vae}, optimizer)
     return vae.half().float().eval().requires_grad_(False)  # users run the fp16-rounded weights
-
-
-@torch.no_grad()
-def encode_bank(vae, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and std of images (N, 3, H, W) uint8, as fp16 on the CPU: (N, C, H/4, W/4) each."""
-    means, stds = [], []
-    for batch in tqdm(images.split(16), "encoding"):
-        posterior = vae.encode(to_pixels(batch).to(vae.device)).latent_dist
-        means.append(posterior.mean.half().cpu())
-        stds.append(posterior.std.half().cpu())
-    return torch.cat(means), torch.cat(stds)
 
 
 def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFolder, device: torch.device) -> None:
@@ -271,26 +213,6 @@ def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
 
 # ----------------------------------------------------------------------------------------------------------------
 # The verb
-
-
-def text_to_image(backbone: Path) -> StableDiffusionPipeline:
-    """What draws from captions alone: diffusers' own pipeline over a backbone folder, in DDIM steps."""
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        backbone, scheduler=DDIMScheduler.from_pretrained(backbone / "scheduler"), local_files_only=True
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def caption_sheet(backbone: Path, path: Path) -> None:
-    """Save what the backbone makes of a few captions, unguided and guided: a row each, from the same noise."""
-    pipeline, columns = text_to_image(backbone), []
-    for guidance in SHEET_GUIDANCE:
-        generators = [runs.generator_for("caption sheet") for _ in SHEET_CAPTIONS]
-        settings = {"height": 128, "width": 224, "num_inference_steps": 30, "guidance_scale": guidance}
-        columns.append(pipeline(list(SHEET_CAPTIONS), generator=generators, output_type="np", **settings).images)
-    rows = [[(255 * column[i]).round().astype(np.uint8) for column in columns] for i in range(len(SHEET_CAPTIONS))]
-    sheet(rows, path, [f"guidance {guidance:g}" for guidance in SHEET_GUIDANCE], SHEET_CAPTIONS)
 
 
 def run(args: argparse.Namespace) -> None:
