@@ -1,6 +1,7 @@
 """U-Net training: exact micro-batches and resume, seeded order, mixing, early stopping, reports, refusals."""
 
 import json
+import re
 import runpy
 import signal
 import sys
@@ -330,7 +331,10 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     assert "generate.py" in refused() and not (tmp_path / "run").exists()
     write(root / "synthetic", blobs(4, 4), "synthetic")
     call()
-    assert "4 real + 4 synthetic" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 real + 4 synthetic" in printed
+    assert re.search(r"memory    about \d+\.\d GB with 8 of 32x24 at once", printed)  # all there are, not all that fit
+    assert re.search(r"at most 3 steps, 1 per epoch, about \d+ s and what validation takes", printed)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [seed["seed"] for seed in report["seeds"]] == [0, 1] and 0 <= report["miou_mean"] <= 1
     assert [entry["name"] for entry in report["per_class"]] == ["background", "cell"]

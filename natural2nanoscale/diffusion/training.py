@@ -17,7 +17,7 @@ from natural2nanoscale.data.folders import PairFolder, fingerprint
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet, predict_noise, unlock_decoder
 from natural2nanoscale.diffusion.latents import LatentCache, variants_kept
-from natural2nanoscale.diffusion.memory import moved, plan
+from natural2nanoscale.diffusion.memory import idle_parts, moved, plan
 from natural2nanoscale.diffusion.saving import load_weights, save_trained
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
@@ -141,6 +141,9 @@ def fine_tune(
             )
 
     slices, total_steps = len(train.stems), settings.total_steps(len(train.stems))
+    if step >= total_steps:
+        print(f"{run.path} is at step {step} of {total_steps}: nothing is left to do")
+        return controlnet.eval()
     windows = slices * variants_kept(train.shapes, settings)
     print(plan(backbone, controlnet, slices, windows, total_steps - step, settings))
     cache = LatentCache(backbone, train, settings)
@@ -166,12 +169,10 @@ def fine_tune(
     if main and step == 0:
         validation.write_samples(controlnet, run.path / "samples", 0)
     losses: list[torch.Tensor] = []
-    # the prompts are encoded, and so are the slices where they are cached: their encoders give way
-    idle = [backbone.text_encoder, *([backbone.vae] if cache.variants else [])]
     with (
         StopSignal() as stop,
         tqdm(total=total_steps, initial=step, desc="ControlNet", unit="step", disable=not main) as bar,
-        moved(idle, torch.device("cpu")),
+        moved(idle_parts(backbone, settings), torch.device("cpu")),
     ):
         while step < total_steps:
             # which slices: a permutation that depends on seed and epoch alone, dealt to the processes

@@ -12,19 +12,20 @@ import torch
 from natural2nanoscale.cli import DATA, UNET_RUN, command, resumable
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.measure import Cost, duration, gigabytes, measure
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, select_device
 from natural2nanoscale.segmentation.batches import (
-    BYTES_PER_PIXEL_AND_WIDTH,
     check,
     micro_batch_size,
     plan_steps,
     set_size,
+    slices_per_step,
 )
 from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings, shown
 from natural2nanoscale.segmentation.slices import Slices, check_test, combine, load_slices, refuse_leak
-from natural2nanoscale.segmentation.training import train
+from natural2nanoscale.segmentation.training import accumulate_gradient, train
 from natural2nanoscale.segmentation.unet import UNet
 
 
@@ -140,11 +141,31 @@ def print_plan(
     print(f"classes   {', '.join(training.classes.names)}")
     print(f"network   U-Net of width {settings.width} and depth {settings.depth}: {parameters:,} parameters")
     height, width = (settings.crop[1], settings.crop[0]) if settings.crop else max(training.shapes, key=math.prod)
-    at_once = settings.micro_batch or micro_batch_size(height * width, settings.width, device)
-    at_once = min(at_once, settings.batch_size)
-    needed = BYTES_PER_PIXEL_AND_WIDTH * settings.width * height * width * at_once
-    print(f"memory    about {needed / 1e9:.1f} GB for {at_once} of {width}x{height} at once")
-    print(f"length    at most {total} steps, {per_epoch} per epoch, for each of {seeds} seed(s), on {device}")
+    size = slices_per_step(settings, count)
+    at_once = min(settings.micro_batch or micro_batch_size(height * width, settings.width, device), size)
+    cost = blank_cost(training, settings, (at_once, height, width), device)
+    took = duration(total * math.ceil(size / at_once) * cost.seconds)
+    print(f"memory    about {gigabytes(cost.peak)} with {at_once} of {width}x{height} at once")
+    print(f"length    at most {total} steps, {per_epoch} per epoch, about {took} and what validation takes,")
+    print(f"          for each of {seeds} seed(s), on {device}")
     if settings.finetune_after is not None:
         first = "both kinds" if settings.balance else "synthetic slices"
         print(f"order     {settings.finetune_after} steps on {first}, then real slices alone")
+
+
+def blank_cost(training: Slices, settings: Settings, shape: tuple[int, int, int], device: torch.device) -> Cost:
+    """Memory and time of one forward and backward pass with its optimiser step, on blank windows of shape (B,H,W), and
+    beside it room for the training slices, which lie on the device."""
+    model = UNet(training.classes.count, settings.width, settings.depth).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    images = torch.zeros(shape, device=device)[:, None]
+    masks, weights = torch.zeros(shape, dtype=torch.int64, device=device), torch.ones(model.classes, device=device)
+
+    def step() -> None:
+        accumulate_gradient(model, [(images, masks)], weights)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    cost = measure(step, device)
+    pool = 2 * sum(image.size for image in training.images)  # image and mask, a byte each
+    return replace(cost, peak=None if cost.peak is None else cost.peak + pool)

@@ -72,9 +72,7 @@ class Preparation:
     size: tuple[int, int] | None = setting(
         None, "cut every slice into as many tiles as fit, centred", size, metavar="WxH"
     )
-    tiles: int | None = setting(
-        None, "at most N tiles of each slice, the most central ones", at_least(1), metavar="N"
-    )
+    tiles: int | None = setting(None, "at most N tiles of each slice, the most central ones", at_least(1), metavar="N")
     skip_small: bool = setting(False, "leave out slices smaller than --size")
     only_pairs: bool = setting(False, "leave out images without a mask and masks without an image")
     default_percentiles: ClassVar[tuple[float, float]] = (0.1, 99.9)
