@@ -13,11 +13,11 @@ from backbones import disturbed
 from safetensors.torch import load_file, save_file
 
 from natural2nanoscale.data.folders import open_pairs, read_gray, read_info, save_png
-from natural2nanoscale.diffusion import synthesis
+from natural2nanoscale.diffusion import latents, synthesis
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.command import read_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, predict_noise
-from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept
+from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept, variants_visited
 from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import draw_slices
 from natural2nanoscale.diffusion.training import FineTuning
@@ -234,6 +234,32 @@ def test_cached_latents_are_those_of_encoding_every_step(tiny_backbone, data_fol
     # two windows hold a slice, as many are drawn; after the last one the first comes round again
     assert cached.variants == 4 and not torch.equal(cached.batch([0], epoch=3)[0], cached.batch([0], epoch=0)[0])
     assert torch.equal(cached.batch([0], epoch=4)[0], cached.batch([0], epoch=0)[0])
+
+
+def test_only_windows_that_will_be_visited_are_encoded(tiny_backbone, data_folder, monkeypatch):
+    backbone, folder = load_backbone(str(tiny_backbone), torch.device("cpu")), open_pairs(data_folder / "train")
+    encoded, moments = [], latents.latent_moments
+
+    def counted(backbone, pixels):
+        encoded.append(len(pixels))
+        return moments(backbone, pixels)
+
+    monkeypatch.setattr(latents, "latent_moments", counted)
+    settings = FineTuning((32, 32), 1e-3, max_steps=5)  # four slices, two a step: two epochs and a half
+    assert variants_visited(folder.shapes, settings) == [0, 1, 2]
+    short = LatentCache(backbone, folder, settings)
+    assert sum(encoded) == 3 * 4
+    long = replace(settings, max_steps=400)
+    assert variants_visited(folder.shapes, long) == variants_visited(folder.shapes, long, step=7) == list(range(16))
+    assert variants_visited(folder.shapes, replace(settings, latent_variants=0)) == []
+    # on the way from step 30 to 36, epochs 15, 16 and 17 are seen; what they see depends on no length, bit for bit
+    late = replace(settings, max_steps=36)
+    assert variants_visited(folder.shapes, late, step=30) == [0, 1, 15]
+    whole, resumed = LatentCache(backbone, folder, long), LatentCache(backbone, folder, late, step=30)
+    for cache, epochs in ((short, (0, 1, 2)), (resumed, (15, 16, 17))):
+        for epoch in epochs:
+            for one, two in zip(cache.batch([1, 3], epoch)[:3], whole.batch([1, 3], epoch)[:3], strict=True):
+                assert torch.equal(one, two)
 
 
 def test_killed_run_resumes(train, tmp_path):

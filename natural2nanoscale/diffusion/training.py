@@ -16,7 +16,7 @@ from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder, fingerprint
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet, predict_noise, unlock_decoder
-from natural2nanoscale.diffusion.latents import LatentCache, variants_kept
+from natural2nanoscale.diffusion.latents import LatentCache, variants_visited
 from natural2nanoscale.diffusion.memory import idle_parts, moved, plan
 from natural2nanoscale.diffusion.saving import load_weights, save_trained
 from natural2nanoscale.diffusion.validation import Validation
@@ -144,9 +144,9 @@ def fine_tune(
     if step >= total_steps:
         print(f"{run.path} is at step {step} of {total_steps}: nothing is left to do")
         return controlnet.eval()
-    windows = slices * variants_kept(train.shapes, settings)
+    windows = slices * len(variants_visited(train.shapes, settings, step))
     print(plan(backbone, controlnet, slices, windows, total_steps - step, settings))
-    cache = LatentCache(backbone, train, settings)
+    cache = LatentCache(backbone, train, settings, step)
     prompt_embeds = encode_prompts(backbone, [*prompts, ""])  # (P+1,L,D), once for all; the last one is empty
     validation = Validation(backbone, val, prompts, settings)
     judged = Validation(backbone, val, prompts, settings, JUDGED_MASKS) if agreement else None
