@@ -174,7 +174,8 @@ def read_generation(path: Path) -> tuple[DatasetInfo, int, str | None]:
     """Of an unfinished synthetic folder: what its dataset.json will say, how many slices per mask are planned, and the
     call that makes those that are missing, if it is known."""
     info, data = _parse_info(Path(path) / GENERATION)
-    return info, int(data.get("per_mask", 0)), data.get("call")
+    per_mask, call = data.get("per_mask"), data.get("call")
+    return info, per_mask if isinstance(per_mask, int) else 0, call if isinstance(call, str) else None
 
 
 def _parse_info(file: Path) -> tuple[DatasetInfo, dict]:

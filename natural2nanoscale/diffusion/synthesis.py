@@ -96,18 +96,9 @@ def synthesize(
     planned = plan_images(source.stems, per_mask, prompts, seed)
     done = read_manifest(out)
     missing = [image for image in planned if image.stem not in done]
-    complete, unfinished = out / "dataset.json", out / GENERATION
-    if not missing and complete.is_file():
+    if not missing and (out / "dataset.json").is_file():
         return 0
-    whole = planned  # all that the folder is to hold: a call for fewer slices than one before it does not complete it
-    if unfinished.is_file() and not complete.is_file():
-        _, most, call_for_most = read_generation(out)
-        if most > per_mask:
-            per_mask, call = most, call_for_most
-            whole = plan_images(source.stems, per_mask, prompts, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(unfinished, info.to_json() | {"per_mask": per_mask, "call": call})
-    complete.unlink(missing_ok=True)
+    whole = plan_images(source.stems, begin(out, info, per_mask, call), prompts, seed)
     (out / "images").mkdir(exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
     # rows of a killed run whose pictures are not whole are dropped; theirs are made again
@@ -159,8 +150,8 @@ def synthesize(
         raise Interrupted(f"with {len(missing)} images to go: the same command makes them")
     now = read_manifest(out)
     if all(image.stem in now for image in whole):
-        write_json(complete, info.to_json())
-        unfinished.unlink()
+        write_json(out / "dataset.json", info.to_json())
+        (out / GENERATION).unlink()
     return len(planned) - len([image for image in planned if image.stem in done])
 
 
@@ -235,6 +226,22 @@ def begun_with(out: Path) -> DatasetInfo | None:
     if (out / GENERATION).is_file() and not (out / "dataset.json").is_file():
         return read_generation(out)[0]
     return read_info(out)
+
+
+def begin(out: Path, info: DatasetInfo, per_mask: int, call: str | None) -> int:
+    """Make `out`, or go on with it, as a folder that is not complete; return how many slices per mask would make it so.
+
+    They are the most that were ever asked for: a call for fewer does not complete what one before it has begun.
+    """
+    complete = out / "dataset.json"
+    if (out / GENERATION).is_file() and not complete.is_file():
+        _, most, call_for_most = read_generation(out)
+        if most > per_mask:
+            per_mask, call = most, call_for_most
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / GENERATION, info.to_json() | {"per_mask": per_mask, "call": call})
+    complete.unlink(missing_ok=True)
+    return per_mask
 
 
 def read_manifest(out: Path) -> dict[str, dict]:
