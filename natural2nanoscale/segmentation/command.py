@@ -81,7 +81,8 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
         try:
             train(training, validation, replace(settings, seed=seed), device, folder, args.resume)
         except Interrupted as stop:  # which knows this seed's folder alone
-            raise Interrupted(command(str(stop), out=None if args.out == UNET_RUN else args.out)) from None
+            stop.args = (command(str(stop), out=None if args.out == UNET_RUN else args.out),)
+            raise
     report = evaluate_run(run.path, folders["test"], device)
     write_report(run.path, report)
     card = model_card(run.path, report, folders, training, settings)
