@@ -47,7 +47,8 @@ def test_bootstrap_of_two_blocks_reaches_from_one_to_the_other():
 def test_bootstrap_equals_the_binomial_quantiles():
     right = hits_of([10, 10, 0, 0] * 10)  # 20 blocks of two neighbours, every other one wholly right
     low, high = block_bootstrap(right, hits_of([0, 1] * 20), block=2, volumes=[0], draws=20000)
-    quantiles = stats.binom.ppf([0.025, 0.975], 20, 0.5) / 20
+    tail = stats.norm.cdf(-np.sqrt(20 / 19) * stats.t.ppf(0.975, 19))  # 1.6 %: what so few blocks take for 2.5 %
+    quantiles = stats.binom.ppf([tail, 1 - tail], 20, 0.5) / 20
     assert (low, high) == (pytest.approx(quantiles[0] / 2 - 0.025), pytest.approx(quantiles[1] / 2 - 0.025))
     # taken one by one, the slices would look twice as many and the interval too short by sqrt(2)
     alone = block_bootstrap(right, hits_of([0, 1] * 20), block=1, volumes=[0], draws=20000)
@@ -78,7 +79,27 @@ def test_absent_class_does_not_count():
     assert miou(matrices)[0] == pytest.approx((5 / 6 + 4 / 5) / 2) and np.isnan(miou(matrices)[1])
 
 
-@pytest.mark.parametrize(("slices", "told"), [(12, False), (13, True)])
-def test_fewer_than_four_blocks_of_test_slices_give_no_interval(slices, told):
-    row = {"redraw": 0, "seed": 0, "miou": 0.5, "images": np.tile(np.eye(2), (slices, 1, 1)).tolist()}
-    assert (compare("", [row], [row], block=4).over_blocks is not None) == told
+@pytest.mark.parametrize(("volumes", "blocks"), [(1, 10), (1, 20), (3, 4)])
+def test_the_interval_over_test_slices_covers_what_it_says(volumes, blocks):
+    """Test slices in blocks that share how much is gained; the truth is the mean over endlessly many blocks."""
+    rng, runs, covered = np.random.default_rng(0), 400, 0
+    for run in range(runs):
+        gain = rng.normal(0, 0.06, (volumes, blocks)).repeat(4, axis=1) + rng.normal(0.02, 0.03, (volumes, 4 * blocks))
+        base = rng.uniform(0.55, 0.75, (volumes, blocks)).repeat(4, axis=1)
+        with_it, without = (
+            np.concatenate([hits_of(np.round(1000 * found).astype(int), 1000) for found in shares])
+            for shares in (base + gain, base)
+        )
+        low, high = block_bootstrap(with_it, without, 4, range(volumes), draws=400, seed=run)
+        covered += low <= 0.01 <= high  # mIoU is half of the share that is found
+    assert 0.92 <= covered / runs <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("slices", "redraws", "told"), [(36, 1, False), (37, 1, True), (13, 2, False), (13, 3, True), (12, 9, False)]
+)
+def test_fewer_than_ten_blocks_of_test_slices_give_no_interval(slices, redraws, told):
+    """Of blocks of four; where every redraw has a test set of its own, their blocks count together."""
+    images = np.tile(np.eye(2), (slices, 1, 1)).tolist()
+    rows = [{"redraw": redraw, "seed": 0, "miou": 0.5, "images": images} for redraw in range(redraws)]
+    assert (compare("", rows, rows, block=4).over_blocks is not None) == told

@@ -12,11 +12,10 @@ import numpy as np
 from natural2nanoscale.runs import mean_std
 from natural2nanoscale.study.figures import dot_plot, interval_plot
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table
-from natural2nanoscale.study.statistics import Difference, block_bootstrap, paired_difference
+from natural2nanoscale.study.statistics import Difference, block_bootstrap, enough_blocks, paired_difference
 
 POSITIONS = {"better": "above zero", "worse": "below zero", "open": "reaches below zero"}  # of an interval
 BLOCK = 4  # consecutive test slices that the bootstrap keeps together
-FEWEST_BLOCKS = 4  # below, there is no interval over test slices
 COMPARISONS = (
     ("real + synthetic", "real"),
     ("real + synthetic + rotation", "real + rotation"),
@@ -75,11 +74,11 @@ def compare(label: str, with_it: Sequence[dict], without: Sequence[dict], block:
     there = {(row["redraw"], row["seed"]): row for row in without}
     pairs = [(row, there[row["redraw"], row["seed"]]) for row in with_it if (row["redraw"], row["seed"]) in there]
     slices = [len(row.get("images", ())) for pair in pairs for row in pair]
-    if min(slices) <= (FEWEST_BLOCKS - 1) * block:  # so few say next to nothing of others
-        return Comparison(label, change, None)
-    matrices = [np.array([pair[side]["images"] for pair in pairs]) for side in (0, 1)]
     tests = [row.get("test", row["redraw"]) for row, _ in pairs]
     volumes = [tests.index(test) for test in tests]
+    if not enough_blocks(min(slices), block, len(set(volumes))):
+        return Comparison(label, change, None)
+    matrices = [np.array([pair[side]["images"] for pair in pairs]) for side in (0, 1)]
     return Comparison(label, change, block_bootstrap(*matrices, block, volumes))
 
 
