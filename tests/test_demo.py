@@ -2,9 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from natural2nanoscale.data.folders import fingerprint
+from natural2nanoscale.runs import seed_for
+from natural2nanoscale.study import demo
 from natural2nanoscale.study.table import compare, verdict
 
 TOY = [
@@ -30,6 +35,9 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     made = [sorted(p.name for p in (out / f"redraw-{r}/synthetic/images").iterdir()) for r in (0, 1)]
     assert all(len(names) == 2 for names in drawn) and all(len(names) == 4 for names in made)
     assert {name[:10] for name in made[0]} == {name[:10] for name in drawn[0]}
+    assert not set(drawn[0]) & set(drawn[1])  # two times two of four
+    configs = [json.loads((out / f"redraw-{r}/controlnet/config.json").read_text()) for r in (0, 1)]
+    assert [config["settings"]["seed"] for config in configs] == [seed_for(0, "redraw", r) for r in (0, 1)]
 
     # a stopped demo goes on: the cell that is missing comes back as it was, the others are left alone
     log = (out / "log.jsonl").read_text().splitlines()
@@ -46,6 +54,18 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     assert (out / "log.jsonl").read_text().splitlines() == log
     # and refuses other settings
     assert "was" in verb(*command, "--per-mask", 3, expect=2).stderr
+
+
+def test_no_redraw_is_the_first_of_another_seed(tmp_path, monkeypatch):
+    small = partial(replace, width=64, height=32, train=1, val=1, test=1)
+    write = demo.write_phantom
+    monkeypatch.setattr(demo, "write_phantom", lambda out, settings: write(out, small(settings)))
+    drawn = {}
+    for seed in (0, 1):
+        for redraw in (0, 1):
+            settings = demo.DemoSettings(slices=1, seed=seed)
+            drawn[seed, redraw] = demo.draw_folders(tmp_path / f"{seed}-{redraw}", None, settings, redraw)["test"]
+    assert len({fingerprint(folder) for folder in drawn.values()}) == 4
 
 
 def test_too_few_slices_is_one_sentence(verb, data_folder, tiny_backbone, tmp_path):

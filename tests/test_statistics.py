@@ -5,9 +5,11 @@ import pytest
 import torch
 from scipy import stats
 
+from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.segmentation.metrics import iou, mean_present
+from natural2nanoscale.study.cells import draw_train
 from natural2nanoscale.study.statistics import block_bootstrap, miou, paired_difference, t_distribution, t_quantile
-from natural2nanoscale.study.table import compare
+from natural2nanoscale.study.table import compare, scope, shared_slices
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 29, 60])
@@ -103,3 +105,46 @@ def test_fewer_than_ten_blocks_of_test_slices_give_no_interval(slices, redraws, 
     images = np.tile(np.eye(2), (slices, 1, 1)).tolist()
     rows = [{"redraw": redraw, "seed": 0, "miou": 0.5, "images": images} for redraw in range(redraws)]
     assert (compare("", rows, rows, block=4).over_blocks is not None) == told
+
+
+def test_the_interval_over_redraws_covers_what_it_says():
+    """Ten of a pool's twenty slices, drawn anew five times; the truth is the mean over all slices there could be."""
+    rng, runs = np.random.default_rng(0), 1000
+    covered = {0.0: 0, 0.5: 0}
+    for _ in range(runs):
+        pool = rng.normal(0, 1, 20)
+        gains = [pool[rng.permutation(20)[:10]].mean() + rng.normal(0, 0.05) for _ in range(5)]
+        for overlap in covered:
+            ours = paired_difference(gains, [0] * 5, overlap)
+            covered[overlap] += abs(ours.mean) <= ours.half_width
+    assert covered[0.0] / runs < 0.75  # as if the redraws had nothing in common
+    assert 0.93 <= covered[0.5] / runs <= 0.98
+
+
+def redraws_of(count: int, slices: int, pool: int | None, split: str = "given") -> list[dict]:
+    facts = {"slices": slices, "pool": pool, "split": split, "seed": 0, "test": "same", "miou": 0.5}
+    return [facts | {"redraw": redraw} for redraw in range(count)]
+
+
+def test_redraws_that_share_slices_are_told_and_widened():
+    with_it = [row | {"miou": 0.5 + 0.01 * row["redraw"]} for row in redraws_of(3, 4, 8)]
+    widths = [
+        compare("", [row | {"pool": pool} for row in with_it], redraws_of(3, 4, pool), 1).change.half_width
+        for pool in (None, 12, 8)
+    ]
+    assert widths[0] == widths[1] and widths[2] / widths[0] == pytest.approx(2)  # 1/3 becomes 1/3 + 0.5 / 0.5
+    assert shared_slices(redraws_of(3, 4, 11)) == 4 / 11 and shared_slices(redraws_of(3, 4, 4)) == 0
+    assert shared_slices(redraws_of(3, 4, 40, "random")) == 0.1  # dealt anew each time: never disjoint
+    assert scope(redraws_of(3, 4, None)) == "" and scope(redraws_of(1, 4, None)).endswith("this test set only.")
+    assert scope(redraws_of(3, 4, 12)) == "The t intervals are for this test set only."
+    assert "50 % of their annotated slices" in scope(redraws_of(3, 4, 8))
+    assert "for these slices only" in scope(redraws_of(3, 4, 4))
+
+
+def test_redraws_have_no_slice_in_common_while_the_pool_has_enough(data_folder, tmp_path):
+    pool = open_pairs(data_folder / "train")  # of four
+    drawn = [set(draw_train(tmp_path / str(redraw), pool, 2, 0, redraw).stems) for redraw in range(4)]
+    assert drawn[0] | drawn[1] == drawn[2] | drawn[3] == set(pool.stems)
+    assert set(draw_train(tmp_path / "all", pool, 4, 0, 3).stems) == set(pool.stems)
+    three = [tuple(draw_train(tmp_path / f"three-{redraw}", pool, 3, 0, redraw).stems) for redraw in range(4)]
+    assert all(len(stems) == 3 for stems in three) and len(set(three)) > 1

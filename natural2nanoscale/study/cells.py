@@ -27,11 +27,15 @@ from natural2nanoscale.segmentation.training import train
 
 
 def draw_train(out: Path, pool: PairFolder, count: int, seed: int, redraw: int) -> PairFolder:
-    """`count` slices of the pool as a pair folder of their own: fewer slices of one redraw are among its more."""
+    """`count` slices of the pool as a pair folder of its own; redraws share none while there are enough.
+
+    The pool is shuffled and dealt out in sets of `count`; when it is used up, it is shuffled and dealt out anew.
+    """
     if not (out / "dataset.json").is_file():
         shutil.rmtree(out, ignore_errors=True)  # half written when a study was killed
-        order = permutation_for(len(pool.stems), seed, "slices", redraw)
-        chosen = [pool.stems[i] for i in sorted(order[:count])]
+        rounds, turn = divmod(redraw, len(pool.stems) // count)
+        order = permutation_for(len(pool.stems), seed, "slices", rounds)
+        chosen = [pool.stems[i] for i in sorted(order[turn * count : (turn + 1) * count])]
         write_pairs(out, pool.info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
     return open_pairs(out)
 

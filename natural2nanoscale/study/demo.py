@@ -62,13 +62,15 @@ def run_demo(args: argparse.Namespace) -> None:
     }
     run = open_run(args.out, config, (args.out / "config.json").is_file(), ("redraws", "seeds"))
     run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
+    pool = len(pools["train"].stems) if pools else None
     try:
         for redraw in range(settings.redraws):
             folder = run.path / f"redraw-{redraw}"
             folders = draw_folders(folder, root, settings, redraw)
             budget = settings.controlnet_steps, settings.per_mask
-            synthetic = make_synthetic(folder, backbone, folders, *budget, settings.seed + redraw, args.crop)
-            compare(run, folders | {"synthetic": synthetic}, settings, redraw, device)
+            seed = seed_for(settings.seed, "redraw", redraw)
+            synthetic = make_synthetic(folder, backbone, folders, *budget, seed, args.crop)
+            compare(run, folders | {"synthetic": synthetic}, settings, redraw, device, pool)
             picture_row(folder.with_suffix(".png"), folders["train"], synthetic)
     except Interrupted:
         raise Interrupted(f"in {run.path}: the same command goes on there") from None
@@ -103,7 +105,7 @@ def draw_folders(out: Path, root: Path | None, settings: DemoSettings, redraw: i
     if root is None:
         root = out / "phantom"
         if not root.exists():
-            write_phantom(root, PhantomSettings(seed=settings.seed + redraw))
+            write_phantom(root, PhantomSettings(seed=seed_for(settings.seed, "redraw", redraw)))
     drawn = draw_train(out / "train", open_pairs(root / "train"), settings.slices, settings.seed, redraw)
     return {"train": drawn} | {part: open_pairs(root / part) for part in ("val", "test")}
 
@@ -114,8 +116,12 @@ def compare(
     settings: DemoSettings,
     redraw: int,
     device: torch.device,
+    pool: int | None,
 ) -> None:
-    """Train and score a U-Net for every condition and seed; each result is a line of the demo's log."""
+    """Train and score a U-Net for every condition and seed; each result is a line of the demo's log.
+
+    pool: how many slices the redraws draw from; None: each has slices of its own.
+    """
     slices = {part: load_slices(folder) for part, folder in folders.items()}
     done = {(row["redraw"], row["condition"], row["seed"]) for row in run.read_log()}
     for condition, with_real, with_synthetic, augment in CONDITIONS:
@@ -136,5 +142,6 @@ def compare(
             )
             judged = slices["synthetic"] if condition == JUDGE else None
             row = {"redraw": redraw, "condition": condition, "seed": seed, "test": fingerprint(folders["test"])[:12]}
+            row |= {"split": "given", "slices": len(slices["train"]), "pool": pool}
             label = f"U-Net {seed}, {condition}"
             run.log(row | score_unet(training, slices["val"], slices["test"], unet, device, judged, label))

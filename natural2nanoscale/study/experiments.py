@@ -73,7 +73,7 @@ def run_experiments(args: argparse.Namespace) -> None:
         for redraw in range(preset.redraws):
             here = root or run.path / f"redraw-{redraw}" / "phantom"
             if not here.exists():
-                write_phantom(here, replace(preset.phantom, seed=preset.seed + redraw))
+                write_phantom(here, replace(preset.phantom, seed=seed_for(preset.seed, "redraw", redraw)))
             for (split, count), members in groups.items():
                 run_group(run, backbone, here, split, count, members, preset, redraw, args.crop)
             test = open_pairs(here / "test")
@@ -106,13 +106,15 @@ def run_group(
         return
 
     # the slices: annotated, synthetic
+    parts = PARTS if split == "random" else ("train",)  # what redraws draw from, unless each has its own volume
+    pool = None if root == folder.parent / "phantom" else sum(len(open_pairs(root / part).stems) for part in parts)
     if split == "random":
         root = split_at_random(root, folder.parent / "random", seed_for(preset.seed, "split", redraw))
     folders = {part: open_pairs(root / part) for part in ("val", "test")}
     folders["train"] = draw_train(folder / "train", open_pairs(root / "train"), count, preset.seed, redraw)
     per_mask = math.ceil(max(condition.synthetic for condition in members))
     if per_mask:
-        budget = preset.controlnet_steps, per_mask, preset.seed + redraw
+        budget = preset.controlnet_steps, per_mask, seed_for(preset.seed, "redraw", redraw)
         folders["synthetic"] = make_synthetic(folder, backbone, folders, *budget, crop)
         if split == "given":
             picture_row(folder.with_suffix(".png"), folders["train"], folders["synthetic"])
@@ -127,7 +129,8 @@ def run_group(
     for cell, condition in cells:
         if cell in done:
             continue
-        row = dict(zip(KEY, cell, strict=True)) | {"ratio": condition.copies + condition.synthetic, "test": tested}
+        row = dict(zip(KEY, cell, strict=True)) | {"ratio": condition.copies + condition.synthetic}
+        row |= {"test": tested, "pool": pool}
         same = next((old for key, old in done.items() if key[1:] == cell[1:]), None)
         if same is None:
             began = time.monotonic()

@@ -78,7 +78,7 @@ def experiments_report(run: RunFolder, timing: dict[str, float], preset: Preset,
             parts.append(gap_table(own, preset))
         compared = [one for _, one in comparisons(experiment, own, preset)]
         if compared:
-            parts += difference_parts(f"{TITLES[experiment]}, differences", compared, preset.block)
+            parts += difference_parts(f"{TITLES[experiment]}, differences", compared, preset.block, own)
     return Report(
         f"What synthetic slices are worth: {test.info.name}, preset {preset.name}",
         verdict(headlines) if headlines else "The experiments have no comparison yet.",

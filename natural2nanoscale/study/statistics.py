@@ -27,13 +27,18 @@ class Difference:
         return self.half_width is None or self.mean - self.half_width <= 0
 
 
-def paired_difference(with_it: Sequence[float], without: Sequence[float]) -> Difference:
-    """95 % t interval of the mean of with_it[i] - without[i]."""
+def paired_difference(with_it: Sequence[float], without: Sequence[float], overlap: float = 0.0) -> Difference:
+    """95 % t interval of the mean of with_it[i] - without[i].
+
+    overlap: share in [0,1) of its slices that a repetition has in common with another one. Such repetitions are
+    correlated by it, so their spread s understates the error of the mean of J: its variance is
+    s^2 (1/J + overlap / (1 - overlap)) (Nadeau & Bengio 2003, "Inference for the generalization error").
+    """
     differences = [a - b for a, b in zip(with_it, without, strict=True)]
     count = len(differences)
     if count < 2:
         return Difference(differences[0], None, count)
-    error = statistics.stdev(differences) / math.sqrt(count)
+    error = statistics.stdev(differences) * math.sqrt(1 / count + overlap / (1 - overlap))
     return Difference(statistics.fmean(differences), t_quantile(0.975, count - 1) * error, count)
 
 

@@ -70,7 +70,8 @@ def compare(label: str, with_it: Sequence[dict], without: Sequence[dict], block:
     both = [key for key in ours if key in theirs]
     if not both:
         return None
-    change = paired_difference([ours[key] for key in both], [theirs[key] for key in both])
+    overlap = shared_slices(with_it) if unit == "redraw" else 0.0
+    change = paired_difference([ours[key] for key in both], [theirs[key] for key in both], overlap)
     there = {(row["redraw"], row["seed"]): row for row in without}
     pairs = [(row, there[row["redraw"], row["seed"]]) for row in with_it if (row["redraw"], row["seed"]) in there]
     slices = [len(row.get("images", ())) for pair in pairs for row in pair]
@@ -80,6 +81,21 @@ def compare(label: str, with_it: Sequence[dict], without: Sequence[dict], block:
         return Comparison(label, change, None)
     matrices = [np.array([pair[side]["images"] for pair in pairs]) for side in (0, 1)]
     return Comparison(label, change, block_bootstrap(*matrices, block, volumes))
+
+
+def shared_slices(rows: Sequence[dict]) -> float:
+    """The share of its annotated slices that a redraw has in common with another one, on average: drawn / pool.
+
+    0 where every redraw has a pool of its own, and where the pool has enough for disjoint sets; and where all of a pool
+    are taken every time: then nothing is drawn, and an interval over redraws is for these very slices.
+    """
+    row = rows[0]
+    drawn, pool = row.get("slices"), row.get("pool")
+    if pool is None or drawn >= pool:
+        return 0.0
+    redraws = len({row["redraw"] for row in rows})
+    disjoint = row["split"] == "given" and redraws * drawn <= pool  # a random split is dealt anew each time
+    return 0.0 if disjoint else drawn / pool
 
 
 def spread(values: Sequence[float]) -> str:
@@ -109,14 +125,16 @@ def score_cells(rows: Sequence[dict], classes: int) -> list[str]:
     return [spread(values) for values in (mious(rows), *per_class)]
 
 
-def difference_parts(title: str, comparisons: Sequence[Comparison], block: int) -> list[Table | Figure]:
-    """The same differences as a chart and as a table."""
+def difference_parts(
+    title: str, comparisons: Sequence[Comparison], block: int, rows: Sequence[dict]
+) -> list[Table | Figure]:
+    """The same differences, of the log's `rows`, as a chart and as a table."""
     header = ("difference in mIoU", "mean", "95 % t interval", "95 % over test slices", "pairs", "t interval is")
-    rows, chart = [], []
+    lines, chart = [], []
     for one in comparisons:
         position = POSITIONS[one.verdict] if one.interval else "–"
         cells = [range_of(one.interval), range_of(one.over_blocks), str(one.change.pairs), position]
-        rows.append([one.label, points(one.change.mean), *cells])
+        lines.append([one.label, points(one.change.mean), *cells])
         bars = [bar and (100 * bar[0], 100 * bar[1]) for bar in (one.interval, one.over_blocks)]
         chart.append((one.label, 100 * one.change.mean, bars))
     note = (
@@ -124,7 +142,27 @@ def difference_parts(title: str, comparisons: Sequence[Comparison], block: int) 
         f"other test slices, blocks of {block} neighbours drawn anew, matrices pooled before mIoU is taken."
     )
     figure = Figure(title, interval_plot(chart, "difference in mIoU, percentage points"), note)
-    return [figure, Table(f"{title}, in numbers", header, rows)]
+    return [figure, Table(f"{title}, in numbers", header, lines, scope(rows))]
+
+
+def scope(rows: Sequence[dict]) -> str:
+    """What the t intervals of these rows hold for, and what they allow for."""
+    several = len({row["redraw"] for row in rows}) > 1
+    if several and all(row["pool"] is None for row in rows):
+        return ""  # every redraw has a volume of its own: the intervals are for volumes like these
+    notes = ["The t intervals are for this test set only."]
+    draws: dict[tuple, list[dict]] = {}
+    for row in rows:
+        draws.setdefault((row["split"], row["slices"]), []).append(row)
+    share = max(map(shared_slices, draws.values()))
+    if several and share:
+        notes.append(
+            f"Redraws have up to {100 * share:.0f} % of their annotated slices in common, and the intervals are "
+            "widened for that."
+        )
+    if several and any(row["slices"] == row["pool"] for row in rows):
+        notes.append("Where all annotated slices are taken, the intervals are for these slices only.")
+    return " ".join(notes)
 
 
 def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
@@ -213,7 +251,7 @@ def demo_report(
     )
     chart = dot_plot([(name, [100 * v for v in mious(group)]) for name, group in groups.items()], "test mIoU, per cent")
     where = "beside the real slices", "on top of rotation"
-    differences, numbers = difference_parts("Differences", compared, BLOCK)
+    differences, numbers = difference_parts("Differences", compared, BLOCK, rows)
     return Report(
         f"What synthetic slices are worth: {folders['train'].info.name}",
         verdict(list(zip(where, compared[:2], strict=True))),

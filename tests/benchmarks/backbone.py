@@ -20,6 +20,7 @@ from diffusers import UNet2DConditionModel
 from natural2nanoscale.data.encoders import decode_gray, encode_gray
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone
 from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
+from natural2nanoscale.runs import seed_for
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import SHORT
@@ -73,6 +74,7 @@ def main() -> None:
     for turn in range(args.seeds):
         folders = draw_folders(args.out / f"seed-{turn}", args.data, settings, turn)
         slices = {part: load_slices(folder) for part, folder in folders.items()}
+        seed = seed_for(args.seed, "redraw", turn)
         judge = train(
             slices["train"],
             slices["val"],
@@ -96,7 +98,7 @@ def main() -> None:
         )
         for name, model in (("frozen", backbone), ("random", random_unet(backbone, turn))):
             drawn = load_slices(
-                make_synthetic(args.out / f"seed-{turn}" / name, model, folders, args.steps, 1, args.seed + turn, None)
+                make_synthetic(args.out / f"seed-{turn}" / name, model, folders, args.steps, 1, seed, None)
             )
             found = scores(drawn)
             shares = [f"{100 * a / b:.1f}" for a, b in zip(found["iou"], real["iou"], strict=True) if a and b]
