@@ -77,8 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     return parse_resumable(parser)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(args: argparse.Namespace) -> None:
     from natural2nanoscale.diffusion.command import train_controlnet
 
     make_judge = None
@@ -89,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(parse_arguments, main)

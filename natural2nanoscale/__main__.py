@@ -129,11 +129,10 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    main_guard(run_verb)
+    main_guard(parse_arguments, run_verb)
 
 
-def run_verb() -> None:
-    args = parse_arguments()
+def run_verb(args: argparse.Namespace) -> None:
     if args.verb == "demo":
         from natural2nanoscale.study.demo import run_demo as run
     elif args.verb == "experiments":

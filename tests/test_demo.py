@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from natural2nanoscale.data.folders import fingerprint
+from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import seed_for
 from natural2nanoscale.study import demo
 from natural2nanoscale.study.table import compare, verdict
@@ -54,6 +55,16 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     assert (out / "log.jsonl").read_text().splitlines() == log
     # and refuses other settings
     assert "was" in verb(*command, "--per-mask", 3, expect=2).stderr
+
+
+@pytest.mark.parametrize("name", ["demo", "experiments"])
+def test_studies_take_bfloat16_where_the_device_is_made_for_it(verb, monkeypatch, tmp_path, name):
+    def show(name, device, dtype=None):
+        raise InputError(f"it takes {dtype}")
+
+    monkeypatch.setattr("natural2nanoscale.diffusion.command.native_bfloat16", lambda device: True)
+    monkeypatch.setattr(f"natural2nanoscale.study.{name}.load_backbone", show)
+    assert "it takes torch.bfloat16" in verb(name, "--out", tmp_path / "out", expect=2).stderr
 
 
 def test_no_redraw_is_the_first_of_another_seed(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
 from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
 from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone
-from natural2nanoscale.diffusion.command import fitting_crop
+from natural2nanoscale.diffusion.command import fitting_crop, select_dtype
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, seed_for, select_device
 from natural2nanoscale.segmentation.mixing import combine, load_slices
@@ -52,7 +52,7 @@ def run_demo(args: argparse.Namespace) -> None:
     if pools:
         check_study(pools, settings.slices, [unet_settings(settings)])
     name = backbone_name(args.backbone, pools["train"].info.origin if pools else "phantom")
-    backbone = load_backbone(name, device)
+    backbone = load_backbone(name, device, select_dtype("auto", device))
     fitting_crop(args.crop or backbone.recommended.crop, backbone)
     config = {
         "kind": "demo",
