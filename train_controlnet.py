@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
 
     make_judge = None
     if args.judge:
-        from natural2nanoscale.study.judge import train_judge as make_judge
+        from natural2nanoscale.segmentation.judge import train_judge as make_judge
 
     train_controlnet(args, make_judge)
 

@@ -22,7 +22,7 @@ VERBS = {
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
-    from natural2nanoscale.study.settings import DemoSettings as Default
+    from natural2nanoscale.study.presets import DemoSettings as Default
 
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/demo"), help="run folder; a stopped demo goes on in it")

@@ -11,7 +11,7 @@ from natural2nanoscale.data.folders import fingerprint
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import seed_for
 from natural2nanoscale.study import demo
-from natural2nanoscale.study.table import compare, verdict
+from natural2nanoscale.study.comparisons import compare, verdict
 
 TOY = [
     *("--slices", 2, "--redraws", 2, "--seeds", 1, "--controlnet-steps", 2, "--per-mask", 2, "--crop", "32x32"),

@@ -15,10 +15,10 @@ from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.runs import Interrupted
 from natural2nanoscale.segmentation.mixing import load_slices
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.study import cells, experiments, standard
+from natural2nanoscale.study import experiments, trial
 from natural2nanoscale.study.presets import BOTH, COPIES, EXPERIMENTS, MIXED, PRESETS, Condition, Preset, conditions
-from natural2nanoscale.study.results import TITLES, gap_table
-from natural2nanoscale.study.standard import rotated_copies
+from natural2nanoscale.study.summary import TITLES, gap_table
+from natural2nanoscale.study.trial import rotated_copies
 
 EQUAL = Settings(
     width=4, depth=2, max_steps=4, batch_size=2, full_batches=True, balance=0.5, crop=(32, 32), validate_every=2,
@@ -40,7 +40,7 @@ def quick_sampling(monkeypatch):
     """Two denoising steps in place of twenty."""
     quick = partial(SamplingSettings, steps=2)
     monkeypatch.setattr(validation, "SamplingSettings", quick)
-    for module in (cells, standard):
+    for module in (trial,):
         monkeypatch.setattr(module, "sampling_settings", lambda backbone: quick())
 
 
@@ -150,7 +150,7 @@ def test_conditions_of_the_paper_have_its_sizes():
 )
 def test_training_that_still_improves_is_unconverged(mious, losses, by_miou, by_loss):
     rows = [{"val_miou": miou, "val_loss": loss} for miou, loss in zip(mious, losses, strict=True)]
-    assert (cells.still_improves(rows, "miou"), cells.still_improves(rows, "loss")) == (by_miou, by_loss)
+    assert (trial.still_improves(rows, "miou"), trial.still_improves(rows, "loss")) == (by_miou, by_loss)
 
 
 def test_share_of_the_gap():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natural2nanoscale.plots import plot_progress
+from natural2nanoscale.charts import plot_progress
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "natural2nanoscale"

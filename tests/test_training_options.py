@@ -25,7 +25,7 @@ from natural2nanoscale.diffusion.memory import kept_bytes, moved, needed_bytes, 
 from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.training import FineTuning, fine_tune
 from natural2nanoscale.runs import RunFolder
-from natural2nanoscale.study import judge
+from natural2nanoscale.segmentation import judge
 
 CPU = torch.device("cpu")
 

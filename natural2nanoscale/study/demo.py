@@ -18,7 +18,10 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, seed_for, select_device
 from natural2nanoscale.segmentation.mixing import combine, load_slices
 from natural2nanoscale.segmentation.settings import SHORT, Settings
-from natural2nanoscale.study.cells import (
+from natural2nanoscale.study.comparisons import demo_report
+from natural2nanoscale.study.presets import DemoSettings
+from natural2nanoscale.study.report import run_facts, write_report
+from natural2nanoscale.study.trial import (
     check_study,
     draw_train,
     make_synthetic,
@@ -26,9 +29,6 @@ from natural2nanoscale.study.cells import (
     sampling_settings,
     score_unet,
 )
-from natural2nanoscale.study.report import run_facts, write_report
-from natural2nanoscale.study.settings import DemoSettings
-from natural2nanoscale.study.table import demo_report
 
 CONDITIONS = (  # name, with real slices, with synthetic slices, U-Net augmentation
     ("real", True, False, "none"),

@@ -21,11 +21,17 @@ from natural2nanoscale.runs import Interrupted, RunFolder, open_run, permutation
 from natural2nanoscale.segmentation.batches import plan_steps
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.study.cells import check_study, draw_train, make_synthetic, picture_row, score_unet
 from natural2nanoscale.study.presets import IN_MEMORY, PRESETS, ROTATION, Condition, Preset, conditions
 from natural2nanoscale.study.report import write_report
-from natural2nanoscale.study.results import experiments_report
-from natural2nanoscale.study.standard import time_generation
+from natural2nanoscale.study.summary import experiments_report
+from natural2nanoscale.study.trial import (
+    check_study,
+    draw_train,
+    make_synthetic,
+    picture_row,
+    score_unet,
+    time_generation,
+)
 
 KEY = ("experiment", "condition", "split", "slices", "size", "redraw", "seed", "budget")  # a cell: a line of the log
 MAY_CHANGE = ("experiments", "redraws", "seeds")

@@ -25,8 +25,8 @@ from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.study.cells import make_synthetic
 from natural2nanoscale.study.demo import DemoSettings, draw_folders
+from natural2nanoscale.study.trial import make_synthetic
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from natural2nanoscale.charts import curves
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.runs import RunFolder, mean_std
-from natural2nanoscale.study.figures import curves
+from natural2nanoscale.study.comparisons import (
+    Comparison,
+    compare,
+    difference_parts,
+    label_consistency,
+    mious,
+    score_cells,
+    verdict,
+)
 from natural2nanoscale.study.presets import (
     BOTH,
     COPIES,
@@ -23,15 +32,6 @@ from natural2nanoscale.study.presets import (
     Preset,
 )
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table, run_facts
-from natural2nanoscale.study.table import (
-    Comparison,
-    compare,
-    difference_parts,
-    label_consistency,
-    mious,
-    score_cells,
-    verdict,
-)
 
 TITLES = {
     "table1": "Table 1: pure synthetic slices",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from natural2nanoscale.charts import dot_plot, interval_plot
 from natural2nanoscale.runs import mean_std
-from natural2nanoscale.study.figures import dot_plot, interval_plot
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table
 from natural2nanoscale.study.statistics import Difference, block_bootstrap, enough_blocks, paired_difference
 

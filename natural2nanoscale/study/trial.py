@@ -1,8 +1,9 @@
-"""What every study is made of: drawn slices, synthetic slices of a ControlNet that knows only these, scored U-Nets."""
+"""One trial of a study: slices that are drawn, a ControlNet that knows only these, its slices, and its U-Nets."""
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.data.contact import colored, sheet
-from natural2nanoscale.data.folders import PairFolder, evenly_spaced, open_pairs, write_pairs
+from natural2nanoscale.data.folders import PairFolder, evenly_spaced, open_pairs, save_png, write_pairs
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
 from natural2nanoscale.diffusion.sampling import SamplingSettings
@@ -18,10 +19,11 @@ from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, open_run, permutation_for
+from natural2nanoscale.runs import RunFolder, generator_for, open_run, permutation_for
 from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.mixing import Slices, check_test, load_slices
+from natural2nanoscale.segmentation.recipes import augment
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.training import train
 
@@ -143,3 +145,45 @@ def picture_row(path: Path, train_folder: PairFolder, synthetic: PairFolder, cou
         mask = colored(train_folder.mask(stem), train_folder.info.classes)
         rows.append([train_folder.image(stem), mask, synthetic.image(f"{stem}_s000")])
     sheet(rows, path, ["real", "mask", "synthetic"])
+
+
+def rotated_copies(slices: Slices, count: int, seed: int) -> Slices:
+    """`count` rotated slices and masks: copy i is a function of (seed, i), of slice i modulo their number."""
+    images, masks = [], []
+    for copy in range(count):
+        image, mask = slices.images[copy % len(slices)], slices.masks[copy % len(slices)]
+        pixels, ids = torch.from_numpy(image).float()[None, None], torch.from_numpy(mask)[None]
+        generators = [generator_for(seed, "copy", copy)]
+        warped, ids = augment(pixels, ids, "rotation", generators, mask.shape, Settings.angle)
+        images.append(warped[0, 0].round().clamp(0, 255).to(torch.uint8).numpy())
+        masks.append(ids[0].numpy())
+    return Slices(images, masks, slices.classes, count, slices.intensity_window)
+
+
+def time_generation(scratch: Path, backbone: Backbone, controlnet_run: Path, train: PairFolder) -> dict[str, float]:
+    """Seconds per slice, on this machine: synthetic and rotated ones written as pairs of PNGs, rotated in memory.
+
+    Sixteen synthetic and 64 rotated slices are made; ControlNet's training does not count, as in the paper, nor does
+    what a call takes before its first slice.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
+    some = replace(train, stems=train.stems[:8])
+    controlnet, backbone = load_trained(controlnet_run, backbone)
+    arguments = backbone, controlnet, some, read_prompts(None), sampling_settings(backbone)
+    synthesize(scratch / "synthetic", *arguments, per_mask=1)  # warms up
+    started = time.perf_counter()
+    synthesize(scratch / "synthetic", *arguments, per_mask=1)  # finds nothing to make
+    ready = time.perf_counter()
+    made = synthesize(scratch / "synthetic", *arguments, per_mask=3)
+    seconds = {"synthetic": (time.perf_counter() - ready - (ready - started)) / made}
+
+    slices = load_slices(train)
+    started = time.perf_counter()
+    copies = rotated_copies(slices, 64, 0)
+    seconds["memory"] = (time.perf_counter() - started) / 64
+    for i, pair in enumerate(zip(copies.images, copies.masks, strict=True)):
+        for kind, pixels in zip(("image", "mask"), pair, strict=True):
+            save_png(scratch / f"{kind}_{i:02d}.png", pixels)
+    seconds["disk"] = (time.perf_counter() - started) / 64
+    shutil.rmtree(scratch)
+    return seconds
