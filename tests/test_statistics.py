@@ -8,7 +8,7 @@ from scipy import stats
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.segmentation.metrics import iou, mean_present
 from natural2nanoscale.study.comparisons import compare, scope, shared_slices
-from natural2nanoscale.study.statistics import block_bootstrap, miou, paired_difference, t_distribution, t_quantile
+from natural2nanoscale.study.statistics import block_bootstrap, paired_difference, t_distribution, t_quantile
 from natural2nanoscale.study.trial import draw_train
 
 
@@ -74,11 +74,6 @@ def test_repetitions_on_the_same_slices_share_their_draws():
     many = np.tile(hits_of([2, 8]), (12, 1, 1, 1))
     low, high = block_bootstrap(many, np.zeros_like(many) + np.tile(hits_of([0, 0]), (12, 1, 1, 1)), 1, range(12))
     assert 0.15 < low < 0.25 < high < 0.35
-
-
-def test_absent_class_does_not_count():
-    matrices = np.array([[[5, 0, 0], [1, 4, 0], [0, 0, 0]], [[0] * 3] * 3])
-    assert miou(matrices)[0] == pytest.approx((5 / 6 + 4 / 5) / 2) and np.isnan(miou(matrices)[1])
 
 
 @pytest.mark.parametrize(("volumes", "blocks"), [(1, 10), (1, 20), (3, 4)])

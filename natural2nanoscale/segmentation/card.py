@@ -7,7 +7,8 @@ from pathlib import Path
 
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.runs import environment
-from natural2nanoscale.segmentation.evaluation import percent, verdict
+from natural2nanoscale.segmentation.evaluation import verdict
+from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.settings import Settings
 

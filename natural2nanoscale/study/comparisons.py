@@ -11,6 +11,7 @@ import numpy as np
 
 from natural2nanoscale.charts import dot_plot, interval_plot
 from natural2nanoscale.runs import mean_std
+from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table
 from natural2nanoscale.study.statistics import Difference, block_bootstrap, enough_blocks, paired_difference
 
@@ -100,10 +101,7 @@ def shared_slices(rows: Sequence[dict]) -> float:
 
 def spread(values: Sequence[float]) -> str:
     """Shares as per cent: mean and, of several, sample standard deviation."""
-    if not values:
-        return "absent"
-    mean, std = mean_std(values)
-    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
+    return percent(*mean_std(values)) if values else percent(None)
 
 
 def points(share: float) -> str:

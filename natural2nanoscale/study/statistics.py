@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from natural2nanoscale.segmentation.metrics import miou
 
 FEWEST_BLOCKS = 10  # of neighbouring test slices, of all test sets; with fewer, an interval over them covers too little
 FEWEST_OF_ONE = 4  # blocks of each test set
@@ -100,7 +103,7 @@ def block_bootstrap(
     scores = []
     for matrices in (with_it, without):
         blocks = np.add.reduceat(matrices.astype(np.float64), starts, axis=1)  # (R,blocks,K,K)
-        scores.append(miou(np.einsum("drb,rbij->drij", times, blocks)))
+        scores.append(miou(torch.from_numpy(np.einsum("drb,rbij->drij", times, blocks))).numpy())
     freedom = len(starts) - 1  # of each volume
     reach = math.sqrt(1 + 1 / freedom) * t_quantile(0.975, freedom * (groups.max() + 1)) if freedom else math.inf
     tail = statistics.NormalDist().cdf(-reach)
@@ -112,13 +115,3 @@ def enough_blocks(slices: int, block: int, volumes: int) -> bool:
     """Whether an interval over test slices covers what it says: `volumes` test sets of `slices` slices each."""
     blocks = math.ceil(slices / block)
     return blocks >= FEWEST_OF_ONE and blocks * volumes >= FEWEST_BLOCKS
-
-
-def miou(matrices: np.ndarray) -> np.ndarray:
-    """Mean IoU over the classes that occur, (...,K,K) counts -> (...); NaN where no class does."""
-    hits = np.diagonal(matrices, axis1=-2, axis2=-1)
-    unions = matrices.sum(-1) + matrices.sum(-2) - hits
-    occurs = unions > 0
-    ious = np.divide(hits, unions, out=np.zeros(unions.shape), where=occurs)
-    with np.errstate(invalid="ignore"):
-        return ious.sum(-1) / occurs.sum(-1)
