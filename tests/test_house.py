@@ -100,8 +100,8 @@ def test_out_of_memory_names_only_what_the_command_has(monkeypatch, script, verb
     def exhausted(name: str) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    for wing in ("study.demo", "study.experiments", "segmentation.evaluation"):
-        monkeypatch.setattr(f"natural2nanoscale.{wing}.select_device", exhausted)
+    for module in ("runs", "segmentation.evaluation"):
+        monkeypatch.setattr(f"natural2nanoscale.{module}.select_device", exhausted)
     for command, has in (
         (("demo",), {"--unet-batch", "--crop", "--unet-crop", "--device"}),
         (("experiments",), {"--crop", "--device"}),

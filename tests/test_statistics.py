@@ -9,7 +9,7 @@ from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.segmentation.metrics import iou, mean_present
 from natural2nanoscale.study.comparisons import compare, scope, shared_slices
 from natural2nanoscale.study.statistics import block_bootstrap, paired_difference, t_distribution, t_quantile
-from natural2nanoscale.study.trial import draw_train
+from natural2nanoscale.study.training_sets import draw_train
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 29, 60])

@@ -2,55 +2,91 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import time
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from natural2nanoscale.data.contact import colored, sheet
-from natural2nanoscale.data.folders import PairFolder, evenly_spaced, open_pairs, save_png, write_pairs
+from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs, save_png, write_json
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
 from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
-from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, generator_for, open_run, permutation_for
-from natural2nanoscale.segmentation.batches import check
-from natural2nanoscale.segmentation.evaluation import image_matrices, score
-from natural2nanoscale.segmentation.mixing import Slices, check_test, load_slices
-from natural2nanoscale.segmentation.recipes import augment
-from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.training import train
+from natural2nanoscale.runs import RunFolder, open_run, seed_for
+from natural2nanoscale.segmentation.mixing import load_slices
+from natural2nanoscale.study.conditions import Condition
+from natural2nanoscale.study.presets import Preset
+from natural2nanoscale.study.training_sets import PARTS, draw_train, redraw_root, rotated_copies, split_at_random
+from natural2nanoscale.study.unets import KEY, plan_cells, train_cell
 
 
-def draw_train(out: Path, pool: PairFolder, count: int, seed: int, redraw: int) -> PairFolder:
-    """`count` slices of the pool as a pair folder of its own; redraws share none while there are enough.
+@dataclass(frozen=True)
+class Trial:
+    """All training sets of one redraw that have the same `count` annotated slices, and so share a ControlNet."""
 
-    The pool is shuffled and dealt out in sets of `count`; when it is used up, it is shuffled and dealt out anew.
+    preset: Preset
+    redraw: int
+    split: str
+    count: int
+    conditions: Sequence[Condition]
+
+
+def run_trial(run: RunFolder, trial: Trial, backbone: Backbone, data: Path | None) -> None:
+    """Train and score every U-Net of a trial; those in the log are passed over.
+
+    A cell that another experiment has trained already is copied under this one's name.
     """
-    if not (out / "dataset.json").is_file():
-        shutil.rmtree(out, ignore_errors=True)  # half written when a study was killed
-        rounds, turn = divmod(redraw, len(pool.stems) // count)
-        order = permutation_for(len(pool.stems), seed, "slices", rounds)
-        chosen = [pool.stems[i] for i in sorted(order[turn * count : (turn + 1) * count])]
-        write_pairs(out, pool.info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
-    return open_pairs(out)
+    preset, redraw = trial.preset, trial.redraw
+    folder = run.path / f"redraw-{redraw}" / f"{trial.split}-{trial.count}"
+    plan = trial.conditions, trial.count, preset, redraw
+    done = {tuple(row[key] for key in KEY): row for row in run.read_log()}
+    if all(cell.key in done for cell in plan_cells(*plan, read_timing(run))):
+        return
+
+    # the slices: annotated, synthetic
+    root = redraw_root(folder.parent, data, preset.phantom, preset.seed, redraw)
+    pooled = PARTS if trial.split == "random" else ("train",)
+    pool = sum(len(open_pairs(root / part).stems) for part in pooled) if data else None
+    if trial.split == "random":
+        root = split_at_random(root, folder.parent / "random", seed_for(preset.seed, "split", redraw))
+    folders = {part: open_pairs(root / part) for part in ("val", "test")}
+    folders["train"] = draw_train(folder / "train", open_pairs(root / "train"), trial.count, preset.seed, redraw)
+    per_mask = math.ceil(max(condition.synthetic for condition in trial.conditions))
+    if per_mask:
+        budget = preset.controlnet_steps, per_mask, seed_for(preset.seed, "redraw", redraw)
+        folders["synthetic"] = make_synthetic(folder, backbone, folders, *budget, preset.crop)
+        if trial.split == "given":
+            picture_row(folder.with_suffix(".png"), folders["train"], folders["synthetic"])
+        if any(condition.copies == math.inf for condition in trial.conditions) and not read_timing(run):
+            timing = time_generation(folder / "timing", backbone, folder / "controlnet", folders["train"])
+            write_json(run.path / "timing.json", timing)
+    slices = {part: load_slices(opened) for part, opened in folders.items()}
+    # what a comparison of lines must know: the test slices, and how many annotated slices redraws have to draw from
+    facts = {"test": fingerprint(folders["test"])[:12], "pool": pool}
+
+    # the U-Nets
+    for cell in plan_cells(*plan, read_timing(run)):
+        if cell.key in done:
+            continue
+        same = next((old for key, old in done.items() if key[1:] == cell.key[1:]), None)
+        if same is None:
+            row = train_cell(cell, preset, slices, backbone.device) | facts
+        else:
+            row = same | {"experiment": cell.condition.experiment}
+        done[cell.key] = row
+        run.log(row)
 
 
-def check_study(folders: dict[str, PairFolder], slices: int, budgets: Iterable[Settings]) -> None:
-    """Raise InputError for pair folders train, val and test that no study can end on; nothing is written yet."""
-    pool = folders["train"]
-    if len(pool.stems) < slices:
-        raise InputError(f"{pool.path} has {len(pool.stems)} slices, expected at least --slices {slices}")
-    check_test(folders["test"], pool.info.classes)
-    training, validation = load_slices(pool), load_slices(folders["val"])
-    for settings in budgets:
-        check(training, validation, replace(settings, balance=None))
+def read_timing(run: RunFolder) -> dict[str, float]:
+    """Seconds per slice as `time_generation` measured them for this run; empty before."""
+    file = run.path / "timing.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def sampling_settings(backbone: Backbone) -> SamplingSettings:
@@ -104,40 +140,6 @@ def make_synthetic(
     return open_pairs(out / "synthetic")
 
 
-def score_unet(
-    training: Slices,
-    validation: Slices,
-    test: Slices,
-    settings: Settings,
-    device: torch.device,
-    synthetic: Slices | None = None,
-    label: str | None = None,
-) -> dict:
-    """Train one U-Net and score it on the test slices: the facts of a log line.
-
-    `synthetic`: slices to be labelled as well; do they show what their masks say? `label` stands on the progress bar.
-    """
-    trained = train(training, validation, settings, device, label=label)
-    matrices = image_matrices(trained.model, test, device)
-    scores = score(matrices, range(len(test)))
-    row = {"validation": trained.best["val_miou"], "steps": trained.steps}
-    row["unconverged"] = still_improves(trained.rows, settings.select_by)
-    row |= {key: scores[key] for key in ("miou", "iou", "confusion")}
-    if synthetic is not None:
-        row["synthetic_iou"] = score(image_matrices(trained.model, synthetic, device), range(len(synthetic)))["iou"]
-    return row | {"images": matrices.tolist()}
-
-
-def still_improves(rows: list[dict], select_by: str) -> bool:
-    """Whether the last validation is the best, by more than 0.5 points of mIoU or 0.5 % of the loss: then the training
-    was too short to tell what it could become."""
-    scores = [row["val_miou"] if select_by == "miou" else -row["val_loss"] for row in rows]
-    if len(scores) < 2:
-        return True
-    before = max(scores[:-1])
-    return scores[-1] - before > 0.005 * (1 if select_by == "miou" else -before)
-
-
 def picture_row(path: Path, train_folder: PairFolder, synthetic: PairFolder, count: int = 3) -> None:
     """real | mask | synthetic for a few of the masks (the paper's Figure 5)."""
     rows = []
@@ -145,19 +147,6 @@ def picture_row(path: Path, train_folder: PairFolder, synthetic: PairFolder, cou
         mask = colored(train_folder.mask(stem), train_folder.info.classes)
         rows.append([train_folder.image(stem), mask, synthetic.image(f"{stem}_s000")])
     sheet(rows, path, ["real", "mask", "synthetic"])
-
-
-def rotated_copies(slices: Slices, count: int, seed: int) -> Slices:
-    """`count` rotated slices and masks: copy i is a function of (seed, i), of slice i modulo their number."""
-    images, masks = [], []
-    for copy in range(count):
-        image, mask = slices.images[copy % len(slices)], slices.masks[copy % len(slices)]
-        pixels, ids = torch.from_numpy(image).float()[None, None], torch.from_numpy(mask)[None]
-        generators = [generator_for(seed, "copy", copy)]
-        warped, ids = augment(pixels, ids, "rotation", generators, mask.shape, Settings.angle)
-        images.append(warped[0, 0].round().clamp(0, 255).to(torch.uint8).numpy())
-        masks.append(ids[0].numpy())
-    return Slices(images, masks, slices.classes, count, slices.intensity_window)
 
 
 def time_generation(scratch: Path, backbone: Backbone, controlnet_run: Path, train: PairFolder) -> dict[str, float]:
