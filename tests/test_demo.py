@@ -81,6 +81,8 @@ def test_too_few_slices_is_one_sentence(verb, data_folder, tiny_backbone, tmp_pa
     command = ["demo", "--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "demo"]
     assert "expected at least --slices 9" in verb(*command, "--slices", 9, expect=2).stderr
     assert "multiples" in verb(*command, "--slices", 2, "--crop", "33x32", expect=2).stderr
+    alone = verb("demo", "--slices", 33, "--out", tmp_path / "demo", expect=2).stderr
+    assert "the phantom has 32 slices, expected at least --slices 33" in alone
     test = data_folder / "test" / "dataset.json"
     test.write_text(test.read_text().replace('"nucleus"', '"vesicle"'))
     assert "vesicle" in verb(*command, "--slices", 2, expect=2).stderr

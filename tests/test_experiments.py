@@ -97,7 +97,7 @@ def test_experiments_go_on_after_a_kill_and_report(
     line = next(line for line in table if line["training set"].startswith(BOTH) and int(line["size"]) == row["size"])
     assert float(line["mIoU"]) == pytest.approx(100 * row["miou"], abs=0.051)
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "Figure 4" in page  # two strips and a sheet
+    assert page.count("data:image/png;base64,") == 3 and "Progress of ControlNet" in page  # two strips and a sheet
 
     # cells that are missing come back as they were
     lines = (out / "log.jsonl").read_text().splitlines()

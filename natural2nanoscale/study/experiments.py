@@ -82,7 +82,8 @@ def run_study(preset: Preset, place: Place, settings: dict | None = None) -> Non
     backbone = load_backbone(name, device, select_dtype("auto", device))
     fitting_crop(preset.crop or backbone.recommended.crop, backbone)
     config = {
-        "kind": preset.name if preset.name == "demo" else "experiments",
+        "kind": "demo" if preset.name == "demo" else "experiments",
+        "log_format": 2,  # of the lines, and of how seeds are derived: an older folder is another study
         "settings": asdict(preset) if settings is None else settings,
         "backbone": backbone.fingerprint,
         "data": {part: fingerprint(folder) for part, folder in folders.items()},

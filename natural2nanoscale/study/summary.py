@@ -172,7 +172,7 @@ def repetitions_of(rows: Sequence[dict]) -> str:
     if redraws > 1:
         what = "ControlNets, U-Nets and, where not all are taken, annotated slices"
         return f"{redraws} redraws of {what}" + (f", {seeds} U-Nets each" if seeds > 1 else "")
-    return f"{seeds} U-Net seed(s) on one draw of slices and one ControlNet"
+    return f"{seeds} U-Net seed{'s' * (seeds > 1)} on one draw of slices and one ControlNet"
 
 
 def size_figure(experiment: str, rows: Sequence[dict]) -> Figure:
@@ -229,7 +229,7 @@ def gap_table(rows: Sequence[dict], preset: Preset) -> Table:
 
 
 def picture_parts(run: RunFolder, note: str) -> list[Pictures]:
-    """The paper's Figures 4 and 5 from the ControlNet that knows most slices."""
+    """What the paper shows in its Figures 5 and 4, from the ControlNet that knows most slices."""
     known = sorted(
         run.path.glob("redraw-0/given-*/controlnet/samples"), key=lambda path: int(path.parts[-3].split("-")[1])
     )
@@ -239,6 +239,6 @@ def picture_parts(run: RunFolder, note: str) -> list[Pictures]:
     strips = [(f"step {int(file.stem.split('-')[1]):,}", file) for file in sorted(known[-1].glob("step-*.png"))]
     sheets = [(path.parent.name, path) for path in sorted(run.path.glob(f"redraw-*/{group}.png"))][:2]
     return [
-        Pictures("Figure 5: real, mask, synthetic", sheets, note),
-        Pictures("Figure 4: progress of ControlNet", strips, "Validation slices, the same noise at every step."),
+        Pictures("Real, mask, synthetic", sheets, note),
+        Pictures("Progress of ControlNet", strips, "Validation slices, the same noise at every step."),
     ]
