@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from natural2nanoscale.data.folders import fingerprint, open_pairs
-from natural2nanoscale.data.phantom import PhantomSettings
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.phantom.volume import PhantomSettings
 from natural2nanoscale.runs import seed_for
 from natural2nanoscale.study.comparisons import compare, verdict
 from natural2nanoscale.study.training_sets import redraw_root
@@ -72,7 +72,7 @@ def test_studies_take_bfloat16_where_the_device_is_made_for_it(verb, monkeypatch
 
 
 def test_no_redraw_is_the_first_of_another_seed(tmp_path):
-    small = PhantomSettings(64, 32, 1, 1, 1)
+    small = PhantomSettings((64, 32), 1, 1, 1)
     roots = [redraw_root(tmp_path / f"{seed}-{i}", None, small, seed, i) for seed in (0, 1) for i in (0, 1)]
     assert len({fingerprint(open_pairs(root / "test")) for root in roots}) == 4
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.data.folders import PairFolder, open_pairs, write_pairs
-from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
+from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
 from natural2nanoscale.runs import generator_for, permutation_for, seed_for
+from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.batches import check
-from natural2nanoscale.segmentation.mixing import Slices, check_test, load_slices
-from natural2nanoscale.segmentation.recipes import augment
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices, check_test, load_slices
 
 PARTS = ("train", "val", "test")
 

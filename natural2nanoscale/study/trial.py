@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from natural2nanoscale.data.contact import colored, sheet
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs, save_png, write_json
+from natural2nanoscale.data.sheets import colored, sheet
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
 from natural2nanoscale.diffusion.sampling import SamplingSettings
@@ -19,7 +19,7 @@ from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
 from natural2nanoscale.runs import RunFolder, open_run, seed_for
-from natural2nanoscale.segmentation.mixing import load_slices
+from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.study.conditions import Condition
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.training_sets import PARTS, draw_train, redraw_root, rotated_copies, split_at_random

@@ -12,8 +12,8 @@ import torch
 from natural2nanoscale.runs import seed_for
 from natural2nanoscale.segmentation.batches import plan_steps
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
-from natural2nanoscale.segmentation.mixing import Slices, combine
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices, combine
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.study.conditions import IN_MEMORY, ROTATION, Condition
 from natural2nanoscale.study.presets import Preset

@@ -19,13 +19,13 @@ from diffusers import UNet2DConditionModel
 
 from natural2nanoscale.data.encoders import decode_gray, encode_gray
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.data.phantom import PhantomSettings
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone
 from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
+from natural2nanoscale.phantom.volume import PhantomSettings
 from natural2nanoscale.runs import seed_for
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
-from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import SHORT
+from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.study.training_sets import draw_train, redraw_root
 from natural2nanoscale.study.trial import make_synthetic
