@@ -1,4 +1,4 @@
-"""The scales at which studies run: every budget is one of PRESETS, or the demo's."""
+"""The scales at which studies run: every budget is one of PRESETS."""
 
 from __future__ import annotations
 
@@ -41,16 +41,6 @@ class Preset:
 
 
 EQUAL = replace(SHORT, balance=0.5)
-DEMO = Preset(
-    "demo",
-    ("demo",),
-    {"demo": EQUAL},
-    ratios=(8.0,),
-    scarce=(),
-    scarce_ratio=0.0,
-    slices=8,
-    controlnet_steps=900,
-)
 PRESETS = {
     preset.name: preset
     for preset in (
