@@ -77,16 +77,15 @@ def parse_arguments() -> argparse.Namespace:
     return parse_resumable(parser)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(args: argparse.Namespace) -> None:
     from natural2nanoscale.diffusion.command import train_controlnet
 
     make_judge = None
     if args.judge:
-        from natural2nanoscale.study.judge import train_judge as make_judge
+        from natural2nanoscale.segmentation.judge import train_judge as make_judge
 
     train_controlnet(args, make_judge)
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(parse_arguments, main)

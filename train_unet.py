@@ -114,8 +114,7 @@ def parse_arguments() -> argparse.Namespace:
     return parse_resumable(parser)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
     from natural2nanoscale.segmentation.command import plan_synthetic, train_unet
 
@@ -124,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(parse_arguments, main)

@@ -19,10 +19,12 @@ T = TypeVar("T")
 DATA, CONTROLNET_RUN, UNET_RUN = Path("data"), Path("runs/controlnet"), Path("runs/unet")
 
 
-def main_guard(function: Callable[[], None]) -> None:
+def main_guard(parse: Callable[[], argparse.Namespace], run: Callable[[argparse.Namespace], None]) -> None:
     """Run a front door: bad input prints one line and exits 2, an interrupt exits 130; no tracebacks."""
+    args = argparse.Namespace()
     try:
-        function()
+        args = parse()
+        run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -38,16 +40,32 @@ def main_guard(function: Callable[[], None]) -> None:
         torch, safetensors = sys.modules.get("torch"), sys.modules.get("safetensors")
         reason = (str(error).splitlines() or [""])[0]
         if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
-            print(
-                f"error: out of memory ({reason}): take fewer slices at once (--batch-size) or smaller ones, which "
-                "`python -m natural2nanoscale prepare --size` cuts, or --device cpu",
-                file=sys.stderr,
-            )
+            print(f"error: out of memory ({reason}): {lighter(args)}", file=sys.stderr)
         elif safetensors and isinstance(error, safetensors.SafetensorError):
             print(f"error: weights cannot be read or written ({reason}): is the disk full?", file=sys.stderr)
         else:
             raise
         raise SystemExit(2) from None
+
+
+def lighter(args: argparse.Namespace) -> str:
+    """What would take less memory, of what this command has: its arguments are the fields of `args`."""
+    found = [
+        advice
+        for name, advice in (
+            ("batch_size", "fewer slices at once (--batch-size)"),
+            ("unet_batch", "fewer windows at once (--unet-batch)"),
+            ("crop", "smaller windows (--crop)"),
+            ("unet_crop", "smaller windows for the U-Nets (--unet-crop)"),
+            ("data", "smaller slices, which `python -m natural2nanoscale prepare --size` cuts"),
+            ("images", "smaller slices (--images)"),
+            ("size", "smaller tiles (--size)"),
+        )
+        if name in args
+    ]
+    if getattr(args, "device", "cpu") != "cpu":
+        found.append("--device cpu")
+    return f"take {', or '.join(found)}" if found else "free some, or take a larger machine"
 
 
 class Help(argparse.HelpFormatter):

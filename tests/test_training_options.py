@@ -28,7 +28,7 @@ from natural2nanoscale.diffusion.memory import moved, plan
 from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.training import FineTuning, fine_tune
 from natural2nanoscale.runs import RunFolder
-from natural2nanoscale.study import judge
+from natural2nanoscale.segmentation import judge
 
 CPU = torch.device("cpu")
 counting = runpy.run_path(str(Path(__file__).with_name("benchmarks") / "memory.py"))

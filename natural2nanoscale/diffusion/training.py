@@ -12,6 +12,7 @@ from diffusers import ControlNetModel
 from tqdm import tqdm
 
 from natural2nanoscale import distributed
+from natural2nanoscale.charts import plot_progress
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder, fingerprint
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
@@ -21,7 +22,6 @@ from natural2nanoscale.diffusion.memory import idle_parts, moved, plan
 from natural2nanoscale.diffusion.saving import load_weights, save_trained
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.plots import plot_progress
 from natural2nanoscale.runs import (
     Interrupted,
     RunFolder,

@@ -8,7 +8,8 @@ from pathlib import Path
 from natural2nanoscale.cli import command
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.runs import environment
-from natural2nanoscale.segmentation.evaluation import percent, verdict
+from natural2nanoscale.segmentation.evaluation import verdict
+from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
 

@@ -16,7 +16,7 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import mean_std, select_device
 from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import predict_mask, slices_at_once
-from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present
+from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, miou, percent
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet
 
@@ -40,7 +40,7 @@ def score(matrices: torch.Tensor, names: Sequence[str]) -> dict:
     """One network's scores: pooled matrix, IoU and Dice per class, mIoU, and a row per slice."""
     pooled = matrices.sum(0)
     return {
-        "miou": mean_present(iou(pooled)),
+        "miou": miou(pooled).item(),
         "iou": jsonable(iou(pooled)),
         "dice": jsonable(dice(pooled)),
         "confusion": pooled.tolist(),
@@ -120,13 +120,6 @@ def verdict(report: dict) -> str:
         f"mIoU {percent(report['miou_mean'], report['miou_std'])} % over {len(report['seeds'])} seed(s) "
         f"on the {report['slices']} slices of {report['data']}"
     )
-
-
-def percent(mean: float | None, std: float | None = None) -> str:
-    """A share as per cent, with its standard deviation where there is one."""
-    if mean is None:
-        return "absent"
-    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
 def markdown(report: dict) -> str:

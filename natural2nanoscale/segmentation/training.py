@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from natural2nanoscale.charts import plot_progress
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.plots import plot_progress
 from natural2nanoscale.runs import (
     Interrupted,
     RunFolder,

@@ -12,7 +12,7 @@ import torch
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.segmentation.evaluation import image_matrices
-from natural2nanoscale.segmentation.metrics import iou, mean_present
+from natural2nanoscale.segmentation.metrics import miou
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
@@ -55,6 +55,6 @@ def train_judge(
 
     def agreement(images: np.ndarray, masks: np.ndarray) -> float:
         matrices = image_matrices(model, Slices(list(images), list(masks), info.classes, 0), device)
-        return float(np.nan_to_num(mean_present(iou(matrices.sum(0)))))
+        return float(miou(matrices.sum(0)).nan_to_num())
 
     return agreement
