@@ -36,7 +36,8 @@ def parse_arguments() -> argparse.Namespace:
         "--augment",
         choices=tuple(AUGMENTATIONS),
         default=default.augment,
-        help="rotation is the paper's, paper-all all that it tried, nnunet nnU-Net's defaults (default: %(default)s)",
+        help="rotation is the paper's, elastic rotates and deforms, paper-all is all that the paper tried, nnunet "
+        "nnU-Net's defaults (default: %(default)s)",
     )
     add(
         "--angle",

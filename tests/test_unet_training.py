@@ -57,7 +57,7 @@ def write(path: Path, slices: Slices, origin: str = "prepared", split: dict | No
 def test_micro_batches_give_the_gradient_of_the_big_batch(weights):
     model = UNet(2, 8, 2).double()  # in float32 a rounding may turn a ReLU or a maximum over: another gradient
     initialize(model, generator_for("gradient"))
-    images, masks = read_batch(DeviceSlices(blobs(8, 1), CPU), [(0, i) for i in range(8)], SMALL)
+    images, masks = read_batch(DeviceSlices(blobs(8, 1), CPU), torch.tensor([(0, i) for i in range(8)]), SMALL)
     images = images.double()
     masks[2, :10] = IGNORE_ID
     masks[6:] = IGNORE_ID  # with micro-batches of two, one holds no label at all
@@ -152,11 +152,16 @@ def test_early_stopping_restores_the_best_weights(tmp_path):
 # ---------------------------------------------------------------------------------- order and mixing
 
 
+def drawn(*arguments) -> list[tuple[int, int]]:
+    """The pairs of `draw_batch` as tuples."""
+    return [tuple(pair) for pair in draw_batch(*arguments).tolist()]
+
+
 def test_plain_epoch_takes_every_slice_once_and_the_order_does_not_depend_on_the_batch_size():
     def epoch(size):
         steps = -(-10 // size)
         settings = replace(SMALL, batch_size=size)
-        return [pair for step in range(steps, 2 * steps) for pair in draw_batch(step, 10, 10, settings)]
+        return [pair for step in range(steps, 2 * steps) for pair in drawn(step, 10, 10, settings)]
 
     assert sorted(index for _, index in epoch(4)) == list(range(10))
     assert epoch(4) == epoch(3) == epoch(512) and {e for e, _ in epoch(4)} == {1}
@@ -164,22 +169,22 @@ def test_plain_epoch_takes_every_slice_once_and_the_order_does_not_depend_on_the
 
 def test_full_batches_are_full_and_see_every_slice_equally_often():
     settings = replace(SMALL, batch_size=7, full_batches=True)
-    batches = [draw_batch(step, 3, 3, settings) for step in range(9)]
+    batches = [drawn(step, 3, 3, settings) for step in range(9)]
     assert all(len(batch) == 7 for batch in batches)
-    drawn = [pair for batch in batches for pair in batch]
-    assert len(set(drawn)) == 63  # no (epoch, index) twice
-    assert np.bincount([index for _, index in drawn]).tolist() == [21, 21, 21]
+    pairs = [pair for batch in batches for pair in batch]
+    assert len(set(pairs)) == 63  # no (epoch, index) twice
+    assert np.bincount([index for _, index in pairs]).tolist() == [21, 21, 21]
 
 
 @pytest.mark.parametrize("balance", [None, 0.25], ids=["synthetic first", "both first"])
 def test_finetuning_takes_real_slices_alone_in_the_same_number_of_full_steps(balance):
     settings = replace(SMALL, batch_size=8, balance=balance, finetune_after=6)
-    batches = [draw_batch(step, 3 + 40, 3, settings) for step in range(12)]
+    batches = [drawn(step, 3 + 40, 3, settings) for step in range(12)]
     real = [sum(index < 3 for _, index in batch) for batch in batches]
     assert real == [2 if balance else 0] * 6 + [8] * 6 and {len(batch) for batch in batches} == {8}
-    drawn = [pair for batch in batches for pair in batch]
-    assert len(set(drawn)) == len(drawn)  # no slice is augmented alike twice
-    assert max(np.bincount([index for _, index in drawn])[:3]) - min(np.bincount([i for _, i in drawn])[:3]) <= 1
+    pairs = [pair for batch in batches for pair in batch]
+    assert len(set(pairs)) == len(pairs)  # no slice is augmented alike twice
+    assert max(np.bincount([index for _, index in pairs])[:3]) - min(np.bincount([i for _, i in pairs])[:3]) <= 1
 
 
 def test_early_stopping_waits_for_finetuning():
@@ -191,7 +196,7 @@ def test_early_stopping_waits_for_finetuning():
 
 def test_balance_gives_every_batch_its_share_of_real_slices():
     settings = replace(SMALL, batch_size=8, balance=0.5)
-    batches = [draw_batch(step, 3 + 40, 3, settings) for step in range(10)]
+    batches = [drawn(step, 3 + 40, 3, settings) for step in range(10)]
     assert all(sum(index < 3 for _, index in batch) == 4 and len(batch) == 8 for batch in batches)
     synthetic = [index for batch in batches for _, index in batch if index >= 3]
     assert sorted(synthetic) == list(range(3, 43))
@@ -201,18 +206,19 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
     small, large = blobs(2, 1), blobs(2, 2, (40, 30))
     mixed = Slices(small.images + large.images, small.masks + large.masks, CLASSES, 4)
     pool, settings = DeviceSlices(mixed, CPU), replace(SMALL, crop=(20, 16))
-    images, masks = read_batch(pool, [(3, 0), (3, 2)], settings)
+    images, masks = read_batch(pool, torch.tensor([[3, 0], [3, 2]]), settings)
     assert images.shape == (2, 1, 16, 20) and masks.shape == (2, 16, 20) and masks.dtype == torch.int64
-    alone, _ = read_batch(pool, [(3, 2)], settings)
+    alone, _ = read_batch(pool, torch.tensor([[3, 2]]), settings)
     torch.testing.assert_close(images[1:], alone, rtol=0, atol=1e-6)
-    later, _ = read_batch(pool, [(4, 2)], settings)
+    later, _ = read_batch(pool, torch.tensor([[4, 2]]), settings)
     assert not torch.equal(alone, later)
     assert set(masks.unique().tolist()) <= {0, 1}
 
 
 def test_without_augmentation_the_network_sees_the_slices_untouched():
     slices = blobs(3, 1)
-    images, masks = read_batch(DeviceSlices(slices, CPU), [(0, 2), (0, 0)], replace(SMALL, augment="none"))
+    still = replace(SMALL, augment="none")
+    images, masks = read_batch(DeviceSlices(slices, CPU), torch.tensor([[0, 2], [0, 0]]), still)
     assert np.array_equal(((images[0, 0] + 1) * 127.5).round().numpy(), slices.images[2])
     assert np.array_equal(masks[1].numpy(), slices.masks[0])
 

@@ -29,10 +29,9 @@ def image_matrices(model: UNet, slices: Slices, device: torch.device) -> torch.T
     micro_batch = slices_at_once(slices.shapes, model.width, device)
     matrices = torch.zeros(len(slices), model.classes, model.classes, dtype=torch.int64)
     for start in range(0, len(slices), micro_batch):
-        indices = list(range(start, min(start + micro_batch, len(slices))))
-        for positions, grey, masks in pool.groups(indices):
+        for positions, _, grey, masks in pool.groups(torch.arange(start, min(start + micro_batch, len(slices)))):
             for position, mask, prediction in zip(positions, masks, predict_mask([model], grey), strict=True):
-                matrices[indices[position]] = confusion(mask, prediction, model.classes).cpu()
+                matrices[start + position] = confusion(mask, prediction, model.classes).cpu()
     return matrices
 
 

@@ -54,6 +54,7 @@ AUGMENTATIONS = {  # paper 4.3: its standard augmentation, rotation; what it fou
     "flips": ("flips",),
     "shifts": ("shifts",),
     "noise": ("noise",),
+    "elastic": ("rotation", "elastic"),  # beside rotation, as studies compare the two
     "paper-all": ("rotation", "flips", "shifts", "noise"),
     "nnunet": ("rotation", "flips"),  # and scale and intensities, by nnU-Net's published 2-D defaults
 }

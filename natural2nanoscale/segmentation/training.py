@@ -106,7 +106,7 @@ def validate(model: UNet, pool: DeviceSlices, count: int, micro_batch: int) -> t
     loss_sum = torch.zeros((), device=pool.device)
     matrix = torch.zeros(model.classes, model.classes, dtype=torch.int64, device=pool.device)
     for start in range(0, count, micro_batch):
-        for _, grey, masks in pool.groups(list(range(start, min(start + micro_batch, count)))):
+        for _, _, grey, masks in pool.groups(torch.arange(start, min(start + micro_batch, count))):
             for window, answer, place in tiles(grey.shape[1:]):
                 with autocast(grey.device):
                     logits = model(normalize(grey[window])).float()[answer]
