@@ -18,13 +18,19 @@ from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import Interrupted, RunFolder, generator_for
-from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch
+from natural2nanoscale.segmentation.batches import (
+    DeviceSlices,
+    check,
+    draw_batch,
+    read_batch,
+    steps_between_validations,
+)
 from natural2nanoscale.segmentation.command import choose_settings
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, combine, load_slices, refuse_leak, spread_evenly
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate
-from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
+from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet, select_precision
 
 CLASSES = Classes.named("background", "cell")
 CPU = torch.device("cpu")
@@ -97,9 +103,12 @@ def test_training_learns():
 # -------------------------------------------------------------------------------------------- resume
 
 
-def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path, precision):
     training, validation = blobs(6, 1), blobs(3, 2)
-    settings = replace(SMALL, validate_every=3)  # 4 is no multiple: the resumed run must not see its end
+    settings = replace(
+        SMALL, validate_every=3, precision=precision
+    )  # 4 is no multiple: the resumed run must not see its end
     once, twice = tmp_path / "once", tmp_path / "twice"
     for folder in (once, twice):
         folder.mkdir()
@@ -111,7 +120,8 @@ def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path):
     a, b = (load_file(file) for file in last)
     assert a.keys() == b.keys() and any(name.startswith("best.") for name in a)
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert resumed.best["step"] == whole.best["step"]
+    assert resumed.best["step"] == whole.best["step"] and resumed.info.precision == precision
+    assert all(tensor.dtype == torch.float32 for tensor in a.values())  # master weights and moments
     rows = [[row | {"seconds": 0} for row in RunFolder(folder).read_log()] for folder in (once, twice)]
     assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [3, 6]
     one, two = (load_file(folder / "best" / "unet.safetensors") for folder in (once, twice))
@@ -119,7 +129,7 @@ def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path):
 
 
 def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
-    training, validation = blobs(6, 1), blobs(3, 2)
+    training, validation, settings = blobs(6, 1), blobs(3, 2), replace(SMALL, validate_every=2)
 
     def validate_and_stop(*args):
         signal.raise_signal(signal.SIGTERM)
@@ -128,16 +138,16 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("natural2nanoscale.segmentation.training.validate", validate_and_stop)
         with pytest.raises(Interrupted, match="at step 2 of 8, .* is saved: .*--resume"):
-            train(training, validation, SMALL, CPU, RunFolder(tmp_path), progress=False)
-    resumed = train(training, validation, SMALL, CPU, RunFolder(tmp_path), resume=True, progress=False)
-    whole = train(training, validation, SMALL, CPU, progress=False)
+            train(training, validation, settings, CPU, RunFolder(tmp_path), progress=False)
+    resumed = train(training, validation, settings, CPU, RunFolder(tmp_path), resume=True, progress=False)
+    whole = train(training, validation, settings, CPU, progress=False)
     assert resumed.best | {"seconds": 0} == whole.best | {"seconds": 0}
     one, two = resumed.model.parameters(), whole.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_early_stopping_restores_the_best_weights(tmp_path):
-    settings = replace(SMALL, max_steps=300, patience=2, learning_rate=0.05, augment="none")
+    settings = replace(SMALL, max_steps=300, validate_every=1, patience=2, learning_rate=0.05, augment="none")
     trained = train(blobs(4, 1), blobs(2, 9), settings, CPU, RunFolder(tmp_path), progress=False)
     losses = [row["val_loss"] for row in trained.rows]
     assert trained.steps < 300 and len(losses) >= 3
@@ -192,6 +202,16 @@ def test_early_stopping_waits_for_finetuning():
     still = replace(SMALL, learning_rate=0.0, validate_every=1, patience=2, augment="none", max_steps=20)
     assert train(mixed, blobs(2, 9), still, CPU, progress=False).steps == 3
     assert train(mixed, blobs(2, 9), replace(still, finetune_after=7), CPU, progress=False).steps == 9
+
+
+def test_validation_takes_a_twentieth_of_the_time_at_most():
+    """Two slices take 2 / 2.5 of what a slice takes in training: a twentieth of four steps of four slices."""
+    few, many = blobs(2, 9), blobs(40, 9)
+    assert steps_between_validations(blobs(64, 1), few, SMALL) == 16  # an epoch
+    assert steps_between_validations(blobs(4, 1), few, SMALL) == 4
+    assert steps_between_validations(blobs(64, 1), many, SMALL) == 80
+    assert steps_between_validations(blobs(64, 1), many, replace(SMALL, crop=(16, 12))) == 320
+    assert steps_between_validations(blobs(64, 1), many, replace(SMALL, validate_every=3)) == 3
 
 
 def test_balance_gives_every_batch_its_share_of_real_slices():
@@ -347,6 +367,10 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     )
     assert "not an empty folder" in refused()  # not a second time into the same folder
     assert "width" in refused("--resume", "--width", 8)
+    trained_in = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["precision"]
+    assert trained_in == select_precision("auto", CPU) == report["seeds"][0]["precision"]
+    other = "float32" if trained_in == "bfloat16" else "bfloat16"
+    assert f"precision was {trained_in} and is now {other}" in refused("--resume", "--precision", other)
     call("--max-steps", 5, "--resume")
     assert load_unet(tmp_path / "run" / "seed-1" / "best")[1].trained["steps"] == 5
 
@@ -368,7 +392,7 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
 def test_what_an_origin_recommends_gives_way_to_flags(capsys):
     flags = dict.fromkeys(("width", "depth", "epochs", "batch_size", "patience", "crop", "decay", "class_balance"))
     flags |= dict.fromkeys(("lr", "select", "max_steps", "balance", "validate_every", "micro_batch", "enlarge_to"))
-    args = Namespace(**flags, augment="none", angle=16.0, checkpoint_every=9, compile=False, seed=3)
+    args = Namespace(**flags, augment="none", angle=16.0, checkpoint_every=9, compile=False, precision="auto", seed=3)
     assert choose_settings(args, "prepared") == replace(Settings(), checkpoint_every=9, seed=3)
     capsys.readouterr()
     advised = choose_settings(args, "phantom")

@@ -19,13 +19,14 @@ from natural2nanoscale.segmentation.batches import (
     micro_batch_size,
     plan_steps,
     set_size,
+    steps_between_validations,
 )
 from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings, shown
 from natural2nanoscale.segmentation.slices import Slices, check_test, combine, load_slices, refuse_leak
 from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.segmentation.unet import UNet
+from natural2nanoscale.segmentation.unet import UNet, select_precision
 
 
 def plan_synthetic(args: argparse.Namespace) -> tuple[Path, float]:
@@ -61,6 +62,7 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     settings = choose_settings(args, folders["train"].info.origin)
     if args.mode == "pretrain-finetune":
         settings = replace(settings, finetune_after=plan_steps(set_size(training, settings), settings)[1] // 2)
+    settings = replace(settings, precision=select_precision(settings.precision, device))
     check(training, validation, settings)
     check_test(folders["test"], training.classes)
     hashes = {part: fingerprint(folder) for part, folder in folders.items()}
@@ -104,6 +106,7 @@ def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
         checkpoint_every=args.checkpoint_every,
         micro_batch=args.micro_batch,
         compile=args.compile,
+        precision=args.precision,
         seed=args.seed,
     )
 
@@ -137,6 +140,8 @@ def print_plan(
     needed = BYTES_PER_PIXEL_AND_WIDTH * settings.width * height * width * at_once
     print(f"memory    about {needed / 1e9:.1f} GB for {at_once} of {width}x{height} at once")
     print(f"length    at most {total} steps, {per_epoch} per epoch, for each of {seeds} seed(s), on {device}")
+    print(f"precision {settings.precision}, with float32 weights and scores")
+    print(f"validated every {steps_between_validations(training, validation, settings)} steps")
     if settings.finetune_after is not None:
         first = "both kinds" if settings.balance else "synthetic slices"
         print(f"order     {settings.finetune_after} steps on {first}, then real slices alone")
