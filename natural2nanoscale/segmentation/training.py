@@ -99,7 +99,7 @@ def accumulate_gradient(
         loss = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE_ID, reduction="sum")
         loss.backward()
         loss_sum = loss_sum + loss.detach()
-        weight_sum = weight_sum + weights[masks[masks != IGNORE_ID]].sum()
+        weight_sum = weight_sum + (torch.bincount(masks.flatten(), minlength=IGNORE_ID)[: len(weights)] * weights).sum()
     gradients = [parameter.grad for parameter in model.parameters()]
     torch._foreach_div_(gradients, weight_sum.clamp(min=1e-6))
     return loss_sum, weight_sum
