@@ -45,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
         "--augment",
         choices=tuple(AUGMENTATIONS),
         default=default.augment,
-        help="rotation is the paper's, paper-all all that it tried, nnunet nnU-Net's defaults (default: %(default)s)",
+        help="rotation is the paper's, elastic rotates and deforms, paper-all is all that the paper tried, nnunet "
+        "nnU-Net's defaults (default: %(default)s)",
     )
     add(
         "--angle",
@@ -86,7 +87,12 @@ def parse_arguments() -> argparse.Namespace:
         help=f"pixels weigh (share of their class)^-B in the loss; 0.5 helps rare classes "
         f"{recommended_help('class_balance')}",
     )
-    add("--validate-every", type=at_least(1), metavar="STEPS", help="(default: once per epoch)")
+    add(
+        "--validate-every",
+        type=at_least(1),
+        metavar="STEPS",
+        help="(default: once per epoch, less often where that takes more than a twentieth of the time)",
+    )
     add(
         "--patience",
         type=at_least(0),
@@ -99,6 +105,12 @@ def parse_arguments() -> argparse.Namespace:
         help=f"validation score that names the best weights {recommended_help('select_by')}",
     )
     add("--compile", action="store_true", help="torch.compile; about a minute at the start, less time per step")
+    add(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default=default.precision,
+        help="of the arithmetic; auto is bfloat16 where the device computes in it (default: %(default)s)",
+    )
     add("--seeds", type=at_least(1), default=3, metavar="N", help="networks to train (default: %(default)s)")
     add("--seed", type=at_least(0), default=default.seed, metavar="N", help="the first seed (default: %(default)s)")
     add(

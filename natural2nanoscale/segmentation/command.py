@@ -20,13 +20,14 @@ from natural2nanoscale.segmentation.batches import (
     plan_steps,
     set_size,
     slices_per_step,
+    steps_between_validations,
 )
 from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings, shown
 from natural2nanoscale.segmentation.slices import Slices, check_test, combine, load_slices, refuse_leak
 from natural2nanoscale.segmentation.training import accumulate_gradient, train
-from natural2nanoscale.segmentation.unet import UNet
+from natural2nanoscale.segmentation.unet import UNet, move_to, select_precision
 
 
 def plan_synthetic(args: argparse.Namespace) -> tuple[Path, float]:
@@ -66,6 +67,7 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     settings = choose_settings(args, folders["train"].info.origin)
     if args.mode == "pretrain-finetune":
         settings = replace(settings, finetune_after=plan_steps(set_size(training, settings), settings)[1] // 2)
+    settings = replace(settings, precision=select_precision(settings.precision, device))
     check(training, validation, settings)
     check_test(folders["test"], training.classes)
     hashes = {part: fingerprint(folder) for part, folder in folders.items()}
@@ -114,6 +116,7 @@ def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
         checkpoint_every=args.checkpoint_every,
         micro_batch=args.micro_batch,
         compile=args.compile,
+        precision=args.precision,
         seed=args.seed,
     )
 
@@ -149,6 +152,8 @@ def print_plan(
     print(f"memory    about {gigabytes(cost.peak)} with {at_once} of {width}x{height} at once")
     print(f"length    at most {total} steps, {per_epoch} per epoch, about {took} and what validation takes,")
     print(f"          for each of {seeds} seed(s), on {device}")
+    print(f"precision {settings.precision}, with float32 weights and scores")
+    print(f"validated every {steps_between_validations(training, validation, settings)} steps")
     if settings.finetune_after is not None:
         first = "both kinds" if settings.balance else "synthetic slices"
         print(f"order     {settings.finetune_after} steps on {first}, then real slices alone")
@@ -157,7 +162,7 @@ def print_plan(
 def blank_cost(training: Slices, settings: Settings, shape: tuple[int, int, int], device: torch.device) -> Cost:
     """Memory and time of one forward and backward pass with its optimiser step, on blank windows of shape (B,H,W), and
     beside it room for the training slices, which lie on the device."""
-    model = UNet(training.classes.count, settings.width, settings.depth).to(device)
+    model = move_to(UNet(training.classes.count, settings.width, settings.depth, settings.precision), device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     images = torch.zeros(shape, device=device)[:, None]
     masks, weights = torch.zeros(shape, dtype=torch.int64, device=device), torch.ones(model.classes, device=device)

@@ -18,21 +18,20 @@ from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import predict_mask, slices_at_once
 from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, miou, percent
 from natural2nanoscale.segmentation.slices import Slices, load_slices
-from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet
+from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet, move_to
 
 
 @torch.inference_mode()
 def image_matrices(model: UNet, slices: Slices, device: torch.device) -> torch.Tensor:
     """Confusion matrix of every slice on its own: (N,K,K) int64 on the CPU. Their sum is that of the set."""
-    model = model.to(device).eval()
+    model = move_to(model, device).eval()
     pool = DeviceSlices(slices, device)
     micro_batch = slices_at_once(slices.shapes, model.width, device)
     matrices = torch.zeros(len(slices), model.classes, model.classes, dtype=torch.int64)
     for start in range(0, len(slices), micro_batch):
-        indices = list(range(start, min(start + micro_batch, len(slices))))
-        for positions, grey, masks in pool.groups(indices):
+        for positions, _, grey, masks in pool.groups(torch.arange(start, min(start + micro_batch, len(slices)))):
             for position, mask, prediction in zip(positions, masks, predict_mask([model], grey), strict=True):
-                matrices[indices[position]] = confusion(mask, prediction, model.classes).cpu()
+                matrices[start + position] = confusion(mask, prediction, model.classes).cpu()
     return matrices
 
 
@@ -87,7 +86,7 @@ def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
     Raises InputError when the run is incomplete or its classes are not those of the folder.
     """
     started = time.monotonic()
-    networks = [(best, *load_unet(best)) for best in trained_seeds(run)]
+    networks = [(best, *load_unet(best, device)) for best in trained_seeds(run)]
     for best, _, info in networks:
         if info.classes.names != folder.info.classes.names:
             raise InputError(
@@ -100,7 +99,8 @@ def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
     seeds = []
     for best, model, info in networks:
         scores = score(image_matrices(model, slices, device), folder.stems)
-        seeds.append({"seed": info.trained["seed"], "weights": str(best), "trained": info.trained} | scores)
+        facts = {"seed": info.trained["seed"], "weights": str(best), "precision": model.precision}
+        seeds.append(facts | {"trained": info.trained} | scores)
     facts = {"run": str(run), "data": str(folder.path), "dataset": folder.info.name}
     facts |= {"data_fingerprint": fingerprint(folder), "slices": len(slices)}
     summary = summarize(seeds, slices.classes)
@@ -126,7 +126,8 @@ def markdown(report: dict) -> str:
     """report.md: the verdict first, then classes, seeds, confusions and the hardest slices."""
     names = [entry["name"] for entry in report["per_class"]]
     lines = [f"**{verdict(report)}**", ""]
-    lines += ["All numbers in per cent; ± is the sample standard deviation over seeds."]
+    precision = " and ".join(sorted({seed["precision"] for seed in report["seeds"]}))
+    lines += [f"All numbers in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds."]
     lines += ["", "| class | IoU | Dice |", "|---|--:|--:|"]
     for entry in report["per_class"]:
         scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]

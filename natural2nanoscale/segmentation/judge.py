@@ -47,7 +47,7 @@ def train_judge(
             seed=seed,
         )
         train(training, validation, settings, device, RunFolder(out), resume=True)
-    model, info = load_unet(best)
+    model, info = load_unet(best, device)
     score = info.trained["best"]["val_miou"]
     print(
         f"the judge's own mIoU on {val_folder.path}: {score:.3f}; mask agreement of synthetic slices can hardly pass it"

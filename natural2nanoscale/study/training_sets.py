@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.data.folders import PairFolder, open_pairs, write_pairs
+from natural2nanoscale.draws import sample_seeds
 from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
-from natural2nanoscale.runs import generator_for, permutation_for, seed_for
+from natural2nanoscale.runs import permutation_for, seed_for
 from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.settings import Settings
@@ -76,8 +77,8 @@ def rotated_copies(slices: Slices, count: int, seed: int) -> Slices:
     for copy in range(count):
         image, mask = slices.images[copy % len(slices)], slices.masks[copy % len(slices)]
         pixels, ids = torch.from_numpy(image).float()[None, None], torch.from_numpy(mask)[None]
-        generators = [generator_for(seed, "copy", copy)]
-        warped, ids = augment(pixels, ids, "rotation", generators, mask.shape, Settings.angle)
+        seeds = sample_seeds(torch.tensor([[copy]]), seed, "copy")
+        warped, ids = augment(pixels, ids, "rotation", seeds, mask.shape, Settings.angle)
         images.append(warped[0, 0].round().clamp(0, 255).to(torch.uint8).numpy())
         masks.append(ids[0].numpy())
     return Slices(images, masks, slices.classes, count, slices.intensity_window)
