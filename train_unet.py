@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, data_root, main_guard, parse_resumable, refuse_torchrun, size
+from natural2nanoscale.cli import Help, at_least, main_guard, parse_resumable, refuse_torchrun, size
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 
@@ -108,6 +108,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     refuse_torchrun()
+    from natural2nanoscale.data.roots import data_root
     from natural2nanoscale.segmentation.command import plan_synthetic, train_unet
 
     plan_synthetic(args)  # refuses what is out of order before any data is made

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.cli import data_root
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
 from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
+from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone
 from natural2nanoscale.diffusion.command import fitting_crop
 from natural2nanoscale.errors import InputError
