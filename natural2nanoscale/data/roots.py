@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,23 +13,23 @@ import numpy as np
 from natural2nanoscale.cli import read_config
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, open_pairs, slice_digest
-from natural2nanoscale.data.splits import PARTS
+from natural2nanoscale.data.prepare.splits import PARTS
 from natural2nanoscale.errors import InputError
 
 SHOWN = 3  # slices that a refusal names
 
 
-def data_root(data: Path | None, parts: Sequence[str] = PARTS) -> Path:
-    """The folder that holds the pair folders `parts`; the phantom is made in data/ when nothing is there.
+def data_root(
+    data: Path | None, parts: Sequence[str] = PARTS, make_default: Callable[[Path], None] | None = None
+) -> Path:
+    """The folder that holds the pair folders `parts`; `make_default` fills data/ when nothing is there.
 
     Only the default is ever filled: a --data that does not exist is an InputError.
     """
     root = Path(data) if data is not None else Path("data")
-    if data is None and not root.exists():
-        from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
-
+    if data is None and not root.exists() and make_default:
         print(f"no --data given and no {root}/ here: making the embedded phantom dataset in {root}/")
-        write_phantom(root, PhantomSettings())
+        make_default(root)
     missing = [part for part in parts if not (root / part / "dataset.json").is_file()]
     if missing:
         expected = " and ".join(filter(None, [", ".join(f"{part}/" for part in parts[:-1]), f"{parts[-1]}/"]))

@@ -98,13 +98,15 @@ def controlnet_config(
 
 
 @distributed.process_group()
-def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = None) -> None:
+def train_controlnet(
+    args: argparse.Namespace, make_judge: Callable | None = None, make_default: Callable[[Path], None] | None = None
+) -> None:
     """Fine-tune on train/ with val/ to look at; test/ is opened only to see whether --controlnet-init learned it.
 
     `make_judge`, called with both folders, the device and a folder of its own, returns the mask agreement that
-    `fine_tune` asks for.
+    `fine_tune` asks for. `make_default` fills data/ where there is none.
     """
-    run, backbone, train, val, prompts, settings, initial = prepare_training(args)
+    run, backbone, train, val, prompts, settings, initial = prepare_training(args, make_default)
     device = backbone.device
     try:
         judging = make_judge and distributed.is_main()
@@ -120,7 +122,7 @@ def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = Non
 
 @distributed.main_first()
 def prepare_training(
-    args: argparse.Namespace,
+    args: argparse.Namespace, make_default: Callable[[Path], None] | None = None
 ) -> tuple[RunFolder, Backbone, PairFolder, PairFolder, list[str], FineTuning, ControlNetModel | None]:
     """What `fine_tune` is to be called with, once everything is checked and the run folder is open."""
     main = distributed.is_main()
@@ -136,7 +138,7 @@ def prepare_training(
             "expected a folder with config.json: `python -m natural2nanoscale convert` makes one from a file"
         )
     # makes the phantom where nothing is: after what can be checked without it
-    root = data_root(args.data, ("train", "val"))
+    root = data_root(args.data, ("train", "val"), make_default)
     train, val = open_pairs(root / "train"), open_pairs(root / "val")
     refuse_unfit([learned_from_folder(train)], [val])
     before = [learned_by_run(args.controlnet_init)] if args.controlnet_init else []
@@ -188,8 +190,8 @@ def processes_of(out: Path) -> int:
     return read_config(out).get("settings", {}).get("processes", 1)
 
 
-def generate(args: argparse.Namespace) -> None:
-    """Draw slices from the masks of train/."""
+def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | None = None) -> None:
+    """Draw slices from the masks of train/; `make_default` fills data/ where there is none."""
     out = args.out or (args.data or Path("data")) / "synthetic"
     if not (args.controlnet / "config.json").is_file():
         raise InputError(
@@ -215,7 +217,7 @@ def generate(args: argparse.Namespace) -> None:
     if args.eta > 1 or args.steps > 500:
         raise InputError(f"--eta {args.eta:g} --steps {args.steps}: expected eta from 0 to 1 and at most 500 steps")
     prompts = read_prompts(args.prompts)
-    root = data_root(args.data, ("train",))
+    root = data_root(args.data, ("train",), make_default)
     source = open_pairs(root / "train")
     window = config.get("learned", {}).get("intensity_window", source.info.intensity_window)
     trained = replace(

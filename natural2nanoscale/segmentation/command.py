@@ -23,8 +23,8 @@ from natural2nanoscale.segmentation.batches import (
 )
 from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
-from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings, shown
+from natural2nanoscale.segmentation.slices import Slices, combine, load_slices
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.data.contact import colored, sheet
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced, open_pairs, write_pairs
 from natural2nanoscale.data.roots import digests_of, learned_from_folder, refuse_unfit
+from natural2nanoscale.data.sheets import colored, sheet
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
 from natural2nanoscale.diffusion.sampling import SamplingSettings
@@ -22,8 +22,8 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder, open_run, permutation_for
 from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
-from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
 
 

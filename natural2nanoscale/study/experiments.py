@@ -12,15 +12,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from natural2nanoscale.data.folders import fingerprint, open_pairs, write_json, write_pairs
-from natural2nanoscale.data.phantom import write_phantom
 from natural2nanoscale.data.roots import data_root, digests_of
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
 from natural2nanoscale.diffusion.command import fitting_crop, select_dtype
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.phantom.volume import write_phantom
 from natural2nanoscale.runs import Interrupted, RunFolder, open_run, permutation_for, seed_for, select_device
 from natural2nanoscale.segmentation.batches import plan_steps
-from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices, combine, load_slices
 from natural2nanoscale.study.cells import check_study, draw_train, make_synthetic, picture_row, score_unet
 from natural2nanoscale.study.presets import IN_MEMORY, PRESETS, ROTATION, Condition, Preset, conditions
 from natural2nanoscale.study.report import write_report

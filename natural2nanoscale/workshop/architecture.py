@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from natural2nanoscale.diffusion import natural
+from natural2nanoscale.workshop import dead_leaves
 
 # Training values that suit this backbone's ControlNet; read by the fine-tuning when it starts from this folder.
 RECOMMENDED = {
@@ -46,7 +46,7 @@ def make_tokenizer() -> CLIPTokenizer:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # CLIP's byte alphabet: the others move up
     alphabet = [chr(c) for c in printable] + [chr(256 + n) for n in range(256 - len(printable))]
     merges: list[tuple[str, str]] = []
-    for word in natural.caption_words() + EXTRA_WORDS:
+    for word in dead_leaves.caption_words() + EXTRA_WORDS:
         pieces = [*word[:-1], word[-1] + "</w>"]
         for pair in merges:  # what the merges so far make of the word
             at = 0

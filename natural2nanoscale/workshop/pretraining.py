@@ -20,9 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
-from natural2nanoscale.data.contact import sheet
-from natural2nanoscale.diffusion import natural
-from natural2nanoscale.diffusion.architecture import (
+from natural2nanoscale.cli import settings_from
+from natural2nanoscale.data.sheets import sheet
+from natural2nanoscale.workshop import dead_leaves
+from natural2nanoscale.workshop.architecture import (
     make_scheduler,
     make_text_encoder,
     make_tokenizer,
@@ -30,7 +31,7 @@ from natural2nanoscale.diffusion.architecture import (
     make_vae,
     write_backbone,
 )
-from natural2nanoscale.diffusion.recipe import PretrainingSettings
+from natural2nanoscale.workshop.recipe import PretrainingSettings
 
 SHEET_GUIDANCE = (1.0, 3.0, 6.0)
 SHEET_CAPTIONS = (  # one that the others change in one respect
@@ -54,7 +55,7 @@ def tokenize(tokenizer, texts: list[str]) -> Tensor:
 
 
 def _draw(job: tuple[int, int, int, int]) -> tuple[np.ndarray, str]:
-    return natural.draw(*job)
+    return dead_leaves.draw(*job)
 
 
 def image_bank(settings: PretrainingSettings) -> dict[tuple[int, int], tuple[Tensor, list[str]]]:
@@ -292,9 +293,7 @@ def caption_sheet(backbone: Path, path: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains the VAE, then the U-Net, into args.out."""
-    chosen = {name: getattr(args, name) for name in
-              ("seed", "images", "wide_images", "vae_steps", "unet_steps", "batch_size")}  # fmt: skip
-    settings = PretrainingSettings(**chosen)
+    settings = settings_from(args, PretrainingSettings)
     device = runs.select_device(args.device)
     folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume,
                           may_change=("unet_steps",))  # fmt: skip
