@@ -70,6 +70,22 @@ def test_a_slice_that_a_new_split_holds_out_is_refused_by_every_command(commands
     assert not (tmp_path / "again").exists()
 
 
+def test_runs_know_what_came_to_them_by_another_run_or_by_synthetic_slices(commands, data_folder, tmp_path):
+    digests = set(digests_of(open_pairs(data_folder / "train")).values())
+    commands("train_controlnet")
+    fresh = tmp_path / "fresh"
+    for seed, part in enumerate(("train", "val", "test"), start=11):
+        write_pairs(fresh / part, read_info(data_folder / part), blobs(2, 32, 64, seed=seed))
+    commands("train_controlnet", "--out", tmp_path / "second", "--controlnet-init", tmp_path / "run", root=fresh)
+    own = set(digests_of(open_pairs(fresh / "train")).values())
+    commands("generate", "--controlnet", tmp_path / "second", root=fresh)
+    commands("train_unet", "--synthetic", tmp_path / "synthetic", "--no-real", root=fresh)
+    for run in ("second", "unet"):
+        learned = json.loads((tmp_path / run / "config.json").read_text())["learned"]
+        assert set(learned["slices"].values()) == digests | own, run
+    assert "was trained on the slices of" in commands("evaluate", root=data_folder / "train", expect=2)
+
+
 def test_evaluate_and_train_unet_refuse_another_grey_window(commands, data_folder, tmp_path):
     commands("train_unet")
     info = read_info(data_folder / "test")
