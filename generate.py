@@ -43,8 +43,9 @@ def parse_arguments() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
     from natural2nanoscale.diffusion.command import generate
+    from natural2nanoscale.phantom.volume import write_default
 
-    generate(args)
+    generate(args, write_default)
 
 
 if __name__ == "__main__":

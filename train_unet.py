@@ -8,7 +8,6 @@ from natural2nanoscale.cli import (
     UNET_RUN,
     Help,
     at_least,
-    data_root,
     main_guard,
     parse_resumable,
     refuse_torchrun,
@@ -128,10 +127,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
+    from natural2nanoscale.data.roots import data_root
+    from natural2nanoscale.phantom.volume import write_default
     from natural2nanoscale.segmentation.command import plan_synthetic, train_unet
 
     plan_synthetic(args)  # refuses what is out of order before any data is made
-    train_unet(args, data_root(args.data))
+    train_unet(args, data_root(args.data, make_default=write_default))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the scripts and the verbs share: exit codes, argument types, and the embedded default dataset."""
+"""What the scripts and the verbs share: exit codes, argument types, resumed arguments, config.json."""
 
 from __future__ import annotations
 
@@ -195,23 +195,3 @@ def refuse_torchrun() -> None:
             f"{Path(sys.argv[0]).name} runs in one process, found {os.environ['WORLD_SIZE']} that would write the same "
             "files: start it with python; train_controlnet.py alone takes torchrun"
         )
-
-
-def data_root(data: Path | None) -> Path:
-    """The folder that holds train/, val/ and test/; the phantom is made in data/ when nothing is there.
-
-    Only the default is ever filled: a --data that does not exist is an InputError.
-    """
-    root = Path(data) if data is not None else DATA
-    if data is None and not root.exists():
-        from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
-
-        print(f"no --data given and no {root}/ here: making the embedded phantom dataset in {root}/")
-        write_phantom(root, PhantomSettings())
-    missing = [part for part in ("train", "val", "test") if not (root / part / "dataset.json").is_file()]
-    if missing:
-        raise InputError(
-            f"{root} has no pair folder {missing[0]}/, expected train/, val/ and test/ with dataset.json in each: "
-            "make them with `python -m natural2nanoscale prepare`, or give their folder with --data"
-        )
-    return root

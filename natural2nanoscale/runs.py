@@ -237,7 +237,7 @@ def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = 
         old = read_config(out)
         if not old:
             raise InputError(f"--resume finds no run in {out}: start it without --resume, or name its folder")
-        for part in sorted((set(config) | set(old)) - {"environments", "arguments"}):
+        for part in sorted((set(config) | set(old)) - {"environments", "arguments", "learned"}):
             before, now = old.get(part), config.get(part)
             if not isinstance(before, dict) or not isinstance(now, dict):
                 before, now = {part: before}, {part: now}

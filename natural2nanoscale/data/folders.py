@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
+from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.errors import InputError
 
 T = TypeVar("T")
@@ -40,9 +41,11 @@ class DatasetInfo:
     intensity_window: tuple[float, float] | None = None  # grey values that became 0 and 255 at conversion
     pixel_size_nm: float | None = None
     split: dict = field(default_factory=dict)  # how train, val and test were told apart
+    digests: dict[str, str] = field(default_factory=dict)  # stem -> slice_digest of the microscope's own pixels
+    learned: dict = field(default_factory=dict)  # of synthetic slices: what their ControlNet was trained on
 
     def to_json(self) -> dict:
-        return {
+        data = {
             "name": self.name,
             "origin": self.origin,
             "classes": self.classes.to_json(),
@@ -51,6 +54,7 @@ class DatasetInfo:
             "pixel_size_nm": self.pixel_size_nm,
             "split": self.split,
         }
+        return data | {key: getattr(self, key) for key in ("digests", "learned") if getattr(self, key)}
 
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
@@ -62,6 +66,8 @@ class DatasetInfo:
             intensity_window=(float(window[0]), float(window[1])) if window else None,
             pixel_size_nm=None if pixel_size is None else float(pixel_size),
             split=dict(data.get("split") or {}),
+            digests={str(stem): str(digest) for stem, digest in (data.get("digests") or {}).items()},
+            learned=dict(data.get("learned") or {}),
         )
 
 
@@ -143,15 +149,24 @@ def refuse_non_empty(out: Path) -> None:
         raise InputError(f"{out} already exists and is not an empty folder: remove it or name another folder")
 
 
-def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> PairFolder:
-    """Write (stem, image (H,W) uint8, mask (H,W) uint8) triples as a new pair folder."""
+def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFolder:
+    """Write (stem, image (H,W) uint8, mask (H,W) uint8) triples as a new pair folder.
+
+    A fourth item is the slice's digest. Without it the one in `info` counts, or that of the image where no grey
+    window lies between it and the microscope's pixels; `info`'s digests of other slices are dropped.
+    """
     path = Path(path)
     refuse_non_empty(path)
     (path / "images").mkdir(parents=True, exist_ok=True)
     (path / "masks").mkdir(exist_ok=True)
-    for stem, image, mask in items:
+    digests = {}
+    for stem, image, mask, *given in items:
         save_png(path / "images" / f"{stem}.png", image)
         save_png(path / "masks" / f"{stem}.png", mask)
+        known = given[0] if given else info.digests.get(stem)
+        if known or info.intensity_window is None:
+            digests[stem] = known or slice_digest(image)
+    info = replace(info, digests=digests)
     write_json(path / "dataset.json", info.to_json())  # last: a folder with dataset.json is complete
     return open_pairs(path)
 

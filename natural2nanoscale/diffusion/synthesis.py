@@ -24,6 +24,7 @@ from natural2nanoscale.data.folders import (
     save_png,
     write_json,
 )
+from natural2nanoscale.data.roots import digests_of
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import latent_moments
 from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
@@ -67,12 +68,14 @@ def synthesize(
     batch_size: int = 4,
     seed: int = 0,
     call: str | None = None,
+    learned: dict | None = None,
 ) -> int:
     """Make `per_mask` slices from every mask of `source` in the pair folder `out`; return how many were new.
 
     What is there already is left alone. Until all slices that were ever asked for are there, generation.json holds
-    what dataset.json will say, and `call`, the command that makes the rest. Raises InputError when `out` was made with
-    other settings, another ControlNet, backbone or source; Interrupted after a requested stop.
+    what dataset.json will say, and `call`, the command that makes the rest. `learned`: what the ControlNet was trained
+    on, as its run's config.json says. Raises InputError when `out` was made with other settings, another ControlNet,
+    backbone or source; Interrupted after a requested stop.
     """
     info = DatasetInfo(
         name=f"{source.info.name} synthetic",
@@ -91,7 +94,9 @@ def synthesize(
             "seed": seed,
             "prompts": seed_for(*prompts),
         },
+        learned=learned or {},
     )
+    digests = digests_of(source)
     check_continues(out, info)
     planned = plan_images(source.stems, per_mask, prompts, seed)
     done = read_manifest(out)
@@ -137,6 +142,7 @@ def synthesize(
                         "seed": image.seed,
                         "prompt": image.prompt,
                         "source": image.source,
+                        "source_digest": digests.get(image.source),
                         "checkpoint": info.split["controlnet"],
                         "precision": info.split["precision"],
                         "sampler": "ddim",

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from natural2nanoscale.cli import add_settings, at_least, data_root, setting, settings_from, size
+from natural2nanoscale.cli import add_settings, at_least, setting, settings_from, size
+from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.study.experiments import Place, run_study
 from natural2nanoscale.study.presets import EQUAL, Preset

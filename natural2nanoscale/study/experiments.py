@@ -10,7 +10,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least, data_root, size
+from natural2nanoscale.cli import at_least, size
+from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.study.conditions import Condition, conditions
 from natural2nanoscale.study.presets import EXPERIMENTS, PRESETS, Preset

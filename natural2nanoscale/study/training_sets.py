@@ -10,20 +10,21 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.data.folders import PairFolder, open_pairs, write_pairs
+from natural2nanoscale.data.roots import digests_of, learned_from_folder, refuse_unfit
 from natural2nanoscale.draws import sample_seeds
 from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
 from natural2nanoscale.runs import permutation_for, seed_for
 from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.slices import Slices, check_test, load_slices
+from natural2nanoscale.segmentation.slices import Slices, load_slices
 
 PARTS = ("train", "val", "test")
 
 
 def check_study(folders: dict[str, PairFolder], budgets: Iterable[Settings]) -> None:
     """Raise InputError for pair folders train, val and test that no study can end on; nothing is written yet."""
-    check_test(folders["test"], folders["train"].info.classes)
+    refuse_unfit([learned_from_folder(folders["train"])], [folders["val"], folders["test"]])
     training, validation = load_slices(folders["train"]), load_slices(folders["val"])
     for settings in budgets:
         check(training, validation, replace(settings, balance=None))
@@ -49,7 +50,8 @@ def draw_train(out: Path, pool: PairFolder, count: int, seed: int, redraw: int) 
         rounds, turn = divmod(redraw, len(pool.stems) // count)
         order = permutation_for(len(pool.stems), seed, "slices", rounds)
         chosen = [pool.stems[i] for i in sorted(order[turn * count : (turn + 1) * count])]
-        write_pairs(out, pool.info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
+        info = replace(pool.info, digests=digests_of(pool))
+        write_pairs(out, info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
     return open_pairs(out)
 
 
@@ -58,6 +60,7 @@ def split_at_random(root: Path, out: Path, seed: int) -> Path:
     if (out / "test" / "dataset.json").is_file():
         return out
     parts = {part: open_pairs(root / part) for part in PARTS}
+    digests = {part: digests_of(folder) for part, folder in parts.items()}
     slices = [(part, stem) for part, folder in parts.items() for stem in folder.stems]
     order = permutation_for(len(slices), seed)
     first = 0
@@ -66,7 +69,10 @@ def split_at_random(root: Path, out: Path, seed: int) -> Path:
         first += len(folder.stems)
         shutil.rmtree(out / part, ignore_errors=True)  # half written when a study was killed
         info = replace(folder.info, split={"rule": "random", "part": part, "seed": seed})
-        pairs = ((f"{stem}_{old}", parts[old].image(stem), parts[old].mask(stem)) for old, stem in dealt)
+        pairs = (
+            (f"{stem}_{old}", parts[old].image(stem), parts[old].mask(stem), digests[old].get(stem))
+            for old, stem in dealt
+        )
         write_pairs(out / part, info, pairs)
     return out
 

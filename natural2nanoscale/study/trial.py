@@ -136,6 +136,7 @@ def make_synthetic(
         sampling_settings(backbone),
         per_mask,
         seed=seed,
+        learned=config["learned"],
     )
     return open_pairs(out / "synthetic")
 
