@@ -4,7 +4,8 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, data_root, main_guard, parse_resumable, refuse_torchrun, size
+from natural2nanoscale.cli import Help, at_least, main_guard, parse_resumable, refuse_torchrun, size
+from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 

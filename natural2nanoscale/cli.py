@@ -1,9 +1,8 @@
-"""What the scripts and the verbs share: exit codes, argument types, and the embedded default dataset."""
+"""What the scripts and the verbs share: parsers, argument types and exit codes."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -55,6 +54,8 @@ def parse_resumable(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; with --resume those that are not given are those that the run in --out began with."""
     args = parser.parse_args()
     if args.resume:
+        from natural2nanoscale.runs import read_config  # brings torch, which --help does without
+
         saved = read_config(args.out).get("arguments", {})
         if any(word.startswith("--epochs") for word in sys.argv):  # else a --max-steps of old would go before it
             saved.pop("max_steps", None)
@@ -67,20 +68,6 @@ def resumable(args: argparse.Namespace) -> dict:
     """The arguments as JSON for config.json, without those that a resumed run may not take over."""
     named = {name: value for name, value in vars(args).items() if name not in ("resume", "out", "device")}
     return {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a folder; {} where there is none, InputError where it is not readable."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): name another folder, or restore the file") from error
-    return config
 
 
 def size(text: str) -> tuple[int, int]:
@@ -116,23 +103,3 @@ def refuse_torchrun() -> None:
             f"{Path(sys.argv[0]).name} runs in one process, found {os.environ['WORLD_SIZE']} that would write the same "
             "files: start it with python; train_controlnet.py alone takes torchrun"
         )
-
-
-def data_root(data: Path | None) -> Path:
-    """The folder that holds train/, val/ and test/; the phantom is made in data/ when nothing is there.
-
-    Only the default is ever filled: a --data that does not exist is an InputError.
-    """
-    root = Path(data) if data is not None else Path("data")
-    if data is None and not root.exists():
-        from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
-
-        print(f"no --data given and no {root}/ here: making the embedded phantom dataset in {root}/")
-        write_phantom(root, PhantomSettings())
-    missing = [part for part in ("train", "val", "test") if not (root / part / "dataset.json").is_file()]
-    if missing:
-        raise InputError(
-            f"{root} has no pair folder {missing[0]}/, expected train/, val/ and test/ with dataset.json in each: "
-            "make them with `python -m natural2nanoscale prepare`, or give their folder with --data"
-        )
-    return root

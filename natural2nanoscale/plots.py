@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from natural2nanoscale.files import save_png
 
 INK = ("#1f5fa8", "#c4501b", "#2c7d4f", "#7a3e9d")
 WIDTH, HEIGHT, MARGIN = 640, 240, 46
@@ -23,9 +25,7 @@ def plot_progress(path: Path, rows: Sequence[dict], panels: Sequence[Sequence[st
     for i, keys in enumerate(panels):
         curves = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in keys}
         _panel(draw, font, curves, top=i * HEIGHT)
-    temporary = path.with_name(f".{path.name}.tmp")
-    canvas.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    save_png(path, np.asarray(canvas))
 
 
 def _panel(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, curves: dict, top: int) -> None:

@@ -1,18 +1,15 @@
-"""A run folder: config, log, atomic checkpoints, resume; and the seeds, device and signals of every loop.
+"""A run folder: config, log, checkpoints of registered state, and resume; and the signals that end a run in order.
 
     RUN/config.json                 arguments, data fingerprints, versions, git commit
     RUN/log.jsonl                   one line per logged step
     RUN/checkpoints/step-000500/    state.safetensors, state.json, the model, and manifest.json written last
 
-A checkpoint is written under a temporary name, synced, and renamed; the older one goes only after the
-newer stands. JSON and safetensors only: nothing here reads or writes a pickle.
+JSON and safetensors only: nothing here reads or writes a pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import signal
 import statistics
@@ -25,61 +22,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.cli import read_config
 from natural2nanoscale.errors import InputError
-
-# ---------------------------------------------------------------------------------------------- seeds
-
-
-def seed_for(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of its parts alone, so a draw depends on nothing but its name."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def generator_for(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by `seed_for`: the same draws whatever device the work runs on."""
-    return torch.Generator().manual_seed(seed_for(*parts))
-
-
-def permutation_for(count: int, *parts: int | str) -> list[int]:
-    """A permutation of range(count), keyed by the parts."""
-    return torch.randperm(count, generator=generator_for(*parts)).tolist()
+from natural2nanoscale.files import (
+    append_lines,
+    holds_nothing,
+    new_folder,
+    read_lines,
+    sha256,
+    write_json,
+    write_lines,
+)
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (ddof 1); the latter is None for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def select_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one; InputError for a device that torch cannot use.
-
-    Of several CUDA devices each process that torchrun started takes its own.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-        if device.index is not None and device.type == "cuda":
-            torch.cuda.set_device(device)  # whoever asks for the current one means it
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used here ({reason}): use auto, cpu or cuda") from error
-    return device
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on the device; from pinned memory, so that nobody waits for what a GPU still has to do."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; older GPUs emulate it, slower than float32."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 # -------------------------------------------------------------------------------------------- signals
@@ -128,19 +85,11 @@ class RunFolder:
 
     def log(self, row: dict) -> None:
         """Append one line to log.jsonl."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_lines(self.path / "log.jsonl", [row])
 
     def read_log(self) -> list[dict]:
         """All whole lines of log.jsonl; a line cut off by a kill is left out."""
-        file = self.path / "log.jsonl"
-        rows = []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+        return read_lines(self.path / "log.jsonl")
 
     def save_checkpoint(
         self,
@@ -156,37 +105,22 @@ class RunFolder:
         `save_model` writes the model into the folder that it is given. Of the step-* checkpoints the newest
         `keep` stay, and older ones go once this one stands; a named checkpoint replaces only its namesake.
         """
-        parent = self.path / "checkpoints"
-        parent.mkdir(parents=True, exist_ok=True)
-        target = parent / (name or f"step-{step:06d}")
-        temporary = parent / f".tmp-{target.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary / "state.safetensors"
-        )
-        (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
-        if save_model is not None:
-            save_model(temporary)
-        files = sorted(file for file in temporary.rglob("*") if file.is_file())
-        hashes = {str(file.relative_to(temporary)): sha256(file) for file in files}
-        manifest = temporary / "manifest.json"
-        manifest.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-        for file in [*files, manifest]:
-            _sync(file)
-        if target.exists():  # a namesake: it steps aside, so that one of the two always stands
-            aside = parent / f".old-{target.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(target, aside)
-        os.replace(temporary, target)
-        _sync(parent)
-        stale = [path for path in parent.iterdir() if path.name.startswith(".old-")]
+        target = self.path / "checkpoints" / (name or f"step-{step:06d}")
+        with new_folder(target) as folder:
+            cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(cpu, folder / "state.safetensors")
+            (folder / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
+            if save_model is not None:
+                save_model(folder)
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            hashes = {str(file.relative_to(folder)): sha256(file) for file in files}
+            (folder / "manifest.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
         if name is None:  # later ones that stand here are damaged: the run went on from an earlier one
-            others = sorted(path for path in parent.glob("step-*") if path != target)
+            others = sorted(path for path in target.parent.glob("step-*") if path != target)
             older = [path for path in others if path < target]
-            stale += [path for path in others if path not in older[max(0, len(older) - keep + 1) :]]
-        for path in stale:
-            shutil.rmtree(path)
+            for path in others:
+                if path not in older[max(0, len(older) - keep + 1) :]:
+                    shutil.rmtree(path)
         return target
 
     def load_checkpoint(self, name: str | None = None) -> Checkpoint | None:
@@ -213,9 +147,7 @@ class RunFolder:
     def drop_log_after(self, step: int) -> None:
         """Forget log lines of steps later than `step`: a resumed log has each step once."""
         rows = [row for row in self.read_log() if row.get("step", 0) <= step]
-        temporary = self.path / ".log.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, self.path / "log.jsonl")
+        write_lines(self.path / "log.jsonl", rows)
 
 
 def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = ()) -> RunFolder:
@@ -244,16 +176,28 @@ def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = 
                     )
     elif file.is_file():
         raise InputError(f"{out} already exists: go on with --resume, or name another folder with --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not holds_nothing(out):
         raise InputError(f"{out} already exists and holds no run: name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     environments = [environment()]  # of the beginning, then each other one in which the run went on
     if resume:
         environments = [known for known in old.get("environments", []) if known != environments[0]] + environments
-    temporary = out / ".config.json.tmp"
-    temporary.write_text(json.dumps(config | {"environments": environments}, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write_json(file, config | {"environments": environments})
     return RunFolder(out)
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a folder; {} where there is none, InputError where it is not readable."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}): name another folder, or restore the file") from error
+    return config
 
 
 def environment() -> dict:
@@ -297,19 +241,6 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
                 value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _damage(path: Path) -> str | None:

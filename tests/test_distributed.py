@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion import training
-from natural2nanoscale.runs import RunFolder, select_device
+from natural2nanoscale.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 # forks of a process that has imported everything and computed nothing: two at the price of one import

@@ -11,7 +11,7 @@ import pytest
 
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion import validation
-from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.runs import Interrupted
 from natural2nanoscale.segmentation.mixing import load_slices
 from natural2nanoscale.segmentation.settings import Settings

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from backbones import disturbed
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.data.folders import open_pairs, read_gray, save_png
+from natural2nanoscale.data.folders import open_pairs, read_gray
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.command import read_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, predict_noise
 from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept
-from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import draw_slices
-from natural2nanoscale.diffusion.training import FineTuning
 from natural2nanoscale.diffusion.validation import Validation
+from natural2nanoscale.files import save_png
 
 
 @pytest.fixture

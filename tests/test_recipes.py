@@ -9,7 +9,7 @@ import torch
 from natural2nanoscale.data.augment import change_gamma
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import generator_for
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, check, enlarge, plan_steps, read_batch, set_size
 from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.recipes import MAX_NOISE, augment, nnunet_intensities

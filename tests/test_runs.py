@@ -9,19 +9,10 @@ import pytest
 import torch
 
 from natural2nanoscale import runs
+from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import (
-    RunFolder,
-    StopSignal,
-    generator_for,
-    load_optimizer_tensors,
-    mean_std,
-    open_run,
-    optimizer_tensors,
-    permutation_for,
-    seed_for,
-    select_device,
-)
+from natural2nanoscale.runs import RunFolder, StopSignal, load_optimizer_tensors, mean_std, open_run, optimizer_tensors
+from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
 
 CONFIG = {"kind": "unet", "settings": {"lr": 0.1, "epochs": 3}, "data": {"train": "abc"}}
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, RunFolder, generator_for
+from natural2nanoscale.runs import Interrupted, RunFolder
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch
 from natural2nanoscale.segmentation.command import choose_settings
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize

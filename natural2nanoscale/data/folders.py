@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import struct
 import zlib
@@ -18,6 +17,7 @@ from PIL import Image
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import refuse_non_empty, save_png, write_json
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
@@ -117,29 +117,6 @@ def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:
         raise InputError(
             f"{path} cannot be read as a PNG or TIFF picture ({error}): replace or remove the file"
         ) from error
-
-
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H,W) or (H,W,3) uint8 under a temporary name, then rename: a file that exists is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        Image.fromarray(pixels).save(file, format="PNG")
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave a renamed file without its contents
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, data: object) -> None:
-    """Write readable JSON under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def refuse_non_empty(out: Path) -> None:
-    """Raise InputError when `out` exists with anything in it: nothing of a user's is ever overwritten."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already exists and is not an empty folder: remove it or name another folder")
 
 
 def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> PairFolder:

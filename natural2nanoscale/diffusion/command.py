@@ -12,17 +12,20 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
-from natural2nanoscale.cli import data_root, read_config, resumable
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
+from natural2nanoscale.cli import resumable
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info
+from natural2nanoscale.data.roots import data_root
+from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.initial import load_initial
 from natural2nanoscale.diffusion.memory import out_of_memory_advice
-from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.saving import load_trained
+from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
+from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, native_bfloat16, open_run, select_device
+from natural2nanoscale.files import holds_nothing, refuse_non_empty
+from natural2nanoscale.runs import RunFolder, open_run, read_config
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -37,13 +40,6 @@ def read_prompts(file: Path | None) -> list[str]:
     if not prompts:
         raise InputError(f"--prompts {file} holds no prompt, expected one per line")
     return prompts
-
-
-def select_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Of the frozen U-Net: bfloat16 where the device is made for it, else float32."""
-    if precision == "auto":
-        precision = "bf16" if native_bfloat16(device) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def fitting_crop(crop: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
@@ -206,7 +202,7 @@ def generate(args: argparse.Namespace) -> None:
         )
     if condition == "mask+edges" and args.edges == "none":
         condition = "mask+boundaries"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not holds_nothing(out):
         read_info(out)  # what is no pair folder is refused before anything is loaded
     if args.eta > 1 or args.steps > 500:
         raise InputError(f"--eta {args.eta:g} --steps {args.steps}: expected eta from 0 to 1 and at most 500 steps")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import ControlNetModel
@@ -14,9 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from natural2nanoscale import distributed
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import predict_noise
-
-if TYPE_CHECKING:
-    from natural2nanoscale.diffusion.training import FineTuning
+from natural2nanoscale.diffusion.settings import FineTuning
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from natural2nanoscale.runs import seed_for
+from natural2nanoscale.seeds import seed_for
 
 SHAPES = ("round", "long", "angular", "wobbly", "mixed")
 TEXTURES = ("smooth", "cloudy", "granular", "speckled", "veined", "striped", "mixed")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from natural2nanoscale import runs
 from natural2nanoscale.data.contact import sheet
+from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion import natural
 from natural2nanoscale.diffusion.architecture import (
     make_scheduler,
@@ -31,6 +32,7 @@ from natural2nanoscale.diffusion.architecture import (
     write_backbone,
 )
 from natural2nanoscale.diffusion.recipe import PretrainingSettings
+from natural2nanoscale.seeds import generator_for, seed_for
 
 SHEET_GUIDANCE = (1.0, 3.0, 6.0)
 SHEET_CAPTIONS = (  # one that the others change in one respect
@@ -122,7 +124,7 @@ def noise_loss(
 
 def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, device: torch.device):
     """Trains the autoencoder, going on from the run's checkpoint "vae" if there is one; returns it rounded to fp16."""
-    torch.manual_seed(runs.seed_for(settings.seed, "vae"))
+    torch.manual_seed(seed_for(settings.seed, "vae"))
     vae = make_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     first = restore(run, "vae", {"vae": vae}, optimizer)
@@ -134,7 +136,7 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
     )
     for step in progress:
         # a batch of crops, turned and mirrored: every draw is a function of (seed, step)
-        rng = np.random.default_rng(runs.seed_for(settings.seed, "vae batch", step))
+        rng = np.random.default_rng(seed_for(settings.seed, "vae batch", step))
         images, _ = bank[SHAPES[int(rng.random() < 0.3)]]
         crop, (height, width) = settings.vae_crop, images.shape[2:]
         crops = []
@@ -146,7 +148,7 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
 
         # one gradient step
         posterior = vae.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=runs.generator_for(settings.seed, "vae noise", step))
+        noise = torch.randn(posterior.mean.shape, generator=generator_for(settings.seed, "vae noise", step))
         latents = posterior.mean + posterior.std * noise.to(device)
         loss = vae_loss(pixels, vae.decode(latents).sample, posterior, settings.kl_weight)
         optimizer.param_groups[0]["lr"] = warm_cosine(step, settings.vae_steps, settings.vae_learning_rate)
@@ -191,7 +193,7 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     token_bank = {shape: tokenize(tokenizer, texts) for shape, (_, texts) in bank.items()}
     no_caption = tokenize(tokenizer, [""])
 
-    torch.manual_seed(runs.seed_for(settings.seed, "unet"))
+    torch.manual_seed(seed_for(settings.seed, "unet"))
     unet = make_unet().to(device, memory_format=torch.channels_last)
     # The text encoder stays as it is drawn: at random its states tell all words apart, which the U-Net learns to read.
     # When it learned as well, its states grew alike within 2,500 steps, and captions had no effect on anything.
@@ -208,12 +210,12 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     )
     for step in progress:
         # a batch of latents, sampled anew from their posteriors, with captions
-        rng = np.random.default_rng(runs.seed_for(settings.seed, "unet batch", step))
+        rng = np.random.default_rng(seed_for(settings.seed, "unet batch", step))
         shape = SHAPES[int(rng.random() < 0.3)]
         means, stds = latent_bank[shape]
         count = max(settings.batch_size * SHAPES[0][0] * SHAPES[0][1] // (shape[0] * shape[1]), 1)
         index = torch.from_numpy(rng.integers(len(means), size=count))
-        draws = runs.generator_for(settings.seed, "unet noise", step)
+        draws = generator_for(settings.seed, "unet noise", step)
         spread, noise = torch.randn(2, count, *means.shape[1:], generator=draws)
         noise = noise + settings.noise_offset * torch.randn(count, means.shape[1], 1, 1, generator=draws)
         latents = (means[index].float() + stds[index].float() * spread) * vae.config.scaling_factor
@@ -283,7 +285,7 @@ def caption_sheet(backbone: Path, path: Path) -> None:
     """Save what the backbone makes of a few captions, unguided and guided: a row each, from the same noise."""
     pipeline, columns = text_to_image(backbone), []
     for guidance in SHEET_GUIDANCE:
-        generators = [runs.generator_for("caption sheet") for _ in SHEET_CAPTIONS]
+        generators = [generator_for("caption sheet") for _ in SHEET_CAPTIONS]
         settings = {"height": 128, "width": 224, "num_inference_steps": 30, "guidance_scale": guidance}
         columns.append(pipeline(list(SHEET_CAPTIONS), generator=generators, output_type="np", **settings).images)
     rows = [[(255 * column[i]).round().astype(np.uint8) for column in columns] for i in range(len(SHEET_CAPTIONS))]
@@ -295,7 +297,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = {name: getattr(args, name) for name in
               ("seed", "images", "wide_images", "vae_steps", "unet_steps", "batch_size")}  # fmt: skip
     settings = PretrainingSettings(**chosen)
-    device = runs.select_device(args.device)
+    device = select_device(args.device)
     folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume,
                           may_change=("unet_steps",))  # fmt: skip
     bank = image_bank(settings)

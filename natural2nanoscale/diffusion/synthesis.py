@@ -13,20 +13,15 @@ from tqdm import tqdm
 
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
-from natural2nanoscale.data.folders import (
-    DatasetInfo,
-    PairFolder,
-    fingerprint,
-    natural_order,
-    read_info,
-    save_png,
-    write_json,
-)
+from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, natural_order, read_info
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import latent_moments
-from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.diffusion.sampling import sample
+from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, StopSignal, generator_for, seed_for
+from natural2nanoscale.files import append_lines, holds_nothing, read_lines, save_png, write_json, write_lines
+from natural2nanoscale.runs import Interrupted, StopSignal
+from natural2nanoscale.seeds import generator_for, seed_for
 
 
 @dataclass(frozen=True)
@@ -195,7 +190,7 @@ def draw_slices(
 
 def check_continues(out: Path, info: DatasetInfo) -> None:
     """Refuse to mix: `out` must be new, or a folder whose dataset.json says what `info` says."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if holds_nothing(out):
         return
     before = read_info(out).to_json()
     now = json.loads(json.dumps(info.to_json()))
@@ -215,24 +210,7 @@ def read_manifest(out: Path) -> dict[str, dict]:
     """Lines of manifest.jsonl by stem, those whose image and mask both stand."""
     file = out / "manifest.jsonl"
     rows = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
+    for row in read_lines(file):
         if (out / "images" / row["file"]).is_file() and (out / "masks" / row["file"]).is_file():
             rows[Path(row["file"]).stem] = row
     return rows
-
-
-def write_lines(file: Path, rows: list[dict]) -> None:
-    """Write JSON lines under a temporary name, then rename."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(file)
-
-
-def append_lines(file: Path, rows: list[dict]) -> None:
-    """Append JSON lines."""
-    with file.open("a", encoding="utf-8") as opened:
-        opened.writelines(json.dumps(row) + "\n" for row in rows)

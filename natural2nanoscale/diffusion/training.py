@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,69 +13,19 @@ from tqdm import tqdm
 from natural2nanoscale import distributed
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder, fingerprint
+from natural2nanoscale.device import to_device
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet, predict_noise, unlock_decoder
 from natural2nanoscale.diffusion.latents import LatentCache, variants_kept
 from natural2nanoscale.diffusion.memory import moved, plan
 from natural2nanoscale.diffusion.saving import load_weights, save_trained
+from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.plots import plot_progress
-from natural2nanoscale.runs import (
-    Interrupted,
-    RunFolder,
-    StopSignal,
-    generator_for,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    permutation_for,
-    seed_for,
-    to_device,
-)
+from natural2nanoscale.runs import Interrupted, RunFolder, StopSignal, load_optimizer_tensors, optimizer_tensors
+from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
 
-
-@dataclass(frozen=True)
-class FineTuning:
-    """Settings of the loop; the defaults are the paper's (4.4) where it names them."""
-
-    crop: tuple[int, int]  # width, height of the training windows in pixels
-    learning_rate: float  # 1e-5 for Stable Diffusion 1.5; a backbone carries its own
-    epochs: int = 600
-    max_steps: int | None = None  # replaces epochs
-    batch_size: int = 2  # slices that pass at once
-    accumulate: int = 1  # batches whose gradients add up to one step
-    processes: int = 1  # that the run began with, each with batches of its own; any number resumes it alike
-    rotation: float = 16.0  # degrees, uniform in [-rotation, rotation]; corners mirror image and mask alike
-    noise: float = 4.0  # Gaussian noise in grey levels; each window draws its own strength in [0, noise]
-    latent_variants: int = 16  # augmented windows per slice whose latents are cached; 0 encodes every step
-    condition: str = "mask"  # what the ControlNet sees: class colours, or "mask+edges", with edges drawn onto them
-    edge_dropout: float = 0.5  # share of samples without the slice's edges, so that a mask alone is enough to draw from
-    prompt_dropout: float = 0.0  # share of samples that see the empty prompt, which guidance 1 never asks for
-    max_weight: float = 1.0  # largest weight of a noisy timestep in the loss; 1 is the plain loss
-    clip: float = 1.0  # largest norm of the gradient
-    unlock_decoder: float = 0.0  # learning rate of the U-Net's decoder, in parts of learning_rate; 0: frozen
-    gradient_checkpointing: bool = False  # run layers again in the backward pass: less memory, more time
-    compile: bool = False  # torch.compile, with CUDA graphs where there is CUDA
-    seed: int = 0
-    checkpoint_every: int = 1000  # steps
-    keep: int = 1  # newest checkpoints that stay
-    sample_every: int = 1000  # steps between sample strips and validations
-
-    @property
-    def slices_per_step(self) -> int:
-        """Slices whose gradients make one step, over all processes."""
-        return self.batch_size * self.accumulate * self.processes
-
-    def steps_per_epoch(self, slices: int) -> int:
-        """Optimiser steps in which each of that many slices is seen once."""
-        return -(-slices // self.slices_per_step)
-
-    def total_steps(self, slices: int) -> int:
-        """Optimiser steps for a training set of that many slices."""
-        return self.max_steps or self.epochs * self.steps_per_epoch(slices)
-
-
-MAY_CHANGE = ("epochs", "max_steps", "checkpoint_every", "keep", "sample_every", "gradient_checkpointing")
 JUDGED_MASKS = 8  # of train/, evenly spaced, from which slices are drawn for the mask agreement
 
 

@@ -14,8 +14,9 @@ import torch
 
 from natural2nanoscale.data.augment import draw_window
 from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.device import native_bfloat16
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import generator_for, native_bfloat16, permutation_for
+from natural2nanoscale.seeds import generator_for, permutation_for
 from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.recipes import augment
 from natural2nanoscale.segmentation.settings import Settings

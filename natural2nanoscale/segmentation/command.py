@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.cli import resumable
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
+from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, open_run, select_device
+from natural2nanoscale.files import refuse_non_empty, write_text
+from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.segmentation.batches import (
     BYTES_PER_PIXEL_AND_WIDTH,
     check,
@@ -77,7 +79,7 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     report = evaluate_run(run.path, folders["test"], device)
     write_report(run.path, report)
     card = model_card(run.path, report, folders, training, settings)
-    (run.path / "README.md").write_text(card, encoding="utf-8")
+    write_text(run.path / "README.md", card)
     print(markdown(report))
     print(f"report: {run.path}/report.md and report.json; model card: {run.path}/README.md")
     print(f"next: `python -m natural2nanoscale segment {run.path} --images SLICES --out MASKS` masks other slices,")

@@ -11,12 +11,14 @@ import torch
 from tqdm import tqdm
 
 from natural2nanoscale.data.contact import colored, overlay, sheet
-from natural2nanoscale.data.folders import evenly_spaced, read_info, save_png
+from natural2nanoscale.data.folders import evenly_spaced, read_info
 from natural2nanoscale.data.intensity import to_bytes
 from natural2nanoscale.data.pairing import list_pages
 from natural2nanoscale.data.sources import Page, Reader
+from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, RunFolder, StopSignal, open_run, select_device, sha256
+from natural2nanoscale.files import save_png, sha256
+from natural2nanoscale.runs import Interrupted, RunFolder, StopSignal, open_run
 from natural2nanoscale.segmentation.evaluation import trained_seeds
 from natural2nanoscale.segmentation.inference import predict_mask
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNetInfo, load_unet

@@ -15,14 +15,8 @@ from tqdm import tqdm
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.plots import plot_progress
-from natural2nanoscale.runs import (
-    Interrupted,
-    RunFolder,
-    StopSignal,
-    generator_for,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from natural2nanoscale.runs import Interrupted, RunFolder, StopSignal, load_optimizer_tensors, optimizer_tensors
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import (
     DeviceSlices,
     autocast,

@@ -13,12 +13,13 @@ from natural2nanoscale.data.contact import colored, sheet
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced, open_pairs, write_pairs
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
-from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.saving import load_trained
+from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
+from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, open_run, permutation_for
+from natural2nanoscale.runs import RunFolder, open_run
+from natural2nanoscale.seeds import permutation_for
 from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.mixing import Slices, check_test, load_slices

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from natural2nanoscale.cli import data_root
-from natural2nanoscale.data.folders import fingerprint, open_pairs, write_json, write_pairs
+from natural2nanoscale.data.folders import fingerprint, open_pairs, write_pairs
 from natural2nanoscale.data.phantom import write_phantom
+from natural2nanoscale.data.roots import data_root
+from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
-from natural2nanoscale.diffusion.command import fitting_crop, select_dtype
+from natural2nanoscale.diffusion.command import fitting_crop
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, RunFolder, open_run, permutation_for, seed_for, select_device
+from natural2nanoscale.files import write_json
+from natural2nanoscale.runs import Interrupted, RunFolder, open_run
+from natural2nanoscale.seeds import permutation_for, seed_for
 from natural2nanoscale.segmentation.batches import plan_steps
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings

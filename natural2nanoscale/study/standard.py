@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.data.folders import PairFolder, save_png
+from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import read_prompts
 from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.runs import generator_for
+from natural2nanoscale.files import save_png
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.recipes import augment
 from natural2nanoscale.segmentation.settings import Settings

@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 from natural2nanoscale.diffusion import natural
 from natural2nanoscale.diffusion.backbone import EMBEDDED
 from natural2nanoscale.diffusion.pretraining import text_to_image
-from natural2nanoscale.runs import generator_for
+from natural2nanoscale.seeds import generator_for
 
 HEIGHT, WIDTH, BATCH = 128, 224, 8
 GUIDANCE = (1.0, 3.0, 6.0)

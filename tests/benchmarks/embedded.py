@@ -15,7 +15,8 @@ from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.phantom import PhantomSettings, volume
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments, make_controlnet
-from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.diffusion.sampling import sample
+from natural2nanoscale.diffusion.settings import SamplingSettings
 
 KINDS = {  # part of an operation's name in torch: what it is
     "conv": "convolutions", "mm": "matrix products", "attention": "attention", "silu": "activations",

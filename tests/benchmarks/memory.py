@@ -13,7 +13,7 @@ from training import stable_diffusion
 
 from natural2nanoscale.diffusion.controlnet import make_controlnet
 from natural2nanoscale.diffusion.memory import needed_bytes
-from natural2nanoscale.diffusion.training import FineTuning
+from natural2nanoscale.diffusion.settings import FineTuning
 
 SLICES, EPOCHS = 233, 600  # the paper's training set, and about its training
 SUSTAINED = (10, 30, 100)  # 10^12 operations per second

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.phantom import PhantomSettings, volume
-from natural2nanoscale.runs import generator_for
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
 from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.settings import RECOMMENDED, Settings

@@ -40,7 +40,8 @@ from natural2nanoscale.data.phantom import volume
 from natural2nanoscale.diffusion.architecture import make_scheduler
 from natural2nanoscale.diffusion.backbone import EMBEDDED, Backbone, Recommended, load_backbone
 from natural2nanoscale.diffusion.latents import augmented_windows
-from natural2nanoscale.diffusion.training import FineTuning, fine_tune
+from natural2nanoscale.diffusion.settings import FineTuning
+from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.runs import RunFolder
 
 BATCH, WARM_UP = 2, 20
