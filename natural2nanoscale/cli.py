@@ -6,21 +6,24 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.signals import exit_code
 
 
 def main_guard(function: Callable[[], None]) -> None:
-    """Run a front door: bad input prints one line and exits 2, an interrupt exits 130; no tracebacks."""
+    """Run a front door: bad input prints one line and exits 2, a signal exits 128 + its number; no tracebacks."""
     try:
         function()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted {interrupt}".rstrip(), file=sys.stderr)
-        raise SystemExit(130) from None
+        with suppress(OSError):  # the terminal may be gone
+            print(f"interrupted {interrupt}".rstrip(), file=sys.stderr)
+        raise SystemExit(exit_code(interrupt)) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
     except OSError as error:  # no right, no room, a file where a folder is needed: the system says it best

@@ -1,4 +1,4 @@
-"""A run folder: config, log, checkpoints of registered state, and resume; and the signals that end a run in order.
+"""A run folder: config, log, checkpoints of registered state, and resume.
 
     RUN/config.json                 arguments, data fingerprints, versions, git commit
     RUN/log.jsonl                   one line per logged step
@@ -10,18 +10,18 @@ JSON and safetensors only: nothing here reads or writes a pickle.
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import signal
 import statistics
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from natural2nanoscale.checkpoints import Checkpoint, State, damage_of, step_of
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import (
     append_lines,
@@ -37,44 +37,6 @@ from natural2nanoscale.files import (
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (ddof 1); the latter is None for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-# -------------------------------------------------------------------------------------------- signals
-
-
-class Interrupted(KeyboardInterrupt):
-    """A loop stopped on request after it had saved; the message says how to go on."""
-
-
-class StopSignal:
-    """Within it the first Ctrl-C or SIGTERM only sets `requested`; a second one interrupts at once."""
-
-    def __enter__(self) -> StopSignal:
-        self.requested = False
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-# ---------------------------------------------------------------------------------------- run folders
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What was saved: `step` counts optimiser steps; `tensors` are on the CPU; `path` holds the model."""
-
-    step: int
-    tensors: dict[str, torch.Tensor]
-    state: dict
-    path: Path
 
 
 class RunFolder:
@@ -106,8 +68,10 @@ class RunFolder:
         `keep` stay, and older ones go once this one stands; a named checkpoint replaces only its namesake.
         """
         target = self.path / "checkpoints" / (name or f"step-{step:06d}")
-        with new_folder(target) as folder:
-            cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        newest = next(iter(self.checkpoints()), None)
+        known = sum(file.stat().st_size for file in newest.rglob("*")) if newest and name is None else 0
+        with new_folder(target, max(known, sum(value.nbytes for value in cpu.values()))) as folder:
             save_file(cpu, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
             if save_model is not None:
@@ -116,25 +80,40 @@ class RunFolder:
             hashes = {str(file.relative_to(folder)): sha256(file) for file in files}
             (folder / "manifest.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
         if name is None:  # later ones that stand here are damaged: the run went on from an earlier one
-            others = sorted(path for path in target.parent.glob("step-*") if path != target)
-            older = [path for path in others if path < target]
-            for path in others:
-                if path not in older[max(0, len(older) - keep + 1) :]:
-                    shutil.rmtree(path)
+            whole = [path for path in self.checkpoints() if path.name.startswith("step-") and step_of(path) <= step]
+            for path in set(self.checkpoints()) - set(whole[:keep]):
+                shutil.rmtree(path)
         return target
+
+    def save(
+        self, state: State, save_model: Callable[[Path], None] | None = None, name: str | None = None, keep: int = 1
+    ) -> Path:
+        """`save_checkpoint` of what is registered."""
+        counts = dict(vars(state.counts))
+        return self.save_checkpoint(counts.pop("step"), state.tensors(), counts, save_model, name, keep)
+
+    def restore(self, state: State, name: str | None = None) -> Checkpoint | None:
+        """`load_checkpoint` into what is registered; None, and nothing changed, where no checkpoint was completed."""
+        checkpoint = self.load_checkpoint(name)
+        if checkpoint:
+            state.restore(checkpoint)
+        return checkpoint
+
+    def checkpoints(self) -> list[Path]:
+        """The step-* checkpoints that were completed, newest first, damaged or not."""
+        found = [p for p in (self.path / "checkpoints").glob("*step-*") if re.fullmatch(r"(\.old-)?step-\d+", p.name)]
+        return sorted(found, key=lambda path: (step_of(path), path.name.startswith("step-")), reverse=True)
 
     def load_checkpoint(self, name: str | None = None) -> Checkpoint | None:
         """The newest whole step-* checkpoint (or the one called `name`); None when there is none.
 
         A damaged one is passed over with a printed line. InputError when all that exist are damaged.
         """
-        parent = self.path / "checkpoints"
+        parent, candidates = self.path / "checkpoints", self.checkpoints()
         if name is not None:
             candidates = [path for path in (parent / name, parent / f".old-{name}") if path.is_dir()]
-        else:
-            candidates = sorted((p for p in parent.glob("step-*") if p.is_dir()), reverse=True)
         for path in candidates:
-            damage = _damage(path)
+            damage = damage_of(path)
             if damage:
                 print(f"{path} is passed over: {damage}")
                 continue
@@ -215,42 +194,3 @@ def environment() -> dict:
     except (OSError, subprocess.TimeoutExpired):
         commit = None
     return {"versions": versions, "git_commit": commit, "threads": torch.get_num_threads()}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as flat tensors, named optimizer.<parameter>.<entry>."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{key}": torch.as_tensor(value)
-        for index, entries in state.items()
-        for key, value in entries.items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Bring back what `optimizer_tensors` gave; other names are left alone.
-
-    Moments take the memory format of their parameters: the same arithmetic as if the run had never stopped.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            if value.shape == parameters[int(index)].shape:
-                value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None: every file of the manifest has its hash."""
-    try:
-        hashes = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "its manifest is missing or unreadable"
-    for name, expected in hashes.items():
-        file = path / name
-        if not file.is_file() or sha256(file) != expected:
-            return f"{name} is missing or does not match its hash"
-    return None

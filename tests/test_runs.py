@@ -4,15 +4,19 @@ import json
 import os
 import signal
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from natural2nanoscale import runs
+from natural2nanoscale import runs, signals
+from natural2nanoscale.checkpoints import State, load_optimizer_tensors, optimizer_tensors
+from natural2nanoscale.cli import main_guard
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, StopSignal, load_optimizer_tensors, mean_std, open_run, optimizer_tensors
+from natural2nanoscale.runs import RunFolder, mean_std, open_run
 from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
+from natural2nanoscale.signals import Interrupted, StopSignal
 
 CONFIG = {"kind": "unet", "settings": {"lr": 0.1, "epochs": 3}, "data": {"train": "abc"}}
 
@@ -145,15 +149,59 @@ def test_optimizer_goes_on_as_if_it_had_never_stopped():
     assert torch.equal(whole, parts)
 
 
-def test_first_signal_asks_second_interrupts():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_first_signal_asks_second_interrupts(number, monkeypatch, capsys):
+    before = signal.getsignal(number)
     with StopSignal() as stop:
         assert not stop.requested
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+        os.kill(os.getpid(), number)
+        assert stop.requested and stop.number == number
+        os.kill(os.getpid(), number)  # the same notice, by another way
+        monkeypatch.setattr(signals, "ECHO", 0.0)
+        with pytest.raises(Interrupted) as left:
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+    def leave():
+        raise left.value
+
+    with pytest.raises(SystemExit) as code:
+        main_guard(leave)
+    assert code.value.code == 128 + number and capsys.readouterr().err.startswith("interrupted")
+
+
+def test_another_signal_interrupts_and_an_ignored_one_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_registered_state_comes_back_into_the_same_tensors(tmp_path):
+    def start(value: float) -> State:
+        model = torch.nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last)
+        torch.nn.init.constant_(model.weight, value)
+        optimizer = torch.optim.Adam(model.parameters())
+        model(torch.ones(1, 3, 4, 4)).sum().backward()
+        optimizer.step()
+        counts = SimpleNamespace(step=int(value), best={"loss": value})
+        return State(counts, model=model, optimizer=optimizer, sums=torch.full((2,), value), kept={"a": torch.ones(1)})
+
+    run, saved, other = RunFolder(tmp_path), start(7.0), start(3.0)
+    assert run.restore(other) is None and other.counts.step == 3
+    run.save(saved)
+    places = {name: value.data_ptr() for name, value in other.tensors().items() if "optimizer" not in name}
+    assert run.restore(other).step == other.counts.step == 7 and other.counts.best == {"loss": 7.0}
+    assert all(torch.equal(value, other.tensors()[name]) for name, value in saved.tensors().items())
+    assert all(other.tensors()[name].data_ptr() == place for name, place in places.items())
+    assert other.parts["model"].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_unusable_device_is_one_sentence():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, RunFolder
+from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch
 from natural2nanoscale.segmentation.command import choose_settings
@@ -26,6 +26,7 @@ from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, 
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
+from natural2nanoscale.signals import Interrupted
 
 CLASSES = Classes.named("background", "cell")
 CPU = torch.device("cpu")

@@ -12,6 +12,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
+from natural2nanoscale.checkpoints import State
 from natural2nanoscale.data.contact import sheet
 from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion import natural
@@ -127,7 +129,9 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
     torch.manual_seed(seed_for(settings.seed, "vae"))
     vae = make_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    first = restore(run, "vae", {"vae": vae}, optimizer)
+    state = State(SimpleNamespace(step=0), vae=vae, optimizer=optimizer)
+    run.restore(state, "vae")
+    first = state.counts.step
     if first < settings.vae_steps:  # else the log has lines of the U-Net, which drops its own
         run.drop_log_after(first)
     started, progress = (
@@ -167,7 +171,8 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
             run.log({"stage": "vae", "step": step + 1, **row, "seconds": time.time() - started})
             progress.set_postfix({key: f"{value:.3f}" for key, value in row.items()})
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.vae_steps:
-            save(run, "vae", step + 1, {"vae": vae}, optimizer)
+            state.counts.step = step + 1
+            run.save(state, name="vae")
     return vae.half().float().eval().requires_grad_(False)  # users run the fp16-rounded weights
 
 
@@ -201,8 +206,9 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     readers = [parameter for name, parameter in unet.named_parameters() if ".attn2." in name]  # of the captions
     others = [parameter for name, parameter in unet.named_parameters() if ".attn2." not in name]
     optimizer = torch.optim.AdamW([{"params": others}, {"params": readers}], betas=(0.9, 0.99), weight_decay=1e-3)
-    models = {"unet": unet}
-    first = restore(run, "unet", models, optimizer)
+    state = State(SimpleNamespace(step=0), unet=unet, optimizer=optimizer)
+    run.restore(state, "unet")
+    first = state.counts.step
     run.drop_log_after(settings.vae_steps + first)
     started, progress = (
         time.time(),
@@ -243,29 +249,9 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
                      "seconds": time.time() - started})  # fmt: skip
             progress.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.unet_steps:
-            save(run, "unet", step + 1, models, optimizer)
+            state.counts.step = step + 1
+            run.save(state, name="unet")
     write_backbone(run.path / "backbone", vae, unet, text_encoder, tokenizer, scheduler)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Disk
-
-
-def save(run: runs.RunFolder, name: str, step: int, models: dict, optimizer) -> None:
-    """Writes checkpoints/<name>: the models' tensors and the optimiser's."""
-    tensors = {f"{key}.{entry}": value for key, model in models.items() for entry, value in model.state_dict().items()}
-    run.save_checkpoint(step, tensors | runs.optimizer_tensors(optimizer), {}, name=name)
-
-
-def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
-    """Copies checkpoints/<name> into the models and the optimiser; the number of steps done, 0 without one."""
-    checkpoint = run.load_checkpoint(name)
-    if checkpoint is None:
-        return 0
-    for key, model in models.items():
-        model.load_state_dict({entry: checkpoint.tensors[f"{key}.{entry}"] for entry in model.state_dict()})
-    runs.load_optimizer_tensors(optimizer, checkpoint.tensors)
-    return checkpoint.step
 
 
 # ----------------------------------------------------------------------------------------------------------------

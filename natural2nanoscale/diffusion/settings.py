@@ -29,7 +29,8 @@ class FineTuning:
     compile: bool = False  # torch.compile, with CUDA graphs where there is CUDA
     seed: int = 0
     checkpoint_every: int = 1000  # steps
-    keep: int = 1  # newest checkpoints that stay
+    checkpoint_minutes: float = 10.0  # and minutes, whichever come first; the first is due after one; 0: steps alone
+    keep: int = 2  # newest checkpoints that stay
     sample_every: int = 1000  # steps between sample strips and validations
 
     @property
@@ -46,7 +47,15 @@ class FineTuning:
         return self.max_steps or self.epochs * self.steps_per_epoch(slices)
 
 
-MAY_CHANGE = ("epochs", "max_steps", "checkpoint_every", "keep", "sample_every", "gradient_checkpointing")
+MAY_CHANGE = (
+    "epochs",
+    "max_steps",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep",
+    "sample_every",
+    "gradient_checkpointing",
+)
 
 
 @dataclass(frozen=True)

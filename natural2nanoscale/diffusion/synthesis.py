@@ -20,8 +20,8 @@ from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import append_lines, holds_nothing, read_lines, save_png, write_json, write_lines
-from natural2nanoscale.runs import Interrupted, StopSignal
 from natural2nanoscale.seeds import generator_for, seed_for
+from natural2nanoscale.signals import Interrupted, StopSignal
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def synthesize(
             )
             bar.update(len(batch))
     if missing:
-        raise Interrupted(f"with {len(missing)} images to go: the same command makes them")
+        raise Interrupted(f"with {len(missing)} images to go: the same command makes them", stop.number)
     return len(planned) - len([image for image in planned if image.stem in done])
 
 

@@ -18,10 +18,11 @@ from natural2nanoscale.data.sources import Page, Reader
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import save_png, sha256
-from natural2nanoscale.runs import Interrupted, RunFolder, StopSignal, open_run
+from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.segmentation.evaluation import trained_seeds
 from natural2nanoscale.segmentation.inference import predict_mask
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNetInfo, load_unet
+from natural2nanoscale.signals import Interrupted, StopSignal
 
 SHOWN = 6  # slices on the contact sheet
 
@@ -55,7 +56,8 @@ def run_segment(args: argparse.Namespace) -> None:
         with StopSignal() as stop, tqdm(missing, desc="segmenting", unit="slice") as bar:
             for count, page in enumerate(bar):
                 if stop.requested:
-                    raise Interrupted(f"with {len(missing) - count} slices to go: the same command goes on")
+                    to_go = f"with {len(missing) - count} slices to go"
+                    raise Interrupted(f"{to_go}: the same command goes on", stop.number)
                 grey, clipped = read_slice(reader, page, info, rule)
                 mask = predict_mask(models, torch.tensor(grey, device=device)[None])[0].cpu().numpy()
                 save_png(run.path / "masks" / f"{page.stem}.png", mask)

@@ -17,10 +17,11 @@ from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone
 from natural2nanoscale.diffusion.command import fitting_crop
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import write_json
-from natural2nanoscale.runs import Interrupted, RunFolder, open_run
+from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.mixing import combine, load_slices
 from natural2nanoscale.segmentation.settings import SHORT, Settings
+from natural2nanoscale.signals import Interrupted
 from natural2nanoscale.study.cells import (
     check_study,
     draw_train,
@@ -73,8 +74,8 @@ def run_demo(args: argparse.Namespace) -> None:
             synthetic = make_synthetic(folder, backbone, folders, *budget, settings.seed + redraw, args.crop)
             compare(run, folders | {"synthetic": synthetic}, settings, redraw, device)
             picture_row(folder.with_suffix(".png"), folders["train"], synthetic)
-    except Interrupted:
-        raise Interrupted(f"in {run.path}: the same command goes on there") from None
+    except Interrupted as stop:
+        raise Interrupted(f"in {run.path}: the same command goes on there", stop.number) from None
     rows = run.read_log()
     pictures = [run.path / f"redraw-{redraw}.png" for redraw in range(min(settings.redraws, 2))]
     redrawn = root is None or settings.slices < len(pools["train"].stems)

@@ -19,11 +19,12 @@ from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_b
 from natural2nanoscale.diffusion.command import fitting_crop
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import write_json
-from natural2nanoscale.runs import Interrupted, RunFolder, open_run
+from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.seeds import permutation_for, seed_for
 from natural2nanoscale.segmentation.batches import plan_steps
 from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.signals import Interrupted
 from natural2nanoscale.study.cells import check_study, draw_train, make_synthetic, picture_row, score_unet
 from natural2nanoscale.study.presets import IN_MEMORY, PRESETS, ROTATION, Condition, Preset, conditions
 from natural2nanoscale.study.report import write_report
@@ -82,8 +83,8 @@ def run_experiments(args: argparse.Namespace) -> None:
             test = open_pairs(here / "test")
             report = write_report(run.path, experiments_report(run, read_timing(run), preset, test))
             write_json(run.path / "results.json", run.read_log())
-    except Interrupted:
-        raise Interrupted(f"in {run.path}: the same command goes on there") from None
+    except Interrupted as stop:
+        raise Interrupted(f"in {run.path}: the same command goes on there", stop.number) from None
     print(f"\n{report}\n{run.path}/report.html, report.md and tables/; {time.monotonic() - started:.0f} s")
 
 
