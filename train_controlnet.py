@@ -4,11 +4,11 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, main_guard, parse_resumable, size
+from natural2nanoscale.cli import Parser, at_least, main_guard, parse_resumable, size
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
     add("--out", type=Path, default=Path("runs/controlnet"), help="run folder")

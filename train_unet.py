@@ -4,14 +4,14 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, main_guard, parse_resumable, refuse_torchrun, size
+from natural2nanoscale.cli import Parser, at_least, main_guard, parse_resumable, refuse_torchrun, size
 from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 
 def parse_arguments() -> argparse.Namespace:
     default = Settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add(
         "--data",

@@ -53,6 +53,14 @@ class Help(argparse.HelpFormatter):
         return action.help if told else f"{action.help} (default: %(default)s)"
 
 
+class Parser(argparse.ArgumentParser):
+    """The one kind of parser of scripts and verbs. A flag is written in full: an abbreviated one is unknown, for what
+    asks whether a flag was given, as --resume does, would not see it."""
+
+    def __init__(self, **options: object):
+        super().__init__(**{"formatter_class": Help, "allow_abbrev": False} | options)
+
+
 def parse_resumable(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; with --resume those that are not given are those that the run in --out began with."""
     args = parser.parse_args()

@@ -1,5 +1,6 @@
 """What holds the house together: import directions, quick help, exit codes."""
 
+import argparse
 import ast
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from natural2nanoscale.cli import Parser
 from natural2nanoscale.plots import plot_progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +85,31 @@ def test_help_does_not_wait_for_torch(command):
         code = code.format(argv=[command[0], "--help"], run=f"run_path({command[0]!r}, run_name='__main__')")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.startswith("usage:") and result.stderr.strip() == "False"
+
+
+def test_no_parser_takes_abbreviations(script, verb, tmp_path, monkeypatch):
+    """--epoch in place of --epochs would be taken, and with --resume then be ignored."""
+    built = []
+
+    def parse(parser: Parser, *_: object) -> None:
+        built.append(parser)
+        raise SystemExit(7)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parser, "parse_args", parse)
+        for file in ROOT.glob("*.py"):
+            if file.name != "setup.py":
+                script(file.name, expect=7)
+        verb(expect=7)
+        (choices,) = [action.choices for action in built[-1]._actions if action.choices]
+        for name in choices:
+            verb(name, expect=7)
+            built.extend([action.choices for action in built[-1]._actions if action.choices][0].values())
+    assert len(built) > 90 and all(type(parser) is Parser and not parser.allow_abbrev for parser in built)
+    makers = [file for file in [*ROOT.glob("*.py"), *PACKAGE.rglob("*.py")] if "ArgumentParser(" in file.read_text()]
+    assert not makers
+    error = script("train_controlnet.py", "--out", tmp_path, "--resume", "--epoch", 3, expect=2).stderr
+    assert "unrecognized arguments: --epoch 3" in error
 
 
 def test_wrong_path_is_one_sentence_and_exit_code_2(script, tmp_path):

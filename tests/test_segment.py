@@ -1,8 +1,8 @@
 """Masks of unannotated slices: tiles that cover every pixel once, the verb, its refusals and its going on."""
 
 import json
-import signal
 import re
+import signal
 
 import numpy as np
 import pytest
