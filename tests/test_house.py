@@ -1,6 +1,5 @@
 """What holds the house together: import directions, quick help, exit codes."""
 
-import argparse
 import ast
 import subprocess
 import sys
