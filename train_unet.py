@@ -100,9 +100,17 @@ def parse_arguments() -> argparse.Namespace:
         metavar="STEPS",
         help="(default: %(default)s)",
     )
+    add(
+        "--checkpoint-minutes",
+        type=at_least(0.0, float),
+        default=default.checkpoint_minutes,
+        metavar="MINUTES",
+        help="and minutes, whichever come first; a first one after one minute; 0 counts steps alone "
+        "(default: %(default)g)",
+    )
     add("--out", type=Path, default=Path("runs/unet"), metavar="RUN", help="run folder (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--resume", action="store_true", help="go on with the run in --out, from step 0 where it has no checkpoint yet")
     return parse_resumable(parser)
 
 

@@ -68,6 +68,8 @@ class RunFolder:
         `keep` stay, and older ones go once this one stands; a named checkpoint replaces only its namesake.
         """
         target = self.path / "checkpoints" / (name or f"step-{step:06d}")
+        for path in target.parent.glob(".*.tmp"):  # half written when a run was killed
+            shutil.rmtree(path)
         cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         newest = next(iter(self.checkpoints()), None)
         known = sum(file.stat().st_size for file in newest.rglob("*")) if newest and name is None else 0
@@ -103,6 +105,11 @@ class RunFolder:
         """The step-* checkpoints that were completed, newest first, damaged or not."""
         found = [p for p in (self.path / "checkpoints").glob("*step-*") if re.fullmatch(r"(\.old-)?step-\d+", p.name)]
         return sorted(found, key=lambda path: (step_of(path), path.name.startswith("step-")), reverse=True)
+
+    def tell_beginning(self) -> None:
+        """Say so where a resumed run has nothing to go on from: it was stopped before its first checkpoint."""
+        if not self.checkpoints():
+            print(f"no checkpoint was ever completed in {self.path}: it begins at step 0")
 
     def load_checkpoint(self, name: str | None = None) -> Checkpoint | None:
         """The newest whole step-* checkpoint (or the one called `name`); None when there is none.
@@ -140,9 +147,8 @@ def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = 
     file = out / "config.json"
     config = json.loads(json.dumps(config))  # as it will be read back: tuples become lists
     if resume:
+        refuse_no_run(out)
         old = read_config(out)
-        if not old:
-            raise InputError(f"--resume finds no run in {out}: start it without --resume, or name its folder")
         for part in sorted((set(config) | set(old)) - {"environments", "arguments"}):
             before, now = old.get(part), config.get(part)
             if not isinstance(before, dict) or not isinstance(now, dict):
@@ -163,6 +169,12 @@ def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = 
         environments = [known for known in old.get("environments", []) if known != environments[0]] + environments
     write_json(file, config | {"environments": environments})
     return RunFolder(out)
+
+
+def refuse_no_run(out: Path) -> None:
+    """Raise InputError where there is nothing to resume."""
+    if not (out / "config.json").is_file():
+        raise InputError(f"--resume finds no run in {out}: start it without --resume, or name its folder")
 
 
 def read_config(folder: Path) -> dict:

@@ -25,7 +25,7 @@ from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import holds_nothing, refuse_non_empty
-from natural2nanoscale.runs import RunFolder, open_run, read_config
+from natural2nanoscale.runs import RunFolder, open_run, read_config, refuse_no_run
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -106,13 +106,16 @@ def prepare_training(
 ) -> tuple[RunFolder, Backbone, PairFolder, PairFolder, list[str], FineTuning, ControlNetModel | None]:
     """What `fine_tune` is to be called with, once everything is checked and the run folder is open."""
     main = distributed.is_main()
-    if main and not args.resume:
-        refuse_non_empty(args.out)
+    if main:
+        refuse_no_run(args.out) if args.resume else refuse_non_empty(args.out)
+    begun = args.resume and bool(RunFolder(args.out).checkpoints())  # its first weights count no more
     if args.prompt_dropout > 1:
         raise InputError(f"--prompt-dropout {args.prompt_dropout:g} is no share, expected 0 to 1")
     prompts = read_prompts(args.prompts)
     device = select_device(args.device)
-    if args.controlnet_init and not (args.controlnet_init / "config.json").is_file():
+    if begun:
+        refuse_other_start(args.out, args.controlnet_init)
+    elif args.controlnet_init and not (args.controlnet_init / "config.json").is_file():
         raise InputError(
             f"--controlnet-init {args.controlnet_init} is neither a run folder nor a diffusers ControlNet, "
             "expected a folder with config.json: `python -m natural2nanoscale convert` makes one from a file"
@@ -121,12 +124,12 @@ def prepare_training(
     train, val = open_pairs(root / "train"), open_pairs(root / "val")
     if train.info.classes != val.info.classes:
         raise InputError(f"{root}: train/ and val/ list different classes in dataset.json, expected the same")
-    if args.controlnet_init:
+    if args.controlnet_init and not begun:
         refuse_held_out(args.controlnet_init, root)
     backbone = load_backbone(
         backbone_name(args.backbone, train.info.origin), device, select_dtype(args.precision, device), args.tokenizer
     )
-    initial = load_initial(args.controlnet_init, backbone) if args.controlnet_init else None
+    initial = load_initial(args.controlnet_init, backbone) if args.controlnet_init and not begun else None
     settings = FineTuning(
         crop=fitting_crop(args.crop or backbone.recommended.crop, backbone),
         learning_rate=args.lr if args.lr is not None else backbone.recommended.learning_rate,
@@ -147,14 +150,19 @@ def prepare_training(
         compile=args.compile,
         seed=args.seed,
         checkpoint_every=args.checkpoint_every,
+        checkpoint_minutes=args.checkpoint_minutes,
         keep=args.keep,
         sample_every=args.sample_every,
     )
     config = controlnet_config(settings, backbone, prompts, train, val, args.tokenizer, initial)
     config["arguments"] = resumable(args)
+    if begun:
+        config["controlnet_init"] = read_config(args.out).get("controlnet_init")
     if args.judge:
         config["judge"] = True
     run = open_run(args.out, config, args.resume, MAY_CHANGE) if main else RunFolder(args.out)
+    if args.resume:
+        run.tell_beginning()
     print(
         f"ControlNet over {backbone.name} on {device} ({backbone.precision}): "
         f"{len(train.stems)} slices, windows of {settings.crop[0]}x{settings.crop[1]}, "
@@ -167,6 +175,20 @@ def prepare_training(
 def processes_of(out: Path) -> int:
     """How many processes the run in `out` began with: whoever resumes it, its steps keep their size."""
     return read_config(out).get("settings", {}).get("processes", 1)
+
+
+def refuse_other_start(out: Path, initial: Path | None) -> None:
+    """Raise InputError when a run that has a checkpoint is to go on with another --controlnet-init.
+
+    By name: the weights behind it may have gone on since, or away, and are not needed any more.
+    """
+    arguments = read_config(out).get("arguments", {})
+    before = arguments.get("controlnet_init")
+    if arguments and (before and Path(before).resolve()) != (initial and initial.resolve()):
+        raise InputError(
+            f"{out} goes on as it began, but --controlnet-init was {before} and is now {initial}: give the old value, "
+            "or name another folder with --out"
+        )
 
 
 def refuse_held_out(run: Path, root: Path) -> None:

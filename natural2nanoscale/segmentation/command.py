@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
+from natural2nanoscale.checkpoints import disk_need
 from natural2nanoscale.cli import resumable
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import refuse_non_empty, write_text
-from natural2nanoscale.runs import RunFolder, open_run
+from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
 from natural2nanoscale.segmentation.batches import (
     BYTES_PER_PIXEL_AND_WIDTH,
     check,
@@ -35,8 +36,7 @@ def plan_synthetic(args: argparse.Namespace) -> tuple[Path, float]:
 
     To be called first: it needs no data and writes nothing.
     """
-    if not args.resume:
-        refuse_non_empty(args.out)
+    refuse_no_run(args.out) if args.resume else refuse_non_empty(args.out)
     ratio = args.synthetic_ratio
     if ratio is None:
         ratio = 1.0 if args.synthetic or args.no_real else 0.0
@@ -75,6 +75,8 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     for seed in range(args.seed, args.seed + args.seeds):
         folder = RunFolder(run.path / f"seed-{seed}")
         folder.path.mkdir(exist_ok=True)
+        if args.resume:
+            folder.tell_beginning()
         train(training, validation, replace(settings, seed=seed), device, folder, args.resume)
     report = evaluate_run(run.path, folders["test"], device)
     write_report(run.path, report)
@@ -104,6 +106,7 @@ def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
         balance=args.balance,
         validate_every=args.validate_every,
         checkpoint_every=args.checkpoint_every,
+        checkpoint_minutes=args.checkpoint_minutes,
         micro_batch=args.micro_batch,
         compile=args.compile,
         seed=args.seed,
@@ -138,6 +141,8 @@ def print_plan(
     at_once = min(at_once, settings.batch_size)
     needed = BYTES_PER_PIXEL_AND_WIDTH * settings.width * height * width * at_once
     print(f"memory    about {needed / 1e9:.1f} GB for {at_once} of {width}x{height} at once")
+    # the weights, the best ones and Adam's two moments; in the end the best ones of every seed once more
+    print(f"disk      {disk_need(16 * parameters, keep=1)}, for each seed")
     print(f"length    at most {total} steps, {per_epoch} per epoch, for each of {seeds} seed(s), on {device}")
     if settings.finetune_after is not None:
         first = "both kinds" if settings.balance else "synthetic slices"

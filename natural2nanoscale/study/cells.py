@@ -73,6 +73,7 @@ def make_synthetic(
         max_weight=backbone.recommended.max_weight,
         max_steps=steps,
         seed=seed,
+        keep=1,
     )
     total = tuning.total_steps(len(folders["train"].stems))
     third = max(1, total // 3)  # strips at four stages (paper, Figure 4)
