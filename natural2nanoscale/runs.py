@@ -136,11 +136,18 @@ class RunFolder:
         write_lines(self.path / "log.jsonl", rows)
 
 
-def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = ()) -> RunFolder:
+def open_run(
+    out: Path,
+    config: dict,
+    resume: bool,
+    may_change: Sequence[str] = (),
+    serves: str = "name another folder with --out",
+) -> RunFolder:
     """Start a run folder, or reopen it to resume.
 
-    `config` is JSON: {"kind": ..., "settings": {...}, "data": {...}}. On resume every entry must be as it
-    was, except the settings named in `may_change` (lengths and intervals).
+    `config` is JSON: {"kind": ..., "settings": {...}, "data": {...}, "slices": {...}}. On resume every entry must
+    be as it was, except the settings named in `may_change` (lengths and intervals). `slices` holds for each part the
+    digest of every stem, so that changed slices can be named; `serves` is what then can be done.
     Raises InputError for a non-empty folder without resume, for nothing to resume and for a changed entry.
     """
     out = Path(out)
@@ -149,16 +156,7 @@ def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = 
     if resume:
         refuse_no_run(out)
         old = read_config(out)
-        for part in sorted((set(config) | set(old)) - {"environments", "arguments"}):
-            before, now = old.get(part), config.get(part)
-            if not isinstance(before, dict) or not isinstance(now, dict):
-                before, now = {part: before}, {part: now}
-            for key in sorted(set(before) | set(now)):
-                if before.get(key) != now.get(key) and key not in may_change:
-                    raise InputError(
-                        f"{out} goes on as it began, but {key} was {before.get(key)} and is now {now.get(key)}: "
-                        "give the old value, or name another folder with --out"
-                    )
+        refuse_changes(out, old, config, may_change, serves)
     elif file.is_file():
         raise InputError(f"{out} already exists: go on with --resume, or name another folder with --out")
     elif not holds_nothing(out):
@@ -169,6 +167,49 @@ def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = 
         environments = [known for known in old.get("environments", []) if known != environments[0]] + environments
     write_json(file, config | {"environments": environments})
     return RunFolder(out)
+
+
+def refuse_changes(out: Path, old: dict, config: dict, may_change: Sequence[str], serves: str) -> None:
+    """Raise InputError for the first entry of a resumed run's config that is not as it was."""
+    listed = old.get("slices", {})  # runs of older versions have no such lists
+    for part in listed:
+        changes = slice_changes(listed[part], config.get("slices", {}).get(part, {}))
+        if changes:
+            raise InputError(
+                f"{out} goes on with the slices it began with, but in {part}/ {changes}: bring the old ones back, "
+                f"or {serves}"
+            )
+    for part in sorted((set(config) | set(old)) - {"environments", "arguments", "slices"}):
+        before, now = old.get(part), config.get(part)
+        if not isinstance(before, dict) or not isinstance(now, dict):
+            before, now = {part: before}, {part: now}
+        for key in sorted(set(before) | set(now)):
+            if before.get(key) == now.get(key) or key in may_change:
+                continue
+            if part == "data" and key in listed:  # whose slices are the same
+                raise InputError(
+                    f"{out} goes on as it began, but the classes in dataset.json of {key}/ are not as before: bring the "
+                    "old ones back, or name another folder with --out"
+                )
+            raise InputError(
+                f"{out} goes on as it began, but {key} was {before.get(key)} and is now {now.get(key)}: "
+                "give the old value, or name another folder with --out"
+            )
+
+
+def slice_changes(before: dict[str, str], now: dict[str, str]) -> str:
+    """What became of slices, given the digest of every stem, in words; empty when nothing did."""
+    kinds = {
+        "added": [stem for stem in now if stem not in before],
+        "removed": [stem for stem in before if stem not in now],
+        "changed": [stem for stem in before if now.get(stem, before[stem]) != before[stem]],
+    }
+    told = []
+    for kind, stems in kinds.items():
+        names = ", ".join(stems[:5]) + ", ..." * (len(stems) > 5)
+        if stems:
+            told.append(f"{len(stems)} {'was' if len(stems) == 1 else 'were'} {kind} ({names})")
+    return ", ".join(told)
 
 
 def refuse_no_run(out: Path) -> None:

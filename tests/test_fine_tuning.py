@@ -66,13 +66,17 @@ def test_eight_steps_equal_four_and_four_more(train, tmp_path):
     assert finals[0] == finals[1]
 
 
-def test_no_silent_start_and_no_silent_resume(train, tmp_path):
+def test_no_silent_start_and_no_silent_resume(train, data_folder, tmp_path):
     assert "--resume finds no run" in train("run", "--max-steps", 1, "--resume", expect=2).stderr
     assert not (tmp_path / "run").exists()
     train("run", "--max-steps", 1)
     assert "already exists" in train("run", "--max-steps", 2, expect=2).stderr
     error = train("run", "--max-steps", 2, "--lr", 0.5, "--resume", expect=2).stderr
     assert "learning_rate was 0.001 and is now 0.5" in error and "Traceback" not in error
+    (data_folder / "train/images/slice_0003.png").unlink()
+    (data_folder / "train/masks/slice_0003.png").unlink()
+    error = train("run", "--max-steps", 2, "--resume", expect=2).stderr
+    assert "in train/ 1 was removed (slice_0003)" in error and f"--controlnet-init {tmp_path / 'run'}" in error
 
 
 def test_damaged_checkpoint_is_refused_in_a_sentence(train, tmp_path):

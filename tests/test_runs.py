@@ -114,6 +114,29 @@ def test_resume_refuses_what_has_changed(tmp_path, monkeypatch):
         open_run(out, longer | {"data": {"train": "xyz"}}, resume=True)
 
 
+def test_changed_slices_are_named(tmp_path):
+    out, first = tmp_path / "run", {"train": {"a": "1", "b": "2", "c": "3"}, "val": {"v": "1"}}
+    config = CONFIG | {"data": {"train": "abc", "val": "x"}, "slices": first}
+    open_run(out, config, resume=False)
+
+    def refusal(train: dict, **options: str) -> str:
+        changed = config | {"data": {"train": "xyz", "val": "x"}, "slices": first | {"train": train}}
+        with pytest.raises(InputError) as refused:
+            open_run(out, changed, resume=True, **options)
+        return str(refused.value)
+
+    told = refusal({"a": "1", "b": "9"} | {f"new{i}": "1" for i in range(7)}, serves="begin anew")
+    assert "in train/ 7 were added (new0, new1, new2, new3, new4, ...), 1 was removed (c), 1 was changed (b)" in told
+    assert told.endswith("bring the old ones back, or begin anew")
+    assert "the classes in dataset.json of train/" in refusal(first["train"])
+    # a run from before slices were listed
+    file = out / "config.json"
+    saved = json.loads(file.read_text())
+    del saved["slices"]
+    file.write_text(json.dumps(saved))
+    assert "train was abc and is now xyz" in refusal({})
+
+
 def test_log_forgets_later_steps_and_survives_a_torn_line(tmp_path):
     run = RunFolder(tmp_path)
     for step in (1, 2, 3):

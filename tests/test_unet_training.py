@@ -363,7 +363,17 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     call(*flags, "--seeds", 1)
     printed = capsys.readouterr().out
     assert "order     1 steps on synthetic slices" in printed and "enlarged  to 10 slices" in printed
-    assert "finetune_after was 1 and is now 4" in refused(*flags, "--seeds", 1, "--max-steps", 8, "--resume")
+    # a longer run keeps its beginning: what was learned in it is what would be learned again
+    call(*flags, "--seeds", 1, "--max-steps", 8, "--resume")
+    assert "order     1 steps on synthetic slices" in capsys.readouterr().out
+    assert json.loads((tmp_path / "tuned/config.json").read_text())["settings"]["finetune_after"] == 1
+    assert load_unet(tmp_path / "tuned/seed-0/best")[1].trained["steps"] == 8
+    assert "--mode was pretrain-finetune and is now joint" in refused(*flags, "--mode", "joint", "--resume")
+    image = root / "train/images/s_2.png"
+    before = image.read_bytes()
+    shutil.copy(root / "train/images/s_1.png", image)
+    assert "in train/ 1 was changed (s_2): bring the old ones back, or name another" in refused(*flags, "--resume")
+    image.write_bytes(before)
 
     # stopped before a seed's first checkpoint, it begins that seed at step 0; a damaged checkpoint never does
     for folder in (tmp_path / "run" / "seed-0").iterdir():

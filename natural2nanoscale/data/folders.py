@@ -197,6 +197,16 @@ def open_pairs(path: Path) -> PairFolder:
     return replace(folder, shapes=tuple(shapes))
 
 
+def slice_digests(folder: PairFolder) -> dict[str, str]:
+    """Stem -> 16 hexadecimal digits of a sha256 over the pixels of image and mask."""
+    digests = {}
+    for stem in folder.stems:
+        image = folder.image(stem)
+        content = str(image.shape).encode() + image.tobytes() + folder.mask(stem).tobytes()
+        digests[stem] = hashlib.sha256(content).hexdigest()[:16]
+    return digests
+
+
 def fingerprint(folder: PairFolder) -> str:
     """sha256 over stems, pixels and class table: equal exactly when training would see equal data."""
     digest = hashlib.sha256(json.dumps(folder.info.classes.to_json()).encode())

@@ -13,7 +13,7 @@ from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
 from natural2nanoscale.cli import resumable
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, slice_digests
 from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
@@ -76,6 +76,7 @@ def controlnet_config(
         "prompts": prompts,
         "classes": train.info.classes.to_json(),
         "data": {"train": fingerprint(train), "val": fingerprint(val)},
+        "slices": {"train": slice_digests(train), "val": slice_digests(val)},
     }
 
 
@@ -160,7 +161,8 @@ def prepare_training(
         config["controlnet_init"] = read_config(args.out).get("controlnet_init")
     if args.judge:
         config["judge"] = True
-    run = open_run(args.out, config, args.resume, MAY_CHANGE) if main else RunFolder(args.out)
+    serves = f"learn from all of them in a run of its own, with --controlnet-init {args.out} and another --out"
+    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves) if main else RunFolder(args.out)
     if args.resume:
         run.tell_beginning()
     print(

@@ -11,11 +11,11 @@ import torch
 
 from natural2nanoscale.checkpoints import disk_need
 from natural2nanoscale.cli import resumable
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, slice_digests
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import refuse_non_empty, write_text
-from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
+from natural2nanoscale.runs import RunFolder, open_run, read_config, refuse_no_run
 from natural2nanoscale.segmentation.batches import (
     BYTES_PER_PIXEL_AND_WIDTH,
     check,
@@ -61,16 +61,22 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
         synthetic = load_slices(folders["synthetic"])
     training = combine(None if args.no_real else real, synthetic, ratio, len(real))
     settings = choose_settings(args, folders["train"].info.origin)
+    if args.resume:
+        refuse_other_mode(args.out, args.mode)
     if args.mode == "pretrain-finetune":
-        settings = replace(settings, finetune_after=plan_steps(set_size(training, settings), settings)[1] // 2)
+        steps = kept_beginning(args.out) if args.resume else None
+        if steps is None:
+            steps = plan_steps(set_size(training, settings), settings)[1] // 2
+        settings = replace(settings, finetune_after=steps)
     check(training, validation, settings)
     check_test(folders["test"], training.classes)
     hashes = {part: fingerprint(folder) for part, folder in folders.items()}
+    digests = {part: slice_digests(folder) for part, folder in folders.items()}
     print_plan(training, validation, folders, settings, args.seeds, device)
 
     # one network per seed, then the test slices
     choices = asdict(settings) | {"seeds": args.seeds, "synthetic_ratio": ratio, "no_real": args.no_real}
-    config = {"kind": "unet", "settings": choices, "data": hashes, "arguments": resumable(args)}
+    config = {"kind": "unet", "settings": choices, "data": hashes, "slices": digests, "arguments": resumable(args)}
     run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"))
     for seed in range(args.seed, args.seed + args.seeds):
         folder = RunFolder(run.path / f"seed-{seed}")
@@ -86,6 +92,22 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     print(f"report: {run.path}/report.md and report.json; model card: {run.path}/README.md")
     print(f"next: `python -m natural2nanoscale segment {run.path} --images SLICES --out MASKS` masks other slices,")
     print(f"      `python -m natural2nanoscale evaluate {run.path} --data DIR` scores these U-Nets on other masks")
+
+
+def kept_beginning(out: Path) -> int | None:
+    """Steps before fine-tuning of the run in `out`, None where it has none: half of its first length, however long it
+    becomes, so that what it has learned already stays what it would learn again."""
+    return read_config(out).get("settings", {}).get("finetune_after")
+
+
+def refuse_other_mode(out: Path, mode: str) -> None:
+    """Raise InputError when the run in `out` began with another --mode."""
+    before = "joint" if kept_beginning(out) is None else "pretrain-finetune"
+    if mode != before:
+        raise InputError(
+            f"{out} goes on as it began, but --mode was {before} and is now {mode}: give the old value, or name "
+            "another folder with --out"
+        )
 
 
 def choose_settings(args: argparse.Namespace, origin: str) -> Settings:
