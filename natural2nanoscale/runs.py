@@ -186,9 +186,9 @@ def refuse_changes(out: Path, old: dict, config: dict, may_change: Sequence[str]
         for key in sorted(set(before) | set(now)):
             if before.get(key) == now.get(key) or key in may_change:
                 continue
-            if part == "data" and key in listed:  # whose slices are the same
+            if part == "data" and key in listed:  # the slices are the same
                 raise InputError(
-                    f"{out} goes on as it began, but the classes in dataset.json of {key}/ are not as before: bring the "
+                    f"{out} goes on as it began, but the classes in {key}/dataset.json are not as before: bring the "
                     "old ones back, or name another folder with --out"
                 )
             raise InputError(

@@ -128,7 +128,7 @@ def test_changed_slices_are_named(tmp_path):
     told = refusal({"a": "1", "b": "9"} | {f"new{i}": "1" for i in range(7)}, serves="begin anew")
     assert "in train/ 7 were added (new0, new1, new2, new3, new4, ...), 1 was removed (c), 1 was changed (b)" in told
     assert told.endswith("bring the old ones back, or begin anew")
-    assert "the classes in dataset.json of train/" in refusal(first["train"])
+    assert "the classes in train/dataset.json" in refusal(first["train"])
     # a run from before slices were listed
     file = out / "config.json"
     saved = json.loads(file.read_text())
