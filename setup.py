@@ -12,8 +12,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["natural2nanoscale", "natural2nanoscale.*"]),
     package_data={
-        "natural2nanoscale": ["assets/*"],
-        "natural2nanoscale.diffusion": ["prompts.txt", "embedded/*", "embedded/*/*"],
+        "natural2nanoscale": ["assets/*", "embedded/*", "embedded/*/*"],
+        "natural2nanoscale.diffusion": ["prompts.txt"],
     },
     install_requires=[
         "torch>=2.10",

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from natural2nanoscale.cli import Parser, at_least, main_guard, size
+from natural2nanoscale.cli import Parser, add_settings, at_least, main_guard, size
 
 VERBS = {
     "demo": "the whole loop at embedded scale, from a few slices to a table (the default)",
@@ -86,7 +86,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         add("--crop", type=size, metavar="WxH", help="ControlNet's window in pixels")
         add("--device", default="auto", help="auto, cpu or cuda")
     elif verb == "phantom":
-        from natural2nanoscale.data.phantom import add_arguments as add
+        from natural2nanoscale.phantom.volume import add_arguments as add
 
         add(parser)
     elif verb == "prepare":
@@ -114,16 +114,12 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth with control_model.* tensors")
         parser.add_argument("--out", type=Path, required=True, help="new folder, for --controlnet-init of a training")
     elif verb == "backbone":
-        from natural2nanoscale.diffusion.recipe import PretrainingSettings
+        from natural2nanoscale.workshop.recipe import PretrainingSettings
 
-        recipe, add = PretrainingSettings(), parser.add_argument
+        add = parser.add_argument
         add("--out", type=Path, required=True, help="run folder; the backbone itself is written to OUT/backbone")
-        add("--seed", type=at_least(0), default=recipe.seed, help="seed of images and weights")
-        add("--images", type=at_least(16), default=recipe.images, help="dead-leaves images of 128x128 pixels")
-        add("--wide-images", type=at_least(16), default=recipe.wide_images, help="and of 224x128")
-        add("--vae-steps", type=at_least(1), default=recipe.vae_steps, help="steps of the VAE")
-        add("--unet-steps", type=at_least(1), default=recipe.unet_steps, help="steps of the U-Net")
-        add("--batch-size", type=at_least(1), default=recipe.batch_size, help="images per step of the U-Net")
+        add("--vae", type=Path, metavar="FOLDER", help="backbone whose VAE to keep, instead of training one")
+        add_settings(parser, PretrainingSettings)
         add("--device", default="auto", help="auto, cpu or cuda")
         add("--resume", action="store_true", help="go on from the last checkpoint in OUT")
 
@@ -139,7 +135,7 @@ def run_verb() -> None:
     elif args.verb == "experiments":
         from natural2nanoscale.study.experiments import run_experiments as run
     elif args.verb == "phantom":
-        from natural2nanoscale.data.phantom import run
+        from natural2nanoscale.phantom.volume import run
     elif args.verb == "prepare":
         from natural2nanoscale.data.prepare import run
     elif args.verb == "check":
@@ -151,7 +147,7 @@ def run_verb() -> None:
     elif args.verb == "convert":
         from natural2nanoscale.diffusion.convert import run
     else:
-        from natural2nanoscale.diffusion.pretraining import run
+        from natural2nanoscale.workshop.pretraining import run
     run(args)
 
 

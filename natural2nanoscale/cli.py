@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.signals import exit_code
+
+T = TypeVar("T")
 
 
 def main_guard(function: Callable[[], None]) -> None:
@@ -49,8 +53,46 @@ class Help(argparse.HelpFormatter):
     """Names the default of every argument that has one and whose help does not."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        told = "(default" in action.help or any(action.default is value for value in (None, False, argparse.SUPPRESS))
-        return action.help if told else f"{action.help} (default: %(default)s)"
+        untold = (None, False, (), argparse.SUPPRESS)
+        told = "(default" in action.help or any(action.default is value for value in untold)
+        shown = "x".join(map(str, action.default)) if isinstance(action.default, tuple) else "%(default)s"
+        return action.help if told else f"{action.help} (default: {shown})"
+
+
+def setting(
+    default: object, text: str, kind: Callable | None = None, flag: str | None = None, **argument: object
+) -> Any:
+    """A field of a settings dataclass together with its flag: `kind` is argparse's type, `argument` the rest of it.
+
+    The flag is called as the field is unless `flag` says otherwise; a field that is False by default is a switch.
+    """
+    if kind is not None:
+        argument = {"type": kind, "metavar": "N", **argument}
+    elif default is False and not argument:
+        argument["action"] = "store_true"
+    return dataclasses.field(default=default, metadata={"flag": flag, "argument": {"help": text, **argument}})
+
+
+def flags_of(settings: type) -> dict[str, tuple[str, dict]]:
+    """Field name -> (flag, keyword arguments of argparse) for the fields that `setting` made."""
+    flags = {}
+    for field in dataclasses.fields(settings):
+        if field.metadata:
+            flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")
+            flags[field.name] = flag, {"default": field.default, **field.metadata["argument"]}
+    return flags
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
+    """One flag for every field of a settings dataclass that `setting` made, with its default and help."""
+    for flag, argument in flags_of(settings).values():
+        parser.add_argument(flag, **argument)
+
+
+def settings_from(args: argparse.Namespace, settings: type[T], **given: object) -> T:
+    """The settings that the flags spell; `given` are the fields that have no flag, or that go before it."""
+    flags = {name: flag.removeprefix("--").replace("-", "_") for name, (flag, _) in flags_of(settings).items()}
+    return settings(**{name: getattr(args, flag) for name, flag in flags.items()} | given)
 
 
 class Parser(argparse.ArgumentParser):

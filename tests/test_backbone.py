@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from natural2nanoscale.diffusion import hub
-from natural2nanoscale.diffusion.architecture import RECOMMENDED
 from natural2nanoscale.diffusion.backbone import EMBEDDED, STABLE_DIFFUSION, load_backbone
 from natural2nanoscale.diffusion.stable_diffusion import STABLE_DIFFUSION_15
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.workshop.architecture import RECOMMENDED
 
 CPU = torch.device("cpu")
 PATIENCE = hub.PATIENCE  # the real one

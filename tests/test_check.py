@@ -6,9 +6,9 @@ from em_source import THIRDS, Source, run_verb, stack
 from PIL import Image
 
 from natural2nanoscale.data import check
-from natural2nanoscale.data.contact import sheet
 from natural2nanoscale.data.folders import write_pairs
 from natural2nanoscale.data.inspection import open_root, report
+from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.errors import InputError
 
 

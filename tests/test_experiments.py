@@ -12,8 +12,8 @@ import pytest
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion import validation
 from natural2nanoscale.diffusion.settings import SamplingSettings
-from natural2nanoscale.segmentation.mixing import load_slices
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.signals import Interrupted
 from natural2nanoscale.study import cells, experiments, standard
 from natural2nanoscale.study.presets import BOTH, COPIES, EXPERIMENTS, MIXED, PRESETS, Condition, Preset, conditions

@@ -5,13 +5,14 @@ import argparse
 import numpy as np
 import pytest
 
-from natural2nanoscale.data import phantom
+from natural2nanoscale.cli import settings_from
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.data.phantom import PhantomSettings, volume, write_phantom
-from natural2nanoscale.data.phantom_textures import gaussian_field, resample
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.phantom import volume as phantom
+from natural2nanoscale.phantom.textures import gaussian_field, resample
+from natural2nanoscale.phantom.volume import PhantomSettings, volume, write_phantom
 
-SMALL = PhantomSettings(width=56, height=32, train=3, val=1, test=2, gap=2, seed=4)
+SMALL = PhantomSettings((56, 32), train=3, val=1, test=2, gap=2, seed=4)
 
 
 def best_iou(images: np.ndarray, nucleus: np.ndarray, orders: list[np.ndarray]) -> float:
@@ -92,7 +93,7 @@ def test_bad_requests_write_nothing(tmp_path):
     (tmp_path / "full" / "note.txt").write_text("mine")
     with pytest.raises(InputError, match="full"):
         write_phantom(tmp_path / "full", SMALL)
-    for change, word in (({"train": 0}, "at least 1"), ({"height": 8}, "at least 32"), ({"gap": -1}, "gap")):
+    for change, word in (({"train": 0}, "at least 1"), ({"size": (56, 8)}, "at least 32"), ({"gap": -1}, "gap")):
         with pytest.raises(InputError, match=word):
             write_phantom(tmp_path / "new", PhantomSettings(**{**SMALL.__dict__, **change}))
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
@@ -102,16 +103,7 @@ def test_bad_requests_write_nothing(tmp_path):
 def test_the_verb_takes_its_defaults_from_the_settings(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     phantom.add_arguments(parser)
-    args = parser.parse_args(["data"])
-    default = PhantomSettings()
-    assert (args.size, args.train, args.val, args.test, args.gap, args.seed) == (
-        (default.width, default.height),
-        default.train,
-        default.val,
-        default.test,
-        default.gap,
-        default.seed,
-    )
+    assert settings_from(parser.parse_args(["data"]), PhantomSettings) == PhantomSettings()
     out = str(tmp_path / "data")
     options = "--size 48x32 --train 1 --val 1 --test 1 --gap 0".split()
     phantom.run(parser.parse_args([out, *options]))

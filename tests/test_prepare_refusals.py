@@ -6,7 +6,7 @@ import tifffile
 from em_source import THIRDS, Source, fill, stack
 from PIL import Image
 
-from natural2nanoscale.data import conversion
+from natural2nanoscale.data.prepare import convert
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_crash_leaves_nothing_half_made(source, monkeypatch):
     def full_disk(*_arguments):
         raise OSError("no space left")
 
-    monkeypatch.setattr(conversion, "contact_sheet", full_disk)
+    monkeypatch.setattr(convert, "contact_sheet", full_disk)
     before = sorted(source.folder.rglob("*"))
     with pytest.raises(OSError, match="no space"):
         source.prepare(*THIRDS)

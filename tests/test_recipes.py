@@ -10,10 +10,10 @@ from natural2nanoscale.data.augment import change_gamma
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.seeds import generator_for
+from natural2nanoscale.segmentation.augmentation import MAX_NOISE, augment, nnunet_intensities
 from natural2nanoscale.segmentation.batches import DeviceSlices, check, enlarge, plan_steps, read_batch, set_size
-from natural2nanoscale.segmentation.mixing import Slices
-from natural2nanoscale.segmentation.recipes import MAX_NOISE, augment, nnunet_intensities
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings
+from natural2nanoscale.segmentation.slices import Slices
 
 SHAPE = (20, 30)
 BLANK = Slices([np.zeros(SHAPE, np.uint8)] * 6, [np.zeros(SHAPE, np.uint8)] * 6, Classes.named("a", "b"), 4)

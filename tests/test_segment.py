@@ -11,7 +11,7 @@ from PIL import Image
 
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
-from natural2nanoscale.data.intensity import to_bytes
+from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.segmentation import segment
 from natural2nanoscale.segmentation.inference import predict_mask, tile_spans
 from natural2nanoscale.segmentation.unet import UNet, UNetInfo, normalize, save_unet

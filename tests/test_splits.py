@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from em_source import THIRDS, Source, fill, stack
 
-from natural2nanoscale.data.conversion import tile_corners
-from natural2nanoscale.data.splits import (
+from natural2nanoscale.data.prepare.convert import tile_corners
+from natural2nanoscale.data.prepare.splits import (
     TEST,
     VAL,
     default_gap,

@@ -24,8 +24,8 @@ from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch
 from natural2nanoscale.segmentation.command import choose_settings
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
-from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices, refuse_leak, spread_evenly
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices, combine, load_slices, refuse_leak, spread_evenly
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
 from natural2nanoscale.signals import Interrupted
@@ -59,7 +59,7 @@ def write(path: Path, slices: Slices, origin: str = "prepared", split: dict | No
 
 @pytest.mark.parametrize("weights", [torch.ones(2), torch.tensor([0.4, 2.5])], ids=["plain", "weighted"])
 def test_micro_batches_give_the_gradient_of_the_big_batch(weights):
-    model = UNet(2, 8, 2).double()  # in float32 rounding flips a ReLU or a maximum now and then
+    model = UNet(2, 8, 2).double()  # in float32 a rounding may turn a ReLU or a maximum over: another gradient
     initialize(model, generator_for("gradient"))
     images, masks = read_batch(DeviceSlices(blobs(8, 1), CPU), [(0, i) for i in range(8)], SMALL)
     images = images.double()

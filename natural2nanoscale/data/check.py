@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from natural2nanoscale.data.contact import contact_sheet
     from natural2nanoscale.data.inspection import open_root, report
+    from natural2nanoscale.data.sheets import contact_sheet
 
     report(args.data)
     path = args.contact or args.data / "contact.png"

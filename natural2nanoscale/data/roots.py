@@ -14,7 +14,7 @@ def data_root(data: Path | None) -> Path:
     """
     root = Path(data) if data is not None else Path("data")
     if data is None and not root.exists():
-        from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
+        from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
 
         print(f"no --data given and no {root}/ here: making the embedded phantom dataset in {root}/")
         write_phantom(root, PhantomSettings())

@@ -24,7 +24,7 @@ from natural2nanoscale.diffusion.stable_diffusion import (
 )
 from natural2nanoscale.errors import InputError
 
-EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED = Path(__file__).parents[1] / "embedded"
 
 
 @dataclass(frozen=True)

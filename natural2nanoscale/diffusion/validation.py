@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel
 
 from natural2nanoscale.data.augment import inside, warp
-from natural2nanoscale.data.contact import sheet
 from natural2nanoscale.data.encoders import color_table, decode_gray, encode_gray, encode_mask
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced
+from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments
 from natural2nanoscale.diffusion.sampling import sample

@@ -17,9 +17,9 @@ from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.device import native_bfloat16
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.seeds import generator_for, permutation_for
-from natural2nanoscale.segmentation.mixing import Slices
-from natural2nanoscale.segmentation.recipes import augment
+from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices
 from natural2nanoscale.segmentation.unet import normalize
 
 BYTES_PER_PIXEL_AND_WIDTH = 120  # of float32 activations and gradients in one training pass

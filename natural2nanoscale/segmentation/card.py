@@ -8,8 +8,8 @@ from pathlib import Path
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.runs import environment
 from natural2nanoscale.segmentation.evaluation import percent, verdict
-from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices
 
 LEAKS = {
     "random": "Slices were split at random: neighbours in a stack are in training and test, which flatters scores.",

@@ -25,8 +25,8 @@ from natural2nanoscale.segmentation.batches import (
 )
 from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
-from natural2nanoscale.segmentation.mixing import Slices, check_test, combine, load_slices, refuse_leak
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings, shown
+from natural2nanoscale.segmentation.slices import Slices, check_test, combine, load_slices, refuse_leak
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet
 

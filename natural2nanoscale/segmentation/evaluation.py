@@ -18,7 +18,7 @@ from natural2nanoscale.runs import mean_std, read_config
 from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import predict_mask, slices_at_once
 from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present
-from natural2nanoscale.segmentation.mixing import Slices, load_slices
+from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet
 
 

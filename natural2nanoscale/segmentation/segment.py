@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from natural2nanoscale.data.contact import colored, overlay, sheet
 from natural2nanoscale.data.folders import evenly_spaced, read_info
-from natural2nanoscale.data.intensity import to_bytes
-from natural2nanoscale.data.pairing import list_pages
-from natural2nanoscale.data.sources import Page, Reader
+from natural2nanoscale.data.prepare.intensity import to_bytes
+from natural2nanoscale.data.prepare.pairing import list_pages
+from natural2nanoscale.data.prepare.sources import Page, Reader
+from natural2nanoscale.data.sheets import colored, overlay, sheet
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import save_png, sha256

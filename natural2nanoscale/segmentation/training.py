@@ -30,8 +30,8 @@ from natural2nanoscale.segmentation.batches import (
 )
 from natural2nanoscale.segmentation.inference import slices_at_once, tiles
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, mean_present
-from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices
 from natural2nanoscale.segmentation.unet import UNet, UNetInfo, initialize, normalize, save_unet
 from natural2nanoscale.signals import Interrupted, StopSignal
 

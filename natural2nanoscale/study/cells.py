@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.data.contact import colored, sheet
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced, open_pairs, write_pairs
+from natural2nanoscale.data.sheets import colored, sheet
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
 from natural2nanoscale.diffusion.saving import load_trained
@@ -22,8 +22,8 @@ from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.seeds import permutation_for
 from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
-from natural2nanoscale.segmentation.mixing import Slices, check_test, load_slices
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices, check_test, load_slices
 from natural2nanoscale.segmentation.training import train
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
-from natural2nanoscale.data.phantom import PhantomSettings, write_phantom
 from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone
 from natural2nanoscale.diffusion.command import fitting_crop
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import write_json
+from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
 from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.seeds import seed_for
-from natural2nanoscale.segmentation.mixing import combine, load_slices
 from natural2nanoscale.segmentation.settings import SHORT, Settings
+from natural2nanoscale.segmentation.slices import combine, load_slices
 from natural2nanoscale.signals import Interrupted
 from natural2nanoscale.study.cells import (
     check_study,

@@ -12,18 +12,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from natural2nanoscale.data.folders import fingerprint, open_pairs, write_pairs
-from natural2nanoscale.data.phantom import write_phantom
 from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
 from natural2nanoscale.diffusion.command import fitting_crop
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import write_json
+from natural2nanoscale.phantom.volume import write_phantom
 from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.seeds import permutation_for, seed_for
 from natural2nanoscale.segmentation.batches import plan_steps
-from natural2nanoscale.segmentation.mixing import Slices, combine, load_slices
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices, combine, load_slices
 from natural2nanoscale.signals import Interrupted
 from natural2nanoscale.study.cells import check_study, draw_train, make_synthetic, picture_row, score_unet
 from natural2nanoscale.study.presets import IN_MEMORY, PRESETS, ROTATION, Condition, Preset, conditions

@@ -13,8 +13,8 @@ from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.segmentation.evaluation import image_matrices
 from natural2nanoscale.segmentation.metrics import iou, mean_present
-from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import SHORT
+from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, load_unet
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from natural2nanoscale.data.phantom import PhantomSettings
+from natural2nanoscale.phantom.volume import PhantomSettings
 from natural2nanoscale.segmentation.settings import SHORT, Settings
 
 EXPERIMENTS = {
@@ -83,7 +83,7 @@ PRESETS = {
             scarce=(4, 8, 16, 32),
             scarce_ratio=10320 / 233,
             block=5,
-            phantom=PhantomSettings(896, 512, 233, 25, 65),
+            phantom=PhantomSettings((896, 512), 233, 25, 65),
         ),
         # One core, which takes 150 s for 900 steps of ControlNet, 0.55 s for a synthetic slice and 24 s for a U-Net.
         # A redraw has two ControlNets (300 s), 256 + 64 synthetic slices (175 s) and 16 U-Nets (390 s): three take 43

@@ -16,9 +16,9 @@ from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.files import save_png
 from natural2nanoscale.seeds import generator_for
-from natural2nanoscale.segmentation.mixing import Slices, load_slices
-from natural2nanoscale.segmentation.recipes import augment
+from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.study.cells import sampling_settings
 
 

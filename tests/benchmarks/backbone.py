@@ -21,8 +21,8 @@ from natural2nanoscale.data.encoders import decode_gray, encode_gray
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone
 from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
-from natural2nanoscale.segmentation.mixing import Slices, load_slices
 from natural2nanoscale.segmentation.settings import SHORT
+from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.study.cells import make_synthetic
 from natural2nanoscale.study.demo import DemoSettings, draw_folders

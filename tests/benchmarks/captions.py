@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from diffusers import StableDiffusionPipeline
 
-from natural2nanoscale.diffusion import natural
 from natural2nanoscale.diffusion.backbone import EMBEDDED
-from natural2nanoscale.diffusion.pretraining import text_to_image
 from natural2nanoscale.seeds import generator_for
+from natural2nanoscale.workshop.captions import text_to_image
+from natural2nanoscale.workshop.dead_leaves import render
+from natural2nanoscale.workshop.scenes import caption, draw_scene
 
 HEIGHT, WIDTH, BATCH = 128, 224, 8
 GUIDANCE = (1.0, 3.0, 6.0)
@@ -76,15 +77,15 @@ def main() -> None:
     print(f"| phrase | dead leaves | {' | '.join(f'guidance {guidance:g}' for guidance in GUIDANCE)} |")
     print("|---|--:|" + "--:|" * len(GUIDANCE))
     for field, small, large, number in PHRASES:
-        scenes = [natural.draw_scene(np.random.default_rng([7, i])) for i in range(args.pairs)]
+        scenes = [draw_scene(np.random.default_rng([7, i])) for i in range(args.pairs)]
         sides = [[replace(scene, **{field: phrase}) for scene in scenes] for phrase in (small, large)]
         drawn = [
-            [natural.render(scene, np.random.default_rng(i), HEIGHT, WIDTH) / 255 for i, scene in enumerate(side)]
+            [render(scene, np.random.default_rng(i), HEIGHT, WIDTH) / 255 for i, scene in enumerate(side)]
             for side in sides
         ]
         makers = [drawn]
         for guidance in GUIDANCE:
-            makers.append([sampled(pipeline, [natural.caption(scene) for scene in side], guidance) for side in sides])
+            makers.append([sampled(pipeline, [caption(scene) for scene in side], guidance) for side in sides])
         shares = [np.mean([number(b) > number(a) for a, b in zip(*pair, strict=True)]) for pair in makers]
         print(f"| {small} / {large} | {' | '.join(f'{100 * share:.0f} %' for share in shares)} |", flush=True)
 

@@ -12,11 +12,11 @@ import torch
 
 from natural2nanoscale.data.classes import palette
 from natural2nanoscale.data.encoders import encode_mask
-from natural2nanoscale.data.phantom import PhantomSettings, volume
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments, make_controlnet
 from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import SamplingSettings
+from natural2nanoscale.phantom.volume import PhantomSettings, volume
 
 KINDS = {  # part of an operation's name in torch: what it is
     "conv": "convolutions", "mm": "matrix products", "attention": "attention", "silu": "activations",
@@ -48,19 +48,19 @@ def shares(function, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    size = PhantomSettings()
+    width, height = PhantomSettings().size
     backbone = load_backbone("embedded", torch.device("cpu"))
     controlnet = make_controlnet(backbone)
     optimizer = torch.optim.Adam(controlnet.parameters(), lr=1e-4, fused=True)
-    _, masks = volume(2, size.height, size.width, seed=0)
+    _, masks = volume(2, height, width, seed=0)
     conditioning = encode_mask(torch.from_numpy(masks), palette(3))
     shape = (
         backbone.unet.config.in_channels,
-        size.height // backbone.downsampling,
-        size.width // backbone.downsampling,
+        height // backbone.downsampling,
+        width // backbone.downsampling,
     )
     latents, noise = torch.randn(2, *shape), torch.randn(2, *shape)
-    pixels = torch.rand(2, 3, size.height, size.width) * 2 - 1
+    pixels = torch.rand(2, 3, height, width) * 2 - 1
     embeds = encode_prompts(backbone, ["a dark cell", "a grey nucleus"])
     timesteps = torch.tensor([100, 700])
 
@@ -78,7 +78,7 @@ def main() -> None:
         latent_moments(backbone, pixels)
 
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"slices of {size.width}x{size.height}")
+    print(f"slices of {width}x{height}")
     print(f"VAE, batch 2: {milliseconds(encode, 15):.0f} ms")
     print(", ".join(f"{name} {100 * share:.0f} %" for name, share in shares(step, 10).items()))
     print(f"fine-tuning step, batch 2: {milliseconds(step, 15):.0f} ms")

@@ -19,11 +19,11 @@ from monai.networks.nets import BasicUNet
 from torch.utils.flop_counter import FlopCounterMode
 
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.phantom import PhantomSettings, volume
+from natural2nanoscale.phantom.volume import PhantomSettings, volume
 from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
-from natural2nanoscale.segmentation.mixing import Slices
 from natural2nanoscale.segmentation.settings import RECOMMENDED, Settings
+from natural2nanoscale.segmentation.slices import Slices
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights
 from natural2nanoscale.segmentation.unet import UNet, initialize
 
@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--compile", action="store_true", help="ours as with `train_unet.py --compile`")
     args = parser.parse_args()
-    size = PhantomSettings()
-    images, masks = volume(args.batch_size, size.height, size.width, seed=0)
+    width, height = PhantomSettings().size
+    images, masks = volume(args.batch_size, height, width, seed=0)
     slices = Slices(list(images), list(masks), Classes.named("background", "cytoplasm", "nucleus"), len(images))
     settings = Settings(width=args.width, depth=DEPTH, batch_size=args.batch_size, augment="rotation")
     features = [args.width * 2**level for level in range(DEPTH + 1)] + [args.width]
@@ -64,7 +64,7 @@ def main() -> None:
     peer = BasicUNet(spatial_dims=2, in_channels=1, out_channels=3, features=features, norm=norm)
     networks, steps, flops = {"U-Net": ours, "BasicUNet": peer}, {}, {}
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{args.batch_size} slices of {size.width}x{size.height}, width {args.width}, depth {DEPTH}")
+    print(f"{args.batch_size} slices of {width}x{height}, width {args.width}, depth {DEPTH}")
     for name, network in networks.items():
         initialize(network, generator_for("benchmark"))
         steps[name] = training_step(network, slices, settings)

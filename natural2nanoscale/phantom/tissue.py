@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from natural2nanoscale.data import phantom_textures as textures
-from natural2nanoscale.data.phantom_textures import Greys, Organelles
+from natural2nanoscale.phantom import textures
+from natural2nanoscale.phantom.textures import Greys, Organelles
 
 BACKGROUND, CYTOPLASM, NUCLEUS = 0, 1, 2
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, palette
-from natural2nanoscale.data.sources import MaskPixels, Page
+from natural2nanoscale.data.prepare.sources import MaskPixels, Page
 from natural2nanoscale.errors import InputError
 
 

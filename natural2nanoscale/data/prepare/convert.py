@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from natural2nanoscale.data import splits
-from natural2nanoscale.data.contact import contact_sheet
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
-from natural2nanoscale.data.intensity import Histogram, to_bytes
-from natural2nanoscale.data.labels import LabelRule, PageCodes, decide_labels
-from natural2nanoscale.data.pairing import check_sizes, list_pages, pair_pages
-from natural2nanoscale.data.prepare import Preparation
-from natural2nanoscale.data.sources import Page, Reader
+from natural2nanoscale.data.prepare import splits
+from natural2nanoscale.data.prepare.intensity import Histogram, to_bytes
+from natural2nanoscale.data.prepare.labels import LabelRule, PageCodes, decide_labels
+from natural2nanoscale.data.prepare.pairing import check_sizes, list_pages, pair_pages
+from natural2nanoscale.data.prepare.settings import Preparation
+from natural2nanoscale.data.prepare.sources import Page, Reader
+from natural2nanoscale.data.sheets import contact_sheet
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import new_folder, refuse_non_empty
 
@@ -85,14 +85,14 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
     """Part of every pair (None: discarded as gap), and the description for dataset.json."""
     val, test, seed = settings.val, settings.test, settings.seed
     stems = [image.stem for image, _mask in pairs]
-    description = {"rule": settings.split, "val": val, "test": test}
-    if settings.split == "block":
+    description = {"rule": settings.rule, "val": val, "test": test}
+    if settings.rule == "block":
         gap = splits.default_gap(len(pairs)) if settings.gap is None else settings.gap
         parts = splits.split_blocks(len(pairs), val, test, gap)
         description |= {"gap": gap}
         if gap == 0:
             print("note: no gap between the blocks, so neighbours are in training and in test: pass --gap 1 if you can")
-    elif settings.split == "random":
+    elif settings.rule == "random":
         parts = splits.split_random(stems, val, test, seed)
         description |= {"seed": seed}
     else:
@@ -105,8 +105,8 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
     if settings.size:
         description |= {"size": list(settings.size), "tiles": settings.tiles}
     counts = ", ".join(f"{parts.count(part)} {part}" for part in splits.PARTS)
-    print(f"split by {settings.split}: {counts} slices" + (f", {parts.count(None)} in gaps" if None in parts else ""))
-    if settings.split == "random":
+    print(f"split by {settings.rule}: {counts} slices" + (f", {parts.count(None)} in gaps" if None in parts else ""))
+    if settings.rule == "random":
         print("note: at random, neighbours in a stack come to training and to test, which flatters the scores")
     for part, names in description.get("groups", {}).items():
         print(f"  {part}: {', '.join(names)}")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.cli import at_least, size
-from natural2nanoscale.data import phantom_textures as textures
+from natural2nanoscale.cli import add_settings, at_least, setting, settings_from, size
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
-from natural2nanoscale.data.phantom_tissue import FIELDS, Anatomy, cut, grow_cells, paint
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import new_folder, refuse_non_empty
+from natural2nanoscale.phantom import textures
+from natural2nanoscale.phantom.tissue import FIELDS, Anatomy, cut, grow_cells, paint
 from natural2nanoscale.seeds import seed_for
 
 
@@ -22,16 +22,16 @@ from natural2nanoscale.seeds import seed_for
 class PhantomSettings:
     """A data root: image size in pixels, slices per part, slices discarded between parts.
 
-    The looks are fixed in phantom_tissue.Anatomy and phantom_textures.Greys.
+    The looks are fixed in tissue.Anatomy and textures.Greys.
     """
 
-    width: int = 224
-    height: int = 128
-    train: int = 32
-    val: int = 8
-    test: int = 16
-    gap: int = 4
-    seed: int = 0
+    size: tuple[int, int] = setting((224, 128), "slice size in pixels; larger is finer, not more cells", size,
+                                    metavar="WxH")  # fmt: skip
+    train: int = setting(32, "training slices", at_least(1), metavar="N")
+    val: int = setting(8, "validation slices", at_least(1), metavar="N")
+    test: int = setting(16, "test slices", at_least(1), metavar="N")
+    gap: int = setting(4, "slices discarded between the parts", at_least(0), metavar="N")
+    seed: int = setting(0, "another seed is another volume", int, metavar="N")
 
 
 def volume(depth: int, height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,19 +72,20 @@ def write_phantom(out: Path, settings: PhantomSettings) -> None:
     Raises InputError when out is not empty or a setting is out of range; then nothing is written.
     """
     out, counts = Path(out), {"train": settings.train, "val": settings.val, "test": settings.test}
+    width, height = settings.size
     refuse_non_empty(out)
     if min(counts.values()) < 1 or settings.gap < 0:
         raise InputError(
             f"the phantom's parts have {settings.train}, {settings.val} and {settings.test} slices and a gap "
             f"of {settings.gap}, expected at least 1 slice in each and a gap of 0 or more: raise the number"
         )
-    if min(settings.height, settings.width) < 32 or not 0.5 <= settings.width / settings.height <= 8:
+    if min(height, width) < 32 or not 0.5 <= width / height <= 8:
         raise InputError(
-            f"the phantom's size is {settings.width}x{settings.height}, expected at least 32 pixels each way "
+            f"the phantom's size is {width}x{height}, expected at least 32 pixels each way "
             "and a width of 0.5 to 8 heights: choose another --size"
         )
     total = sum(counts.values()) + 2 * settings.gap
-    images, masks = volume(total, settings.height, settings.width, settings.seed)
+    images, masks = volume(total, height, width, settings.seed)
     classes = Classes.named("background", "cytoplasm", "nucleus")
     first = 0
     with new_folder(out) as root:
@@ -98,41 +99,15 @@ def write_phantom(out: Path, settings: PhantomSettings) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb `phantom`."""
-    default = PhantomSettings()
     parser.add_argument("out", type=Path, metavar="OUT", help="new data root")
-    parser.add_argument(
-        "--size",
-        type=size,
-        default=(default.width, default.height),
-        metavar="WxH",
-        help=f"slice size in pixels ({default.width}x{default.height}); larger is finer, not more cells",
-    )
-    for part, what in (("train", "training"), ("val", "validation"), ("test", "test")):
-        parser.add_argument(
-            f"--{part}",
-            type=at_least(1),
-            default=getattr(default, part),
-            metavar="N",
-            help=f"{what} slices (%(default)s)",
-        )
-    parser.add_argument(
-        "--gap",
-        type=at_least(0),
-        default=default.gap,
-        metavar="N",
-        help="slices discarded between the parts (%(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=default.seed, metavar="N", help="another seed is another volume (%(default)s)"
-    )
+    add_settings(parser, PhantomSettings)
 
 
 def run(args: argparse.Namespace) -> None:
     """The verb `phantom`."""
-    width, height = args.size
-    settings = PhantomSettings(width, height, args.train, args.val, args.test, args.gap, args.seed)
+    settings = settings_from(args, PhantomSettings)
     write_phantom(args.out, settings)
     print(
-        f"{args.out}: {args.train} training, {args.val} validation and {args.test} test slices of "
-        f"{width}x{height}, seed {args.seed}"
+        f"{args.out}: {settings.train} training, {settings.val} validation and {settings.test} test slices of "
+        f"{settings.size[0]}x{settings.size[1]}, seed {settings.seed}"
     )

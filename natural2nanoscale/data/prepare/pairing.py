@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from natural2nanoscale.data.folders import IMAGE_SUFFIXES, stems_of
-from natural2nanoscale.data.sources import Page, Reader
+from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.errors import InputError
 
 

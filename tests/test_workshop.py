@@ -11,11 +11,12 @@ from safetensors import safe_open
 
 from natural2nanoscale import runs
 from natural2nanoscale.data.encoders import encode_gray
-from natural2nanoscale.data.phantom import volume
-from natural2nanoscale.diffusion import architecture, natural, pretraining
+from natural2nanoscale.diffusion.backbone import EMBEDDED
+from natural2nanoscale.phantom.volume import volume
+from natural2nanoscale.workshop import architecture, dead_leaves, pretraining, scenes
+from natural2nanoscale.workshop.images import SHAPES, to_pixels, tokenize, with_mirror_images
 
-SHIPPED = Path(natural.__file__).parent / "embedded"
-SCENE = natural.Scene(
+SCENE = scenes.Scene(
     "mid", "grey", "high contrast", "many", "coarse", "round", "granular", "", "", "sharp", "clean", ""
 )
 
@@ -37,7 +38,7 @@ def spectrum_slope(images: list[np.ndarray]) -> float:
 
 
 def test_spectrum_is_natural():
-    slope = spectrum_slope([natural.draw(7, i, 128, 128)[0] for i in range(64)])
+    slope = spectrum_slope([dead_leaves.draw(7, i, 128, 128)[0] for i in range(64)])
     assert -2.4 < slope < -1.6  # power ~ 1/f^2
 
 
@@ -48,9 +49,9 @@ def test_spectrum_slope_measures_what_it_should():
 
 
 def test_images_are_functions_of_seed_and_index():
-    image, text = natural.draw(3, 5, 64, 96)
-    again, same_text = natural.draw(3, 5, 64, 96)
-    other, _ = natural.draw(3, 6, 64, 96)
+    image, text = dead_leaves.draw(3, 5, 64, 96)
+    again, same_text = dead_leaves.draw(3, 5, 64, 96)
+    other, _ = dead_leaves.draw(3, 6, 64, 96)
     assert image.shape == (64, 96, 3) and image.dtype == np.uint8
     assert np.array_equal(image, again) and text == same_text
     assert not np.array_equal(image, other)
@@ -60,7 +61,7 @@ def test_captions_state_how_images_were_drawn():
     def mean_of(pixels=lambda image: image, **phrases) -> float:
         scene = dataclasses.replace(SCENE, **phrases)
         return float(np.mean([
-            pixels(natural.render(scene, np.random.default_rng(i), 96, 128).astype(float)) for i in range(6)
+            pixels(dead_leaves.render(scene, np.random.default_rng(i), 96, 128).astype(float)) for i in range(6)
         ]))  # fmt: skip
 
     def roughness(image):
@@ -83,9 +84,9 @@ def test_captions_state_how_images_were_drawn():
 
 def test_every_caption_word_is_one_token_and_other_prompts_are_told_apart():
     tokenizer = architecture.make_tokenizer()
-    for word in natural.caption_words() + architecture.EXTRA_WORDS:
+    for word in scenes.caption_words() + architecture.EXTRA_WORDS:
         assert len(tokenizer(word).input_ids) == 3, word  # start, word, end
-    longest = max((natural.draw(0, i, 8, 8)[1] for i in range(50)), key=len)
+    longest = max((dead_leaves.draw(0, i, 8, 8)[1] for i in range(50)), key=len)
     assert tokenizer.unk_token_id not in tokenizer(longest).input_ids[:-1]
     first, second, odd = (tokenizer(text).input_ids for text in ("a quirky ox", "a quirky yak", "é 漢 1.5 µm"))
     assert first != second and len(odd) > 6 and tokenizer.unk_token_id not in odd[:-1]
@@ -111,8 +112,8 @@ def test_noise_loss_is_the_weighted_squared_error():
 
 def small_bank() -> dict:
     bank = {}
-    for height, width in pretraining.SHAPES:
-        drawn = [natural.draw(0, i, height, width) for i in range(2)]
+    for height, width in SHAPES:
+        drawn = [dead_leaves.draw(0, i, height, width) for i in range(2)]
         images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
         bank[height, width] = images, [text for _, text in drawn]
     return bank
@@ -121,7 +122,7 @@ def small_bank() -> dict:
 def test_mirror_images_have_mirrored_captions():
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
     captions = ["a dark grey image, bright wall left", "a bright image with rims, dark sky above"]
-    both, texts = pretraining.with_mirror_images(images, captions)
+    both, texts = with_mirror_images(images, captions)
     assert torch.equal(both[:2], images) and torch.equal(both[2], images[0, :, :, [4, 3, 2, 1, 0]])
     assert texts == [*captions, "a dark grey image, bright wall right", captions[1]]
 
@@ -172,19 +173,19 @@ def shipped():
     from transformers import CLIPTextModel, CLIPTokenizer
 
     return (
-        AutoencoderKL.from_pretrained(SHIPPED / "vae"),
-        UNet2DConditionModel.from_pretrained(SHIPPED / "unet").eval(),
-        CLIPTextModel.from_pretrained(SHIPPED / "text_encoder").eval(),
-        CLIPTokenizer.from_pretrained(SHIPPED / "tokenizer"),
+        AutoencoderKL.from_pretrained(EMBEDDED / "vae"),
+        UNet2DConditionModel.from_pretrained(EMBEDDED / "unet").eval(),
+        CLIPTextModel.from_pretrained(EMBEDDED / "text_encoder").eval(),
+        CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer"),
     )
 
 
 def test_shipped_weights_are_small_fp16_safetensors():
-    files = list(SHIPPED.rglob("*.safetensors"))
+    files = list(EMBEDDED.rglob("*.safetensors"))
     assert len(files) == 3 and sum(file.stat().st_size for file in files) <= 12e6
-    assert not [file for file in SHIPPED.rglob("*") if file.suffix in (".bin", ".ckpt", ".pt", ".pth")]
+    assert not [file for file in EMBEDDED.rglob("*") if file.suffix in (".bin", ".ckpt", ".pt", ".pth")]
     for part in ("vae", "unet", "text_encoder"):
-        assert {tensor.dtype for tensor in weights(SHIPPED / part).values()} == {torch.float16}
+        assert {tensor.dtype for tensor in weights(EMBEDDED / part).values()} == {torch.float16}
 
 
 @torch.no_grad()
@@ -204,8 +205,8 @@ def test_shipped_vae_keeps_grey_slices(shipped):
 @torch.no_grad()
 def test_latents_have_unit_variance_on_what_the_vae_was_trained_on(shipped):
     vae = shipped[0]
-    images = torch.stack([torch.from_numpy(natural.draw(99, i, 128, 128)[0]).permute(2, 0, 1) for i in range(8)])
-    latents = vae.encode(pretraining.to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
+    images = torch.stack([torch.from_numpy(dead_leaves.draw(99, i, 128, 128)[0]).permute(2, 0, 1) for i in range(8)])
+    latents = vae.encode(to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
     assert abs(latents.std().item() - 1) < 0.25
 
 
@@ -213,10 +214,10 @@ def test_latents_have_unit_variance_on_what_the_vae_was_trained_on(shipped):
 def test_shipped_unet_predicts_noise_and_heeds_captions(shipped):
     vae, unet, text_encoder, tokenizer = shipped
     scheduler = architecture.make_scheduler()
-    drawn = [natural.draw(98, i, 128, 128) for i in range(16)]
+    drawn = [dead_leaves.draw(98, i, 128, 128) for i in range(16)]
     images = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _ in drawn])
-    latents = vae.encode(pretraining.to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
-    states = text_encoder(pretraining.tokenize(tokenizer, [text for _, text in drawn])).last_hidden_state
+    latents = vae.encode(to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
+    states = text_encoder(tokenize(tokenizer, [text for _, text in drawn])).last_hidden_state
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     t = torch.full((16,), 700)
     noisy = scheduler.add_noise(latents, noise, t)

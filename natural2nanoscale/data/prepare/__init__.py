@@ -1,0 +1,28 @@
+"""The `prepare` verb: any EM pictures to train/, val/ and test/ pair folders."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from natural2nanoscale.cli import add_settings, settings_from
+from natural2nanoscale.data.prepare.settings import Preparation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="PATH", help="folder of PNG or TIFF slices, or a TIFF stack")
+    masks = "their masks: equal file names, or a stack of as many pages; class ids, 0 and 255, or colours"
+    add("--masks", type=Path, required=True, metavar="PATH", help=masks)
+    add("--out", type=Path, default=Path("data"), metavar="DIR", help="data root to make")
+    add_settings(parser, Preparation)
+
+
+def run(args: argparse.Namespace) -> None:
+    from natural2nanoscale.data.inspection import report
+    from natural2nanoscale.data.prepare.convert import prepare
+
+    settings = settings_from(args, Preparation, images=args.images, masks=args.masks, out=args.out)
+    prepare(settings)
+    report(settings.out)
+    print(f"contact sheet: {settings.out / 'contact.png'}")

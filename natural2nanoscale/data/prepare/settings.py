@@ -1,0 +1,116 @@
+"""What `prepare` converts, and how."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from natural2nanoscale.cli import at_least, setting, size
+from natural2nanoscale.data.prepare import splits
+from natural2nanoscale.data.prepare.labels import parse_colors, parse_map, parse_names
+from natural2nanoscale.errors import InputError
+
+
+def two_numbers(text: str) -> tuple[float, float]:
+    """Argument type of `0.1,99.9` -> (0.1, 99.9), in ascending order."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = float("nan")
+    if not (low < high and math.isfinite(high - low)):
+        raise InputError(f"{text!r} must be two ascending numbers joined by a comma, LOW,HIGH")
+    return low, high
+
+
+def group_names(text: str) -> tuple[str, ...]:
+    """Argument type of `rat7,rat8`."""
+    return tuple(filter(None, text.split(",")))
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What to convert, and how. Sizes are (width, height); fractions are of the slices, or of the groups.
+
+    Raises InputError, which names the option, where settings contradict one another.
+    """
+
+    images: Path
+    masks: Path
+    out: Path
+    classes: tuple[str, ...] = setting(
+        (), "class names by id, such as background,cytoplasm,nucleus", parse_names, metavar="NAMES"
+    )
+    colors: tuple[tuple[str, int], ...] = setting(
+        (), 'colour-coded masks: "background=#000000,nucleus=#ff8000,...", in the order of the ids', parse_colors,
+        metavar="LIST",
+    )  # fmt: skip
+    mapping: dict[int | str, int] | None = setting(
+        None, 'mask values or colours to ids, such as "128=1,7=ignore,#000000=ignore"', parse_map, "--map",
+        metavar="LIST",
+    )  # fmt: skip
+    split: str | None = setting(
+        None, "block: contiguous with gaps (default); random: as in the paper, neighbours leak; or group",
+        choices=("block", "random", "group"),
+    )  # fmt: skip
+    group: str | None = setting(
+        None, "keep together what its first group finds in the file names, such as 'sub-(rat\\d+)'", metavar="REGEX"
+    )
+    val: float = setting(splits.VAL, "share of slices or groups (default: 25/323)", float, metavar="F")
+    test: float = setting(splits.TEST, "share of slices or groups (default: 65/323)", float, metavar="F")
+    val_groups: tuple[str, ...] = setting(
+        (), "groups for validation, such as rat6 (default: by --seed)", group_names, metavar="NAMES"
+    )
+    test_groups: tuple[str, ...] = setting(
+        (), "groups for testing, such as rat7,rat8 (default: by --seed)", group_names, metavar="NAMES"
+    )
+    gap: int | None = setting(
+        None, "slices thrown away between blocks (default: 4, fewer below 80 slices)", at_least(0), metavar="N"
+    )
+    seed: int = setting(0, "of random and group splits", int, metavar="N")
+    size: tuple[int, int] | None = setting(
+        None, "cut every slice into as many tiles as fit, centred", size, metavar="WxH"
+    )
+    tiles: int | None = setting(
+        None, "at most N tiles of each slice, the most central ones", at_least(1), metavar="N"
+    )
+    skip_small: bool = setting(False, "leave out slices smaller than --size")
+    only_pairs: bool = setting(False, "leave out images without a mask and masks without an image")
+    default_percentiles: ClassVar[tuple[float, float]] = (0.1, 99.9)
+    percentiles: tuple[float, float] | None = setting(
+        None, "of the training part's grey values, for 0 and 255 (default: 0.1,99.9; 8-bit stays as it is)",
+        two_numbers, metavar="LOW,HIGH",
+    )  # fmt: skip
+    window: tuple[float, float] | None = setting(
+        None, "grey values that become 0 and 255, instead of percentiles", two_numbers, metavar="LOW,HIGH"
+    )
+    pixel_size_nm: float | None = setting(
+        None, "nanometres per pixel, noted in dataset.json", at_least(0.0, float), "--pixel-size", metavar="NM"
+    )
+    max_pixels: int = setting(
+        1_000_000_000, "refuse larger pictures, against decompression bombs", at_least(1), metavar="N"
+    )
+
+    def __post_init__(self) -> None:
+        if (self.rule == "group") != bool(self.group):
+            raise InputError(f"--split {self.split} and --group {self.group}: the two belong together")
+        if self.rule != "group" and (self.val_groups or self.test_groups):
+            raise InputError(
+                "--val-groups and --test-groups need --group REGEX, which finds the groups in the file names"
+            )
+        if self.gap is not None and self.rule != "block":
+            raise InputError(f"--gap {self.gap} goes with --split block only, found --split {self.rule}")
+        if (self.tiles or self.skip_small) and not self.size:
+            raise InputError("--tiles and --skip-small need --size WxH")
+        if self.classes and self.colors:
+            raise InputError("--colors names the classes already: leave out --classes")
+        if self.percentiles and self.window:
+            raise InputError("--percentiles and --window both set the grey values that become 0 and 255: pass one")
+        if self.percentiles and not (0 <= self.percentiles[0] and self.percentiles[1] <= 100):
+            raise InputError(f"--percentiles {self.percentiles[0]:g},{self.percentiles[1]:g} must lie in 0..100")
+
+    @property
+    def rule(self) -> str:
+        """How slices are split: "block", "random" or "group"."""
+        return self.split or ("group" if self.group else "block")
