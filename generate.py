@@ -44,8 +44,9 @@ def main() -> None:
     args = parse_arguments()
     refuse_torchrun()
     from natural2nanoscale.diffusion.command import generate
+    from natural2nanoscale.phantom.volume import write_default
 
-    generate(args)
+    generate(args, write_default)
 
 
 if __name__ == "__main__":

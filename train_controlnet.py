@@ -87,12 +87,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     from natural2nanoscale.diffusion.command import train_controlnet
+    from natural2nanoscale.phantom.volume import write_default
 
     make_judge = None
     if args.judge:
         from natural2nanoscale.study.judge import train_judge as make_judge
 
-    train_controlnet(args, make_judge)
+    train_controlnet(args, make_judge, write_default)
 
 
 if __name__ == "__main__":

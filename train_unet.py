@@ -5,7 +5,6 @@ import argparse
 from pathlib import Path
 
 from natural2nanoscale.cli import Parser, at_least, main_guard, parse_resumable, refuse_torchrun, size
-from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 
@@ -117,10 +116,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     refuse_torchrun()
+    from natural2nanoscale.data.roots import data_root
+    from natural2nanoscale.phantom.volume import write_default
     from natural2nanoscale.segmentation.command import plan_synthetic, train_unet
 
     plan_synthetic(args)  # refuses what is out of order before any data is made
-    train_unet(args, data_root(args.data))
+    train_unet(args, data_root(args.data, make_default=write_default))
 
 
 if __name__ == "__main__":

@@ -150,3 +150,39 @@ def test_one_class_is_none(source):
         source.add(f"cell_{i}.png", images[i], masks[i] * 0)
     source.refuses("1 class")
     assert source.prepare(*THIRDS, "--classes", "a,b")["train"].info.classes.count == 2
+
+
+COLORED = ("--colors", "background=#000000,foreground=#ffffff")
+
+
+@pytest.mark.parametrize("kind", ["L", "RGB", "P"])
+def test_mapped_values_go_before_colors(source, kind):
+    images, masks = stack(5, 8, 8)
+    for i in range(5):
+        source.add(f"cell_{i}.png", images[i], masks[i])
+        picture = Image.fromarray(np.array([0, 128, 255], np.uint8)[masks[i]])
+        if kind == "P":  # an index of no grey: the colours alone would call it foreground
+            picture.putpalette([0, 0, 0] * 128 + [1, 1, 1] + [255, 255, 255] * 127)
+        picture.convert("RGB" if kind == "RGB" else picture.mode).save(source.folder / "masks" / f"cell_{i}.png")
+    parts = source.prepare(*THIRDS, *COLORED, "--map", "128=1,255=ignore")
+    assert parts["train"].info.classes.names == ("background", "foreground")
+    for folder in parts.values():
+        for stem in folder.stems:
+            assert np.array_equal(folder.mask(stem), np.array([0, 1, 255], np.uint8)[masks[int(stem[-1])]])
+
+
+def test_mapped_values_and_colors_may_not_disagree_nor_be_lost(source):
+    images, masks = stack(5, 8, 8, classes=2)
+    for i in range(5):
+        source.add(f"cell_{i}.png", images[i], masks[i] * 255)
+    said = source.refuses("the value 255 and its colour #ffffff", *COLORED, "--map", "255=ignore,#FFFFFF=1")
+    assert "different classes" in said
+    source.refuses("sends pixels to class 2", *COLORED, "--map", "255=2")
+    assert np.array_equal(
+        source.prepare(*THIRDS, *COLORED, "--map", "255=ignore,#ffffff=ignore")["train"].mask("cell_1"), masks[1] * 255
+    )
+    for i in range(5):
+        colors = color_table(palette(2))[:2]
+        Image.fromarray(colors[masks[i]]).save(source.folder / "masks" / f"cell_{i}.png")
+    source.out = source.folder / "colored"
+    source.refuses("--map names the value 128 but the masks are coloured", "--map", "128=ignore")

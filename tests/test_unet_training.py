@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from natural2nanoscale.checkpoints import SavingTimer
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
+from natural2nanoscale.data.roots import learned_by_synthetic, refuse_unfit
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for
@@ -25,7 +26,7 @@ from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_bat
 from natural2nanoscale.segmentation.command import choose_settings
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.slices import Slices, combine, load_slices, refuse_leak, spread_evenly
+from natural2nanoscale.segmentation.slices import Slices, combine, load_slices, spread_evenly
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
 from natural2nanoscale.signals import Interrupted
@@ -256,10 +257,10 @@ def test_synthetic_slices_from_test_masks_are_refused(tmp_path):
         split = {"source": {"part": source.path.name, "fingerprint": fingerprint(source)}}
         path = write(tmp_path / f"synthetic-{source.path.name}", blobs(2, 3), "synthetic", split)
         if allowed:
-            refuse_leak(open_pairs(path), [test_folder])
+            refuse_unfit([learned_by_synthetic(open_pairs(path))], [test_folder])
         else:
             with pytest.raises(InputError, match="were used to make"):
-                refuse_leak(open_pairs(path), [test_folder])
+                refuse_unfit([learned_by_synthetic(open_pairs(path))], [test_folder])
     assert load_slices(open_pairs(path)).real == 0
 
 
@@ -273,7 +274,7 @@ def test_a_single_held_out_mask_among_the_synthetic_ones_is_refused_but_not_blan
     def refuse():
         for name, slices in (("train", train_slices), ("test", test_slices), ("synthetic", made)):
             folders[name] = open_pairs(write(tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}", slices))
-        refuse_leak(folders["synthetic"], [folders["test"]], folders["train"])
+        refuse_unfit([learned_by_synthetic(folders["synthetic"], folders["train"])], [folders["test"]])
 
     refuse()
     made.masks[2] = test_slices.masks[1]

@@ -39,9 +39,11 @@ class DatasetInfo:
     intensity_window: tuple[float, float] | None = None  # grey values that became 0 and 255 at conversion
     pixel_size_nm: float | None = None
     split: dict = field(default_factory=dict)  # how train, val and test were told apart
+    digests: dict[str, str] = field(default_factory=dict)  # stem -> slice_digest of the microscope's own pixels
+    learned: dict = field(default_factory=dict)  # of synthetic slices: what their ControlNet was trained on
 
     def to_json(self) -> dict:
-        return {
+        data = {
             "name": self.name,
             "origin": self.origin,
             "classes": self.classes.to_json(),
@@ -50,6 +52,7 @@ class DatasetInfo:
             "pixel_size_nm": self.pixel_size_nm,
             "split": self.split,
         }
+        return data | {key: getattr(self, key) for key in ("digests", "learned") if getattr(self, key)}
 
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
@@ -61,6 +64,8 @@ class DatasetInfo:
             intensity_window=(float(window[0]), float(window[1])) if window else None,
             pixel_size_nm=None if pixel_size is None else float(pixel_size),
             split=dict(data.get("split") or {}),
+            digests={str(stem): str(digest) for stem, digest in (data.get("digests") or {}).items()},
+            learned=dict(data.get("learned") or {}),
         )
 
 
@@ -119,15 +124,30 @@ def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:
         ) from error
 
 
-def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> PairFolder:
-    """Write (stem, image (H,W) uint8, mask (H,W) uint8) triples as a new pair folder."""
+def slice_digest(pixels: np.ndarray) -> str:
+    """sha256 of grey values (H,W) of any type: equal values have equal digests, however many bits hold them."""
+    kind = "<i4" if np.issubdtype(pixels.dtype, np.integer) else "<f4"
+    return hashlib.sha256(f"{pixels.shape} {kind} ".encode() + pixels.astype(kind).tobytes()).hexdigest()
+
+
+def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFolder:
+    """Write (stem, image (H,W) uint8, mask (H,W) uint8) triples as a new pair folder.
+
+    A fourth item is the slice's digest. Without it the one in `info` counts, or that of the image where no grey
+    window lies between it and the microscope's pixels; `info`'s digests of other slices are dropped.
+    """
     path = Path(path)
     refuse_non_empty(path)
     (path / "images").mkdir(parents=True, exist_ok=True)
     (path / "masks").mkdir(exist_ok=True)
-    for stem, image, mask in items:
+    digests = {}
+    for stem, image, mask, *given in items:
         save_png(path / "images" / f"{stem}.png", image)
         save_png(path / "masks" / f"{stem}.png", mask)
+        known = given[0] if given else info.digests.get(stem)
+        if known or info.intensity_window is None:
+            digests[stem] = known or slice_digest(image)
+    info = replace(info, digests=digests)
     write_json(path / "dataset.json", info.to_json())  # last: a folder with dataset.json is complete
     return open_pairs(path)
 
@@ -197,7 +217,7 @@ def open_pairs(path: Path) -> PairFolder:
     return replace(folder, shapes=tuple(shapes))
 
 
-def slice_digests(folder: PairFolder) -> dict[str, str]:
+def pair_digests(folder: PairFolder) -> dict[str, str]:
     """Stem -> 16 hexadecimal digits of a sha256 over the pixels of image and mask."""
     digests = {}
     for stem in folder.stems:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +12,17 @@ from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
 from natural2nanoscale.cli import resumable
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, slice_digests
-from natural2nanoscale.data.roots import data_root
+from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, pair_digests, read_info
+from natural2nanoscale.data.roots import (
+    Learned,
+    data_root,
+    held_out_parts,
+    learned_by_run,
+    learned_from_folder,
+    learned_json,
+    refuse_unfit,
+)
 from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.initial import load_initial
@@ -61,8 +69,12 @@ def controlnet_config(
     val: PairFolder,
     tokenizer: Path | None = None,
     initial: ControlNetModel | None = None,
+    before: Sequence[Learned] = (),
 ) -> dict:
-    """What a ControlNet's run folder says of it, and what a resumed run must agree with."""
+    """What a ControlNet's run folder says of it, and what a resumed run must agree with.
+
+    before: what `initial` had learned from.
+    """
     return {
         "kind": "controlnet",
         "settings": asdict(settings),
@@ -76,18 +88,21 @@ def controlnet_config(
         "prompts": prompts,
         "classes": train.info.classes.to_json(),
         "data": {"train": fingerprint(train), "val": fingerprint(val)},
-        "slices": {"train": slice_digests(train), "val": slice_digests(val)},
+        "slices": {"train": pair_digests(train), "val": pair_digests(val)},
+        "learned": learned_json([learned_from_folder(train), *before], train.info),
     }
 
 
 @distributed.process_group()
-def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = None) -> None:
-    """Fine-tune on train/ with val/ to look at; the test part is never opened.
+def train_controlnet(
+    args: argparse.Namespace, make_judge: Callable | None = None, make_default: Callable[[Path], None] | None = None
+) -> None:
+    """Fine-tune on train/ with val/ to look at; test/ is opened only to see whether --controlnet-init learned it.
 
     `make_judge`, called with both folders, the device and a folder of its own, returns the mask agreement that
-    `fine_tune` asks for.
+    `fine_tune` asks for. `make_default` fills data/ where there is none.
     """
-    run, backbone, train, val, prompts, settings, initial = prepare_training(args)
+    run, backbone, train, val, prompts, settings, initial = prepare_training(args, make_default)
     device = backbone.device
     try:
         judging = make_judge and distributed.is_main()
@@ -103,7 +118,7 @@ def train_controlnet(args: argparse.Namespace, make_judge: Callable | None = Non
 
 @distributed.main_first()
 def prepare_training(
-    args: argparse.Namespace,
+    args: argparse.Namespace, make_default: Callable[[Path], None] | None = None
 ) -> tuple[RunFolder, Backbone, PairFolder, PairFolder, list[str], FineTuning, ControlNetModel | None]:
     """What `fine_tune` is to be called with, once everything is checked and the run folder is open."""
     main = distributed.is_main()
@@ -121,12 +136,15 @@ def prepare_training(
             f"--controlnet-init {args.controlnet_init} is neither a run folder nor a diffusers ControlNet, "
             "expected a folder with config.json: `python -m natural2nanoscale convert` makes one from a file"
         )
-    root = data_root(args.data)  # which makes the phantom where nothing is: after what can be checked without it
+    # makes the phantom where nothing is: after what can be checked without it
+    root = data_root(args.data, ("train", "val"), make_default)
     train, val = open_pairs(root / "train"), open_pairs(root / "val")
-    if train.info.classes != val.info.classes:
-        raise InputError(f"{root}: train/ and val/ list different classes in dataset.json, expected the same")
+    refuse_unfit([learned_from_folder(train)], [val])
+    before = [learned_by_run(args.out)] if begun else []
     if args.controlnet_init and not begun:
-        refuse_held_out(args.controlnet_init, root)
+        before = [learned_by_run(args.controlnet_init)]
+    if before:
+        refuse_unfit(before, held_out_parts(root))
     backbone = load_backbone(
         backbone_name(args.backbone, train.info.origin), device, select_dtype(args.precision, device), args.tokenizer
     )
@@ -155,7 +173,7 @@ def prepare_training(
         keep=args.keep,
         sample_every=args.sample_every,
     )
-    config = controlnet_config(settings, backbone, prompts, train, val, args.tokenizer, initial)
+    config = controlnet_config(settings, backbone, prompts, train, val, args.tokenizer, initial, before)
     config["arguments"] = resumable(args)
     if begun:
         config["controlnet_init"] = read_config(args.out).get("controlnet_init")
@@ -193,19 +211,8 @@ def refuse_other_start(out: Path, initial: Path | None) -> None:
         )
 
 
-def refuse_held_out(run: Path, root: Path) -> None:
-    """Raise InputError for a run of ours that has learnt from what is now val/ or test/."""
-    config = read_config(run)
-    for part in ("val", "test") if config.get("kind") == "controlnet" else ():  # a diffusers folder does not say
-        if config["data"]["train"] == fingerprint(open_pairs(root / part)):
-            raise InputError(
-                f"{run} was trained on the slices of {root}/{part}: train one on {root}/train, or scores "
-                "on that part are worthless"
-            )
-
-
-def generate(args: argparse.Namespace) -> None:
-    """Draw slices from the masks of train/."""
+def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | None = None) -> None:
+    """Draw slices from the masks of train/; `make_default` fills data/ where there is none."""
     out = args.out or (args.data or Path("data")) / "synthetic"
     if not (args.controlnet / "config.json").is_file():
         raise InputError(
@@ -231,14 +238,14 @@ def generate(args: argparse.Namespace) -> None:
     if args.eta > 1 or args.steps > 500:
         raise InputError(f"--eta {args.eta:g} --steps {args.steps}: expected eta from 0 to 1 and at most 500 steps")
     prompts = read_prompts(args.prompts)
-    root = data_root(args.data)
+    root = data_root(args.data, ("train",), make_default)
     source = open_pairs(root / "train")
-    if config["classes"] != json.loads(json.dumps(source.info.classes.to_json())):
-        raise InputError(
-            f"{args.controlnet} was trained for other classes than those of {root}/train, expected the same names and "
-            "colours: train a ControlNet on this dataset"
-        )
-    refuse_held_out(args.controlnet, root)
+    window = config.get("learned", {}).get("intensity_window", source.info.intensity_window)
+    trained = replace(
+        source.info, classes=Classes.from_json(config["classes"]), intensity_window=tuple(window) if window else None
+    )
+    learned = learned_by_run(args.controlnet, trained)
+    refuse_unfit([learned, learned_from_folder(source)], held_out_parts(root))
     device = select_device(args.device)
     dtype = select_dtype(args.precision, device)
     tokenizer = args.tokenizer or (None if args.backbone else config["backbone"].get("tokenizer"))
@@ -262,8 +269,9 @@ def generate(args: argparse.Namespace) -> None:
     )
     try:
         made = synthesize(
-            out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed
-        )
+            out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed,
+            learned_json([learned], trained),
+        )  # fmt: skip
     except torch.OutOfMemoryError:
         fewer = "" if args.batch_size == 1 else "--batch-size 1, then with "
         raise InputError(

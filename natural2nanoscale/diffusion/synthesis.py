@@ -14,6 +14,7 @@ from tqdm import tqdm
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, natural_order, read_info
+from natural2nanoscale.data.roots import digests_of
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import latent_moments
 from natural2nanoscale.diffusion.sampling import sample
@@ -59,9 +60,11 @@ def synthesize(
     per_mask: int = 1,
     batch_size: int = 4,
     seed: int = 0,
+    learned: dict | None = None,
 ) -> int:
     """Make `per_mask` slices from every mask of `source` in the pair folder `out`; return how many were new.
 
+    learned: what the ControlNet was trained on, as its run's config.json says.
     What is there already is left alone. Raises InputError when `out` was made with other settings, another
     ControlNet, backbone or source; Interrupted after a requested stop.
     """
@@ -82,7 +85,9 @@ def synthesize(
             "seed": seed,
             "prompts": seed_for(*prompts),
         },
+        learned=learned or {},
     )
+    digests = digests_of(source)
     check_continues(out, info)
     planned = plan_images(source.stems, per_mask, prompts, seed)
     done = read_manifest(out)
@@ -129,6 +134,7 @@ def synthesize(
                         "seed": image.seed,
                         "prompt": image.prompt,
                         "source": image.source,
+                        "source_digest": digests.get(image.source),
                         "checkpoint": info.split["controlnet"],
                         "precision": info.split["precision"],
                         "sampler": "ddim",

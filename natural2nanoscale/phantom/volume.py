@@ -97,6 +97,11 @@ def write_phantom(out: Path, settings: PhantomSettings) -> None:
             first += count + settings.gap
 
 
+def write_default(root: Path) -> None:
+    """The data root that the scripts make where a user has none."""
+    write_phantom(root, PhantomSettings())
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb `phantom`."""
     parser.add_argument("out", type=Path, metavar="OUT", help="new data root")

@@ -11,7 +11,8 @@ import torch
 
 from natural2nanoscale.checkpoints import disk_need
 from natural2nanoscale.cli import resumable
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, slice_digests
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, pair_digests
+from natural2nanoscale.data.roots import learned_by_synthetic, learned_from_folder, learned_json, refuse_unfit
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import refuse_non_empty, write_text
@@ -26,7 +27,7 @@ from natural2nanoscale.segmentation.batches import (
 from natural2nanoscale.segmentation.card import model_card
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings, shown
-from natural2nanoscale.segmentation.slices import Slices, check_test, combine, load_slices, refuse_leak
+from natural2nanoscale.segmentation.slices import Slices, combine, load_slices
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet
 
@@ -54,11 +55,12 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     # what there is to learn from
     folders = {part: open_pairs(root / part) for part in ("train", "val", "test")}
     real, validation = load_slices(folders["train"]), load_slices(folders["val"])
-    synthetic = None
+    synthetic, learned = None, [learned_from_folder(folders["train"])]
     if ratio > 0:
         folders["synthetic"] = open_pairs(synthetic_path)
-        refuse_leak(folders["synthetic"], [folders["val"], folders["test"]], folders["train"])
+        learned.append(learned_by_synthetic(folders["synthetic"], folders["train"]))
         synthetic = load_slices(folders["synthetic"])
+    refuse_unfit(learned, [folders["val"], folders["test"]])
     training = combine(None if args.no_real else real, synthetic, ratio, len(real))
     settings = choose_settings(args, folders["train"].info.origin)
     if args.resume:
@@ -69,14 +71,14 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
             steps = plan_steps(set_size(training, settings), settings)[1] // 2
         settings = replace(settings, finetune_after=steps)
     check(training, validation, settings)
-    check_test(folders["test"], training.classes)
     hashes = {part: fingerprint(folder) for part, folder in folders.items()}
-    digests = {part: slice_digests(folder) for part, folder in folders.items()}
+    digests = {part: pair_digests(folder) for part, folder in folders.items()}
     print_plan(training, validation, folders, settings, args.seeds, device)
 
     # one network per seed, then the test slices
     choices = asdict(settings) | {"seeds": args.seeds, "synthetic_ratio": ratio, "no_real": args.no_real}
     config = {"kind": "unet", "settings": choices, "data": hashes, "slices": digests, "arguments": resumable(args)}
+    config["learned"] = learned_json(learned[1:] if args.no_real else learned, folders["train"].info)
     run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"))
     for seed in range(args.seed, args.seed + args.seeds):
         folder = RunFolder(run.path / f"seed-{seed}")

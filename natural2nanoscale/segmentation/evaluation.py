@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
+from natural2nanoscale.data.roots import learned_by_run, refuse_unfit
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import write_json, write_text
@@ -85,16 +87,19 @@ def trained_seeds(run: Path) -> list[Path]:
 def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
     """Score every seed of a run on a pair folder; the returned report is what report.json holds.
 
-    Raises InputError when the run is incomplete or its classes are not those of the folder.
+    Raises InputError when the run is incomplete, its classes or grey window are not those of the folder, or one of the
+    folder's slices was learned from.
     """
     started = time.monotonic()
     networks = [(best, *load_unet(best)) for best in trained_seeds(run)]
-    for best, _, info in networks:
-        if info.classes.names != folder.info.classes.names:
-            raise InputError(
-                f"{best} knows the classes {', '.join(info.classes.names)}, {folder.path} has "
-                f"{', '.join(folder.info.classes.names)}, expected the same names in this order"
-            )
+    knows = networks[0][2]
+    names_agree = knows.classes.names == folder.info.classes.names  # a U-Net never sees the colours
+    info = replace(
+        folder.info,
+        classes=folder.info.classes if names_agree else knows.classes,
+        intensity_window=knows.intensity_window,
+    )
+    refuse_unfit([learned_by_run(run, info)], [folder])
     slices = load_slices(folder)
     if all((mask >= slices.classes.count).all() for mask in slices.masks):
         raise InputError(f"no pixel of {folder.path}/masks carries a label, expected some to score on")
@@ -170,7 +175,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     write_report(out, report)
     print(markdown(report))
     used = read_config(args.run)["data"]
-    for part in ("train", "val", "synthetic"):
+    for part in ("val", "synthetic"):
         if used.get(part) == hash_:
             print(f"note: these are the {part} slices of the run: the scores say nothing about new ones")
     print(f"written to {out}/report.json and report.md")

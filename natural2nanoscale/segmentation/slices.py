@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from natural2nanoscale.data.classes import IGNORE_ID, Classes
-from natural2nanoscale.data.folders import PairFolder, fingerprint
+from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.data.roots import mask_hash
 from natural2nanoscale.errors import InputError
 
 
@@ -42,21 +42,12 @@ def load_slices(folder: PairFolder) -> Slices:
     return Slices(images, masks, folder.info.classes, real, folder.info.intensity_window, sources)
 
 
-def check_test(test: PairFolder, classes: Classes) -> None:
-    """Raise InputError unless the test slices have the classes of those that are trained on."""
-    if test.info.classes != classes:
-        raise InputError(
-            f"{test.path} has the classes {', '.join(test.info.classes.names)}, the training slices "
-            f"{', '.join(classes.names)}, or their colours differ: take both from one dataset"
-        )
-
-
 def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float = 1.0, real_count: int = 0) -> Slices:
     """Real slices, then round(`ratio` x real slices) synthetic ones (paper: 1.0 gives 233 + 233 = 466).
 
     `real` None makes a purely synthetic set, whose ratio counts from `real_count`. The synthetic slices are
     spread evenly over the masks they were made from, always the same ones for the same folder.
-    Raises InputError when there are too few of them or the classes differ.
+    Raises InputError when there are too few of them.
     """
     if synthetic is None:
         if real is None:
@@ -71,12 +62,6 @@ def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float =
         )
     if needed == 0 and real is None:
         raise InputError(f"--synthetic-ratio {ratio:g} with --no-real leaves nothing to train on: raise it")
-    if real is not None and real.classes != synthetic.classes:
-        raise InputError(
-            f"the real slices have classes {', '.join(real.classes.names)}, the synthetic ones "
-            f"{', '.join(synthetic.classes.names)}, or their colours differ: "
-            "generate from this dataset's masks"
-        )
     chosen = spread_evenly(synthetic.sources or [mask_hash(mask) for mask in synthetic.masks], needed)
     images, masks = [synthetic.images[i] for i in chosen], [synthetic.masks[i] for i in chosen]
     if real is None:
@@ -103,30 +88,3 @@ def spread_evenly(sources: Sequence[Hashable], count: int) -> list[int]:
         wanted = min(count - len(chosen), len(row))
         chosen += [row[i * len(row) // wanted] for i in range(wanted)]
     return sorted(chosen)
-
-
-def mask_hash(mask: np.ndarray) -> bytes:
-    """Equal for masks (H,W) uint8 that agree in size and in every pixel."""
-    return hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).digest()
-
-
-def refuse_leak(synthetic: PairFolder, held_out: Sequence[PairFolder], training: PairFolder | None = None) -> None:
-    """Raise InputError when the synthetic slices were made from the masks of a validation or test folder.
-
-    They were when their source has its fingerprint or, folders prepared anew or mixed, when a mask of theirs is
-    one of its masks. Masks of a single class do not count, nor those that `training` holds as well: slices of
-    pure background, or neighbours with one annotation, agree by chance.
-    """
-    source = synthetic.info.split.get("source") or {}
-    allowed = {mask_hash(training.mask(stem)) for stem in training.stems} if training else set()
-    used = {mask_hash(synthetic.mask(stem)) for stem in synthetic.stems} - allowed
-    for folder in held_out:
-        masks = {stem: folder.mask(stem) for stem in folder.stems}
-        telling = {stem: mask for stem, mask in masks.items() if len(np.unique(mask[mask != IGNORE_ID])) > 1}
-        found = [stem for stem, mask in telling.items() if mask_hash(mask) in used]
-        if found or source.get("fingerprint") == fingerprint(folder):
-            which = f"such as {found[0]!r} " if found else ""
-            raise InputError(
-                f"the masks of {folder.path} {which}were used to make {synthetic.path}, so its scores would be "
-                "worthless: generate from the training masks"
-            )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced, open_pairs, write_pairs
+from natural2nanoscale.data.roots import digests_of, learned_from_folder, refuse_unfit
 from natural2nanoscale.data.sheets import colored, sheet
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
@@ -23,7 +24,7 @@ from natural2nanoscale.seeds import permutation_for
 from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.slices import Slices, check_test, load_slices
+from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
 
 
@@ -33,7 +34,8 @@ def draw_train(out: Path, pool: PairFolder, count: int, seed: int, redraw: int) 
         shutil.rmtree(out, ignore_errors=True)  # half written when a study was killed
         order = permutation_for(len(pool.stems), seed, "slices", redraw)
         chosen = [pool.stems[i] for i in sorted(order[:count])]
-        write_pairs(out, pool.info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
+        info = replace(pool.info, digests=digests_of(pool))
+        write_pairs(out, info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
     return open_pairs(out)
 
 
@@ -42,7 +44,7 @@ def check_study(folders: dict[str, PairFolder], slices: int, budgets: Iterable[S
     pool = folders["train"]
     if len(pool.stems) < slices:
         raise InputError(f"{pool.path} has {len(pool.stems)} slices, expected at least --slices {slices}")
-    check_test(folders["test"], pool.info.classes)
+    refuse_unfit([learned_from_folder(pool)], [folders["val"], folders["test"]])
     training, validation = load_slices(pool), load_slices(folders["val"])
     for settings in budgets:
         check(training, validation, replace(settings, balance=None))
@@ -96,6 +98,7 @@ def make_synthetic(
         sampling_settings(backbone),
         per_mask,
         seed=seed,
+        learned=config["learned"],
     )
     return open_pairs(out / "synthetic")
 

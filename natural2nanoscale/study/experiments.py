@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from natural2nanoscale.data.folders import fingerprint, open_pairs, write_pairs
-from natural2nanoscale.data.roots import data_root
+from natural2nanoscale.data.roots import data_root, digests_of
 from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone
 from natural2nanoscale.diffusion.command import fitting_crop
@@ -204,6 +204,7 @@ def split_at_random(root: Path, out: Path, seed: int) -> Path:
     if (out / "test" / "dataset.json").is_file():
         return out
     parts = {part: open_pairs(root / part) for part in PARTS}
+    digests = {part: digests_of(folder) for part, folder in parts.items()}
     slices = [(part, stem) for part, folder in parts.items() for stem in folder.stems]
     order = permutation_for(len(slices), seed)
     first = 0
@@ -212,6 +213,9 @@ def split_at_random(root: Path, out: Path, seed: int) -> Path:
         first += len(folder.stems)
         shutil.rmtree(out / part, ignore_errors=True)  # half written when a study was killed
         info = replace(folder.info, split={"rule": "random", "part": part, "seed": seed})
-        pairs = ((f"{stem}_{old}", parts[old].image(stem), parts[old].mask(stem)) for old, stem in dealt)
+        pairs = (
+            (f"{stem}_{old}", parts[old].image(stem), parts[old].mask(stem), digests[old].get(stem))
+            for old, stem in dealt
+        )
         write_pairs(out / part, info, pairs)
     return out

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from natural2nanoscale.data.folders import DatasetInfo, write_pairs
+from natural2nanoscale.data.folders import DatasetInfo, slice_digest, write_pairs
 from natural2nanoscale.data.prepare import splits
 from natural2nanoscale.data.prepare.intensity import Histogram, to_bytes
 from natural2nanoscale.data.prepare.labels import LabelRule, PageCodes, decide_labels
@@ -167,8 +167,8 @@ def convert(
     window: tuple[float, float] | None,
     images: Reader,
     masks: Reader,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(stem, image, mask) of every tile of a part, one slice in memory at a time."""
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, str]]:
+    """(stem, image, mask, digest) of every tile of a part, one slice in memory at a time."""
     outside = total = 0
     for stem, (image_page, mask_page) in chosen:
         pixels, _unequal = images.image(image_page)
@@ -177,12 +177,12 @@ def convert(
             total += pixels.size
         image, mask = to_bytes(pixels, window), rule.apply(masks.mask(mask_page))
         if settings.size is None:
-            yield stem, image, mask
+            yield stem, image, mask, slice_digest(pixels)
             continue
         width, height = settings.size
         for x, y in tile_corners(image.shape, settings.size, settings.tiles):
             cut = np.s_[y : y + height, x : x + width]
-            yield f"{stem}_y{y:04d}_x{x:04d}", image[cut], mask[cut]
+            yield f"{stem}_y{y:04d}_x{x:04d}", image[cut], mask[cut], slice_digest(pixels[cut])
     if total and outside / total > 0.02:
         print(
             f"note: {100 * outside / total:.1f} % of the pixels of {part} lie outside the training part's "

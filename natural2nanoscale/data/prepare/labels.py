@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, palette
 from natural2nanoscale.data.prepare.sources import MaskPixels, Page
 from natural2nanoscale.errors import InputError
+
+GREY = 0x010101  # times a value: the grey of that value
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,47 @@ class PageCodes:
     colors: dict[int, int] | None
     palette: dict[int, int] = field(default_factory=dict)
 
+    def color_of_value(self) -> dict[int, int]:
+        """Colour of every value in use; in a coloured mask the values are its greys."""
+        if self.values is None:
+            return {color & 0xFF: color for color in self.colors if color % GREY == 0}
+        return {value: self.palette.get(value, value * GREY) for value in self.values}
+
+    def colors_without(self, values: Iterable[int]) -> Counter:
+        """Pixels of every colour, those left out that have one of these values."""
+        shown, rest = self.color_of_value(), Counter()
+        if self.values is None:
+            gone = {shown[value] for value in values if value in shown}
+            return Counter({color: n for color, n in self.colors.items() if color not in gone})
+        for value, n in self.values.items():
+            if value not in values:
+                rest[shown[value]] += n
+        return rest
+
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How mask pixels become class ids: `table` maps every value, or colour 0xRRGGBB, that occurs."""
+    """How mask pixels become class ids: `table` maps every value, or colour 0xRRGGBB, that occurs.
+
+    Where masks are read by colour, `values` maps what goes by a mask's own value, before its colour.
+    """
 
     classes: Classes
     by_color: bool
     table: dict[int, int]
     notes: tuple[str, ...]
+    values: dict[int, int] = field(default_factory=dict)
 
     def apply(self, mask: MaskPixels) -> np.ndarray:
         """(H,W) uint8 class ids of a mask whose values or colours are all in the table."""
         codes = np.array(sorted(self.table))
         ids = np.array([self.table[int(code)] for code in codes], np.uint8)
-        return ids[np.searchsorted(codes, mask.codes(self.by_color))]
+        ids = ids[np.searchsorted(codes, mask.codes(self.by_color))]
+        if self.values:
+            own = mask.values if mask.colors is None else np.where(mask.colors % GREY, -1, mask.colors & 0xFF)
+            for value, to in self.values.items():
+                ids[own == value] = to
+        return ids
 
 
 def decide_labels(
@@ -51,7 +79,8 @@ def decide_labels(
     """The rule that fits all masks, or an InputError that names file, values and pixel counts.
 
     names: the classes in the order of their ids. colors: (name, 0xRRGGBB) of the classes in that order.
-    mapping: class id or IGNORE_ID for mask values (int) and for colours ("#rrggbb"); it goes before all else.
+    mapping: class id or IGNORE_ID for mask values (int) and for colours ("#rrggbb"); it goes before all else. In a
+    coloured mask a value is a grey; in a palette picture it is the index.
     """
     mapping = mapping or {}
     seen: dict[int, int] = {}  # colours of palette values: where files disagree, only the colours tell the classes
@@ -63,8 +92,7 @@ def decide_labels(
                 raise InputError(
                     f"{page.page} has values beyond 255 where colours are expected: save all masks in one form"
                 )
-        known = {int(key[1:], 16): to for key, to in mapping.items() if isinstance(key, str)}
-        return _color_rule(pages, names, colors, known)
+        return _color_rule(pages, names, colors, mapping)
     if any(isinstance(key, str) for key in mapping):
         raise InputError("--map names colours but no mask is coloured: give the masks' values, such as 128=1")
     return _value_rule(pages, names, mapping)
@@ -106,10 +134,12 @@ def _value_rule(pages: list[PageCodes], names: tuple[str, ...], mapping: dict[in
 
 
 def _color_rule(
-    pages: list[PageCodes], names: tuple[str, ...], colors: tuple[tuple[str, int], ...], known: dict[int, int]
+    pages: list[PageCodes], names: tuple[str, ...], colors: tuple[tuple[str, int], ...], mapping: dict[int | str, int]
 ) -> LabelRule:
-    total = _total(page.colors for page in pages)
-    notes = []
+    known = {int(key[1:], 16): to for key, to in mapping.items() if isinstance(key, str)}
+    values = _own_values(pages, {key: to for key, to in mapping.items() if isinstance(key, int)}, known)
+    left = [page.colors_without(values) for page in pages]
+    total, notes = _total(left), []
     if colors:
         names = tuple(name for name, _color in colors)
         ids = {color: i for i, (_name, color) in enumerate(colors)}
@@ -135,9 +165,31 @@ def _color_rule(
                 + f"\"`, or ignore some as `--map \"{hex_color(strays[0])}=ignore\"`"
             )  # fmt: skip
         expected = ", ".join(hex_color(code) for code in list(ids)[:8]) or "#ff0000 (0), #00ff00 (1), #0000ff (2)"
-        _refuse_strays([(p.page, p.colors) for p in pages], strays, hex_color, expected, remedy)
-    count = len(names) or max([to for to in table.values() if to != IGNORE_ID], default=-1) + 1
-    return LabelRule(_classes(names, count, table), True, table, tuple(notes))
+        _refuse_strays([(p.page, n) for p, n in zip(pages, left, strict=True)], strays, hex_color, expected, remedy)
+    used = table | {-1 - value: to for value, to in values.items()}  # negative keys: apart from the colours
+    count = len(names) or max([to for to in used.values() if to != IGNORE_ID], default=-1) + 1
+    table |= {color: IGNORE_ID for page in pages for color in page.colors if color not in table}  # `values` go first
+    return LabelRule(_classes(names, count, used), True, table, tuple(notes), values)
+
+
+def _own_values(pages: list[PageCodes], values: dict[int, int], known: dict[int, int]) -> dict[int, int]:
+    """The --map entries for values that occur; InputError where an entry for their colour says otherwise."""
+    shown = [page.color_of_value() for page in pages]
+    for page, colors in zip(pages, shown, strict=True):
+        for value, to in values.items():
+            color = colors.get(value)
+            if known.get(color, to) != to:
+                raise InputError(
+                    f"--map sends the value {value} and its colour {hex_color(color)} in {page.page} to different "
+                    "classes: leave out one of the two"
+                )
+    occurring = {value: to for value, to in values.items() if any(value in colors for colors in shown)}
+    if values and not occurring and all(page.values is None for page in pages):
+        raise InputError(
+            f"--map names the value {next(iter(values))} but the masks are coloured and none of them has that grey: "
+            "give their colours, such as #808080=1"
+        )
+    return occurring
 
 
 def _classes(names: tuple[str, ...], count: int, table: dict[int, int]) -> Classes:
@@ -180,39 +232,3 @@ def packed_color(color: tuple[int, int, int]) -> int:
 
 def hex_color(code: int) -> str:
     return f"#{code:06x}"
-
-
-def parse_colors(text: str) -> tuple[tuple[str, int], ...]:
-    """`name=#rrggbb,...` -> ((name, 0xRRGGBB), ...) in the order of the class ids."""
-    entries = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([^=]+?)\s*=\s*#([0-9a-fA-F]{6})\s*", part)
-        if not match:
-            raise InputError(f"--colors has the entry {part!r}, expected name=#rrggbb,name=#rrggbb,...")
-        entries.append((match[1], int(match[2], 16)))
-    if len({color for _name, color in entries}) < len(entries):
-        raise InputError(f"--colors {text} gives one colour to two classes: use --map to merge classes")
-    return tuple(entries)
-
-
-def parse_map(text: str) -> dict[int | str, int]:
-    """`128=1,7=ignore,#000000=ignore` -> {128: 1, 7: 255, "#000000": 255}."""
-    mapping: dict[int | str, int] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(-?\d+|#[0-9a-fA-F]{6})\s*=\s*(\d+|ignore)\s*", part)
-        if not match or (match[2] != "ignore" and int(match[2]) >= MAX_CLASSES):
-            raise InputError(
-                f"--map has the entry {part!r}, expected value=id (0..{MAX_CLASSES - 1}) or value=ignore, "
-                "such as 128=1,7=ignore or #000000=ignore"
-            )
-        key = match[1].lower() if match[1].startswith("#") else int(match[1])
-        mapping[key] = IGNORE_ID if match[2] == "ignore" else int(match[2])
-    return mapping
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """`background,cytoplasm,nucleus` -> names in the order of the class ids."""
-    names = tuple(part.strip() for part in text.split(","))
-    if "" in names or len(set(names)) < len(names) or not 2 <= len(names) <= MAX_CLASSES:
-        raise InputError(f"--classes is {text!r}, expected 2 to {MAX_CLASSES} different names joined by commas")
-    return names

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from natural2nanoscale.cli import at_least, setting, size
+from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
 from natural2nanoscale.data.prepare import splits
-from natural2nanoscale.data.prepare.labels import parse_colors, parse_map, parse_names
 from natural2nanoscale.errors import InputError
 
 
@@ -27,6 +28,42 @@ def two_numbers(text: str) -> tuple[float, float]:
 def group_names(text: str) -> tuple[str, ...]:
     """Argument type of `rat7,rat8`."""
     return tuple(filter(None, text.split(",")))
+
+
+def parse_colors(text: str) -> tuple[tuple[str, int], ...]:
+    """`name=#rrggbb,...` -> ((name, 0xRRGGBB), ...) in the order of the class ids."""
+    entries = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([^=]+?)\s*=\s*#([0-9a-fA-F]{6})\s*", part)
+        if not match:
+            raise InputError(f"--colors has the entry {part!r}, expected name=#rrggbb,name=#rrggbb,...")
+        entries.append((match[1], int(match[2], 16)))
+    if len({color for _name, color in entries}) < len(entries):
+        raise InputError(f"--colors {text} gives one colour to two classes: use --map to merge classes")
+    return tuple(entries)
+
+
+def parse_map(text: str) -> dict[int | str, int]:
+    """`128=1,7=ignore,#000000=ignore` -> {128: 1, 7: 255, "#000000": 255}."""
+    mapping: dict[int | str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d+|#[0-9a-fA-F]{6})\s*=\s*(\d+|ignore)\s*", part)
+        if not match or (match[2] != "ignore" and int(match[2]) >= MAX_CLASSES):
+            raise InputError(
+                f"--map has the entry {part!r}, expected value=id (0..{MAX_CLASSES - 1}) or value=ignore, "
+                "such as 128=1,7=ignore or #000000=ignore"
+            )
+        key = match[1].lower() if match[1].startswith("#") else int(match[1])
+        mapping[key] = IGNORE_ID if match[2] == "ignore" else int(match[2])
+    return mapping
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """`background,cytoplasm,nucleus` -> names in the order of the class ids."""
+    names = tuple(part.strip() for part in text.split(","))
+    if "" in names or len(set(names)) < len(names) or not 2 <= len(names) <= MAX_CLASSES:
+        raise InputError(f"--classes is {text!r}, expected 2 to {MAX_CLASSES} different names joined by commas")
+    return names
 
 
 @dataclass(frozen=True)
@@ -72,9 +109,7 @@ class Preparation:
     size: tuple[int, int] | None = setting(
         None, "cut every slice into as many tiles as fit, centred", size, metavar="WxH"
     )
-    tiles: int | None = setting(
-        None, "at most N tiles of each slice, the most central ones", at_least(1), metavar="N"
-    )
+    tiles: int | None = setting(None, "at most N tiles of each slice, the most central ones", at_least(1), metavar="N")
     skip_small: bool = setting(False, "leave out slices smaller than --size")
     only_pairs: bool = setting(False, "leave out images without a mask and masks without an image")
     default_percentiles: ClassVar[tuple[float, float]] = (0.1, 99.9)
