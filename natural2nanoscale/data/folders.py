@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
+from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import refuse_non_empty, save_png, write_json
 
@@ -122,12 +123,6 @@ def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:
         raise InputError(
             f"{path} cannot be read as a PNG or TIFF picture ({error}): replace or remove the file"
         ) from error
-
-
-def slice_digest(pixels: np.ndarray) -> str:
-    """sha256 of grey values (H,W) of any type: equal values have equal digests, however many bits hold them."""
-    kind = "<i4" if np.issubdtype(pixels.dtype, np.integer) else "<f4"
-    return hashlib.sha256(f"{pixels.shape} {kind} ".encode() + pixels.astype(kind).tobytes()).hexdigest()
 
 
 def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFolder:

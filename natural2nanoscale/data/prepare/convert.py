@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from natural2nanoscale.data.folders import DatasetInfo, slice_digest, write_pairs
+from natural2nanoscale.data.digests import slice_digest
+from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare import splits
 from natural2nanoscale.data.prepare.intensity import Histogram, to_bytes
 from natural2nanoscale.data.prepare.labels import LabelRule, PageCodes, decide_labels
