@@ -4,14 +4,14 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Parser, at_least, main_guard, parse_resumable, size
+from natural2nanoscale.cli import CONTROLNET_RUN, Parser, at_least, main_guard, parse_resumable, size
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
-    add("--out", type=Path, default=Path("runs/controlnet"), help="run folder")
+    add("--out", type=Path, default=CONTROLNET_RUN, help="run folder")
     add("--backbone", default="auto", help="auto, embedded, a diffusers folder, a .safetensors file, or a hub id")
     add(
         "--tokenizer",
@@ -64,8 +64,8 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--judge",
         action="store_true",
-        help="train a small U-Net on the real slices first; whatever ControlNet draws slices in which it sees most of "
-        "their masks is kept as the best checkpoint",
+        help="train a small U-Net on the training slices first; whatever ControlNet draws slices from the validation "
+        "masks in which it sees most of them is kept as the best checkpoint",
     )
     add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
     add("--checkpoint-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between checkpoints")
@@ -84,17 +84,16 @@ def parse_arguments() -> argparse.Namespace:
     return parse_resumable(parser)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(args: argparse.Namespace) -> None:
     from natural2nanoscale.diffusion.command import train_controlnet
     from natural2nanoscale.phantom.volume import write_default
 
     make_judge = None
     if args.judge:
-        from natural2nanoscale.study.judge import train_judge as make_judge
+        from natural2nanoscale.segmentation.judge import train_judge as make_judge
 
     train_controlnet(args, make_judge, write_default)
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(parse_arguments, main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,12 +16,16 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.signals import exit_code
 
 T = TypeVar("T")
+# where folders lie by default
+DATA, CONTROLNET_RUN, UNET_RUN = Path("data"), Path("runs/controlnet"), Path("runs/unet")
 
 
-def main_guard(function: Callable[[], None]) -> None:
+def main_guard(parse: Callable[[], argparse.Namespace], run: Callable[[argparse.Namespace], None]) -> None:
     """Run a front door: bad input prints one line and exits 2, a signal exits 128 + its number; no tracebacks."""
+    args = argparse.Namespace()
     try:
-        function()
+        args = parse()
+        run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -37,16 +42,32 @@ def main_guard(function: Callable[[], None]) -> None:
         torch, safetensors = sys.modules.get("torch"), sys.modules.get("safetensors")
         reason = (str(error).splitlines() or [""])[0]
         if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
-            print(
-                f"error: out of memory ({reason}): take fewer slices at once (--batch-size) or smaller ones, which "
-                "`python -m natural2nanoscale prepare --size` cuts, or --device cpu",
-                file=sys.stderr,
-            )
+            print(f"error: out of memory ({reason}): {lighter(args)}", file=sys.stderr)
         elif safetensors and isinstance(error, safetensors.SafetensorError):
             print(f"error: weights cannot be read or written ({reason}): is the disk full?", file=sys.stderr)
         else:
             raise
         raise SystemExit(2) from None
+
+
+def lighter(args: argparse.Namespace) -> str:
+    """What would take less memory, of what this command has: its arguments are the fields of `args`."""
+    found = [
+        advice
+        for name, advice in (
+            ("batch_size", "fewer slices at once (--batch-size)"),
+            ("unet_batch", "fewer windows at once (--unet-batch)"),
+            ("crop", "smaller windows (--crop)"),
+            ("unet_crop", "smaller windows for the U-Nets (--unet-crop)"),
+            ("data", "smaller slices, which `python -m natural2nanoscale prepare --size` cuts"),
+            ("images", "smaller slices (--images)"),
+            ("size", "smaller tiles (--size)"),
+        )
+        if name in args
+    ]
+    if getattr(args, "device", "cpu") != "cpu":
+        found.append("--device cpu")
+    return f"take {', or '.join(found)}" if found else "free some, or take a larger machine"
 
 
 class Help(argparse.HelpFormatter):
@@ -107,7 +128,7 @@ def parse_resumable(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; with --resume those that are not given are those that the run in --out began with."""
     args = parser.parse_args()
     if args.resume:
-        from natural2nanoscale.runs import read_config  # brings torch, which --help does without
+        from natural2nanoscale.files import read_config  # brings numpy, which --help does without
 
         saved = read_config(args.out).get("arguments", {})
         if any(word.startswith("--epochs") for word in sys.argv):  # else a --max-steps of old would go before it
@@ -147,6 +168,22 @@ def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def command(start: str, *words: object, **flags: object) -> str:
+    """A command line to be copied, quoted for the shell: `start`, the words, and the flags that have a value.
+
+    `data` and `controlnet`, which all commands have in common, are left out where they are the default.
+    """
+    known = {"data": DATA, "controlnet": CONTROLNET_RUN}
+    told = {name: value for name, value in flags.items() if value is not None and value != known.get(name)}
+    pairs = [part for name, value in told.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return " ".join([start, *(shlex.quote(str(part)) for part in (*words, *pairs))])
+
+
+def this_call() -> str:
+    """The command line that is running, to be copied."""
+    return shlex.join(["python", *sys.argv])
 
 
 def refuse_torchrun() -> None:

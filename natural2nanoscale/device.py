@@ -35,7 +35,12 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; older GPUs emulate it, slower than float32."""
+    """Whether the device computes in bfloat16 itself; others emulate it, slower than float32.
+
+    CPUs with AVX512-BF16 do, and those with AMX, which all have it.
+    """
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 

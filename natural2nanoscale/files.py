@@ -108,6 +108,20 @@ def read_lines(path: Path) -> list[dict]:
     return rows
 
 
+def read_config(folder: Path) -> dict:
+    """config.json of a folder; {} where there is none, InputError where it is not readable."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}): name another folder, or restore the file") from error
+    return config
+
+
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """Write (H,W) or (H,W,3) uint8."""
     buffer = io.BytesIO()

@@ -27,6 +27,7 @@ from natural2nanoscale.files import (
     append_lines,
     holds_nothing,
     new_folder,
+    read_config,
     read_lines,
     sha256,
     write_json,
@@ -216,20 +217,6 @@ def refuse_no_run(out: Path) -> None:
     """Raise InputError where there is nothing to resume."""
     if not (out / "config.json").is_file():
         raise InputError(f"--resume finds no run in {out}: start it without --resume, or name its folder")
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a folder; {} where there is none, InputError where it is not readable."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): name another folder, or restore the file") from error
-    return config
 
 
 def environment() -> dict:

@@ -1,6 +1,7 @@
 """The fine-tuning loop and the synthesis, through the scripts' own entry points, on a tiny backbone."""
 
 import json
+import shlex
 import shutil
 import signal
 from dataclasses import replace
@@ -13,11 +14,12 @@ from backbones import disturbed
 from safetensors.torch import load_file, save_file
 
 from natural2nanoscale.checkpoints import SavingTimer
-from natural2nanoscale.data.folders import open_pairs, read_gray
+from natural2nanoscale.data.folders import open_pairs, read_gray, read_info
+from natural2nanoscale.diffusion import latents, synthesis
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.command import read_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, predict_noise
-from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept
+from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept, variants_visited
 from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import draw_slices
 from natural2nanoscale.diffusion.validation import Validation
@@ -120,6 +122,67 @@ def test_generation(script, train, data_folder, tmp_path):
     assert {json.dumps(row) for row in rows} == set((tmp_path / "again/manifest.jsonl").read_text().splitlines())
 
 
+def test_a_killed_generation_is_no_pair_folder_until_a_call_completes_it(
+    script, train, data_folder, tmp_path, monkeypatch
+):
+    train("run", "--max-steps", 1)
+    out = data_folder / "a folder"
+    make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 1, "--batch-size", 1)
+    make += ("--out", out)
+    learn = ("train_unet.py", "--data", data_folder, "--synthetic", out, "--max-steps", 1, "--seeds", 1)
+
+    def killed_after(count: int, *arguments: object) -> None:
+        drawn, left = synthesis.draw_slices, iter(range(count))
+
+        def draw(*inputs):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return drawn(*inputs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(synthesis, "draw_slices", draw)
+            script(*make, *arguments, expect=130)
+
+    def refused() -> str:
+        assert not (out / "dataset.json").exists()
+        error = script(*learn, "--out", tmp_path / "unet", expect=2).stderr
+        assert "is unfinished" in error and error.count("\n") == 1 and not (tmp_path / "unet").exists()
+        return error.split("`")[1]
+
+    killed_after(0)  # before the first slice
+    killed_after(3)
+    assert "another guidance" in script(*make, "--guidance", 3, expect=2).stderr  # its settings are known
+    python, *finish = shlex.split(refused())
+    assert python == "python" and "1 new slices" in script(*finish).stdout
+    complete = read_info(out)
+    assert not (out / "generation.json").exists() and len(open_pairs(out).stems) == 4
+
+    # on the way to more it is unfinished again; a call for fewer makes what it was asked for and no more
+    killed_after(5, "--per-mask", 3)
+    assert "--per-mask 3" in refused()
+    script(*make, "--per-mask", 2)
+    finish = shlex.split(refused())[1:]
+    assert "--per-mask 3" in " ".join(finish)
+    script(*finish)
+    assert len(open_pairs(out).stems) == 12 and read_info(out) == complete
+
+    # a folder of before, killed: dataset.json alone
+    for part in ("images", "masks"):
+        (out / part / "slice_0001_s002.png").unlink()
+    killed_after(0, "--per-mask", 3)
+    refused()
+    assert "1 new slices" in script(*make, "--per-mask", 3).stdout and read_info(out) == complete
+
+
+def test_what_a_full_disk_leaves_of_the_first_file_is_no_folder(script, train, data_folder, tmp_path):
+    train("run", "--max-steps", 1)
+    out = data_folder / "synthetic"
+    out.mkdir()
+    (out / ".generation.json.tmp").touch()
+    script("generate.py", "--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 1)
+    assert len(open_pairs(out).stems) == 4
+
+
 def test_sizes_off_the_grid_keep_their_size(script, train, data_folder, tmp_path):
     train("run", "--max-steps", 1)
     for part in ("images", "masks"):
@@ -184,6 +247,32 @@ def test_cached_latents_are_those_of_encoding_every_step(tiny_backbone, data_fol
     # two windows hold a slice, as many are drawn; after the last one the first comes round again
     assert cached.variants == 4 and not torch.equal(cached.batch([0], epoch=3)[0], cached.batch([0], epoch=0)[0])
     assert torch.equal(cached.batch([0], epoch=4)[0], cached.batch([0], epoch=0)[0])
+
+
+def test_only_windows_that_will_be_visited_are_encoded(tiny_backbone, data_folder, monkeypatch):
+    backbone, folder = load_backbone(str(tiny_backbone), torch.device("cpu")), open_pairs(data_folder / "train")
+    encoded, moments = [], latents.latent_moments
+
+    def counted(backbone, pixels):
+        encoded.append(len(pixels))
+        return moments(backbone, pixels)
+
+    monkeypatch.setattr(latents, "latent_moments", counted)
+    settings = FineTuning((32, 32), 1e-3, max_steps=5)  # four slices, two a step: two epochs and a half
+    assert variants_visited(folder.shapes, settings) == [0, 1, 2]
+    short = LatentCache(backbone, folder, settings)
+    assert sum(encoded) == 3 * 4
+    long = replace(settings, max_steps=400)
+    assert variants_visited(folder.shapes, long) == variants_visited(folder.shapes, long, step=7) == list(range(16))
+    assert variants_visited(folder.shapes, replace(settings, latent_variants=0)) == []
+    # on the way from step 30 to 36, epochs 15, 16 and 17 are seen; what they see depends on no length, bit for bit
+    late = replace(settings, max_steps=36)
+    assert variants_visited(folder.shapes, late, step=30) == [0, 1, 15]
+    whole, resumed = LatentCache(backbone, folder, long), LatentCache(backbone, folder, late, step=30)
+    for cache, epochs in ((short, (0, 1, 2)), (resumed, (15, 16, 17))):
+        for epoch in epochs:
+            for one, two in zip(cache.batch([1, 3], epoch)[:3], whole.batch([1, 3], epoch)[:3], strict=True):
+                assert torch.equal(one, two)
 
 
 @pytest.mark.usefixtures("no_strips")

@@ -1,6 +1,7 @@
 """What holds the house together: import directions, quick help, exit codes."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from natural2nanoscale.charts import plot_progress
 from natural2nanoscale.cli import Parser
-from natural2nanoscale.plots import plot_progress
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "natural2nanoscale"
@@ -154,6 +155,25 @@ def test_wrong_path_is_one_sentence_and_exit_code_2(script, tmp_path):
         error = script(name, "--data", tmp_path / "nowhere", "--out", out, expect=2).stderr
         assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
         assert not out.exists()
+
+
+def test_out_of_memory_names_only_what_the_command_has(monkeypatch, script, verb, tmp_path):
+    import torch
+
+    def exhausted(name: str) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    for module in ("device", "segmentation.evaluation"):
+        monkeypatch.setattr(f"natural2nanoscale.{module}.select_device", exhausted)
+    for command, has in (
+        (("demo",), {"--unet-batch", "--crop", "--unet-crop", "--device"}),
+        (("experiments",), {"--crop", "--device"}),
+        (("evaluate", tmp_path, "--data", tmp_path), {"--device"}),
+    ):
+        monkeypatch.setattr("natural2nanoscale.segmentation.evaluation.open_pairs", lambda path: None)
+        error = verb(*command, expect=2).stderr
+        named = set(re.findall(r"--[a-z-]+", error)) - {"--size"}  # that one is of `prepare`
+        assert error.startswith("error: out of memory (no room): take ") and named == has
 
 
 def test_one_process_scripts_refuse_torchrun(script, tmp_path, monkeypatch):

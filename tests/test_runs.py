@@ -185,11 +185,11 @@ def test_first_signal_asks_second_interrupts(number, monkeypatch, capsys):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
 
-    def leave():
+    def leave(_):
         raise left.value
 
     with pytest.raises(SystemExit) as code:
-        main_guard(leave)
+        main_guard(dict, leave)
     assert code.value.code == 128 + number and capsys.readouterr().err.startswith("interrupted")
 
 

@@ -14,7 +14,7 @@ from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.segmentation import segment
 from natural2nanoscale.segmentation.inference import predict_mask, tile_spans
-from natural2nanoscale.segmentation.unet import UNet, UNetInfo, normalize, save_unet
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, move_to, normalize, save_unet
 
 CLASSES = Classes.named("background", "cytoplasm", "nucleus")
 
@@ -26,7 +26,7 @@ def make_run(path, window=None, seeds=2):
     models = []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        models.append(UNet(3, width=4, depth=2).eval())
+        models.append(move_to(UNet(3, width=4, depth=2), torch.device("cpu")).eval())
         info = UNetInfo(4, 2, CLASSES, window, {"seed": seed})
         save_unet(path / f"seed-{seed}" / "best", models[-1], info)
     return models

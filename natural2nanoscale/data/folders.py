@@ -22,6 +22,7 @@ from natural2nanoscale.files import refuse_non_empty, save_png, write_json
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
+GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
 # what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
 PICTURE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
@@ -150,13 +151,29 @@ def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFo
 def read_info(path: Path) -> DatasetInfo:
     """dataset.json of a pair folder; InputError when it is missing or not of its form."""
     file = Path(path) / "dataset.json"
-    if not file.is_file():
-        raise InputError(
-            f"{path} is no pair folder, it has no dataset.json: make one with "
-            "`python -m natural2nanoscale prepare` or `phantom`"
-        )
+    if file.is_file():
+        return _parse_info(file)[0]
+    if (Path(path) / GENERATION).is_file():
+        call = read_generation(path)[2]
+        raise InputError(f"{path} is unfinished, slices are missing: " + (f"`{call}` makes them" if call else "go on"))
+    raise InputError(
+        f"{path} is no pair folder, it has no dataset.json: make one with "
+        "`python -m natural2nanoscale prepare` or `phantom`"
+    )
+
+
+def read_generation(path: Path) -> tuple[DatasetInfo, int, str | None]:
+    """Of an unfinished synthetic folder: what its dataset.json will say, how many slices per mask are planned, and the
+    call that makes those that are missing, if it is known."""
+    info, data = _parse_info(Path(path) / GENERATION)
+    per_mask, call = data.get("per_mask"), data.get("call")
+    return info, per_mask if isinstance(per_mask, int) else 0, call if isinstance(call, str) else None
+
+
+def _parse_info(file: Path) -> tuple[DatasetInfo, dict]:
     try:
-        return DatasetInfo.from_json(json.loads(file.read_text(encoding="utf-8")))
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return DatasetInfo.from_json(data), data
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, InputError) as error:
         raise InputError(f"{file} is not a valid dataset description ({error}): prepare the folder again") from error
 

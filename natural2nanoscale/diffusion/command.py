@@ -11,9 +11,9 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
-from natural2nanoscale.cli import resumable
+from natural2nanoscale.cli import CONTROLNET_RUN, DATA, command, resumable, this_call
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, pair_digests, read_info
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, pair_digests
 from natural2nanoscale.data.roots import (
     Learned,
     data_root,
@@ -29,11 +29,11 @@ from natural2nanoscale.diffusion.initial import load_initial
 from natural2nanoscale.diffusion.memory import out_of_memory_advice
 from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
-from natural2nanoscale.diffusion.synthesis import synthesize
+from natural2nanoscale.diffusion.synthesis import begun_with, synthesize
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import holds_nothing, refuse_non_empty
-from natural2nanoscale.runs import RunFolder, open_run, read_config, refuse_no_run
+from natural2nanoscale.files import read_config, refuse_non_empty
+from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -113,7 +113,8 @@ def train_controlnet(
         if run.load_checkpoint() and not settings.gradient_checkpointing:  # which alone may change on the way
             again = f"go on with --resume --gradient-checkpointing, or {again}"
         raise InputError(f"{device} ran out of memory: {again} {out_of_memory_advice(settings)}") from None
-    print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args)}")
+    after = command("python generate.py", data=args.data, controlnet=args.out, prompts=args.prompts)
+    print(f"done: samples in {args.out}/samples; next: {after}")
 
 
 @distributed.main_first()
@@ -213,11 +214,13 @@ def refuse_other_start(out: Path, initial: Path | None) -> None:
 
 def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | None = None) -> None:
     """Draw slices from the masks of train/; `make_default` fills data/ where there is none."""
-    out = args.out or (args.data or Path("data")) / "synthetic"
+    out = args.out or (args.data or DATA) / "synthetic"
     if not (args.controlnet / "config.json").is_file():
+        run = None if args.controlnet == CONTROLNET_RUN else args.controlnet
+        before = command("python train_controlnet.py", data=args.data, out=run)
         raise InputError(
-            f"there is no trained ControlNet in {args.controlnet}: first run `python train_controlnet.py`, "
-            "or name its run folder with --controlnet"
+            f"there is no trained ControlNet in {args.controlnet}: first run `{before}`, or name its run folder with "
+            "--controlnet"
         )
     config = read_config(args.controlnet)
     if config.get("kind") != "controlnet":
@@ -233,8 +236,7 @@ def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | No
         )
     if condition == "mask+edges" and args.edges == "none":
         condition = "mask+boundaries"
-    if not holds_nothing(out):
-        read_info(out)  # what is no pair folder is refused before anything is loaded
+    begun_with(out)  # what is no pair folder is refused before anything is loaded
     if args.eta > 1 or args.steps > 500:
         raise InputError(f"--eta {args.eta:g} --steps {args.steps}: expected eta from 0 to 1 and at most 500 steps")
     prompts = read_prompts(args.prompts)
@@ -259,9 +261,9 @@ def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | No
     advised = backbone.recommended
     strength = args.strength if args.strength is not None else advised.strength
     start = args.start if args.start is not None else advised.start
-    if not 1 <= args.steps * start <= args.steps:
-        raise InputError(f"--start {start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
     settings = SamplingSettings(args.steps, args.guidance, strength, args.eta, start, condition)
+    if start > 1 or settings.steps_taken < 1:
+        raise InputError(f"--start {start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
     print(
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
         f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start {settings.start:g}, "
@@ -269,20 +271,23 @@ def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | No
     )
     try:
         made = synthesize(
-            out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed,
+            out,
+            backbone,
+            controlnet,
+            source,
+            prompts,
+            settings,
+            args.per_mask,
+            args.batch_size,
+            args.seed,
             learned_json([learned], trained),
-        )  # fmt: skip
+            this_call(),
+        )
     except torch.OutOfMemoryError:
         fewer = "" if args.batch_size == 1 else "--batch-size 1, then with "
         raise InputError(
             f"{device} ran out of memory: call it again with {fewer}slices that `python -m natural2nanoscale prepare "
             "--size` has cut into smaller ones"
         ) from None
-    print(f"{made} new slices in {out}; next: python train_unet.py --synthetic-ratio {args.per_mask}.0")
-
-
-def _flags(args: argparse.Namespace) -> str:
-    """The non-default folders, to be repeated in the next command."""
-    data = f" --data {args.data}" if args.data else ""
-    run = f" --controlnet {args.out}" if args.out != Path("runs/controlnet") else ""
-    return data + run
+    after = command("python train_unet.py", data=args.data, synthetic=args.out, synthetic_ratio=f"{args.per_mask}.0")
+    print(f"{made} new slices in {out}; next: {after}")

@@ -45,7 +45,7 @@ def sample(
         embeds = torch.cat([negative_embeds.expand(batch, -1, -1), prompt_embeds])
         cond = torch.cat([cond, cond])
 
-    timesteps = scheduler.timesteps[settings.steps - int(settings.steps * settings.start) :]
+    timesteps = scheduler.timesteps[settings.steps - settings.steps_taken :]
     latents = noise.to(device) * scheduler.init_noise_sigma
     if len(timesteps) < settings.steps:
         latents = scheduler.add_noise(real_latents, noise.to(device), timesteps[:1])

@@ -68,3 +68,8 @@ class SamplingSettings:
     eta: float = 0.0  # 0 is deterministic DDIM, 1 has the noise of DDPM
     start: float = 1.0  # share of the steps taken; below 1 they begin at the mask's real slice, noised accordingly
     condition: str = "mask"  # what is drawn from; "mask+boundaries" and "mask+edges": for ControlNets that see edges
+
+    @property
+    def steps_taken(self) -> int:
+        """The share `start` of the steps, rounded down."""
+        return int(self.steps * self.start + 1e-6)  # 50 * 0.58 is 28.999999999999996

@@ -13,19 +13,19 @@ from diffusers import ControlNetModel
 from tqdm import tqdm
 
 from natural2nanoscale import distributed
+from natural2nanoscale.charts import plot_progress
 from natural2nanoscale.checkpoints import SavingTimer, State, disk_need
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder, fingerprint
 from natural2nanoscale.device import to_device
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet, predict_noise, unlock_decoder
-from natural2nanoscale.diffusion.latents import LatentCache, variants_kept
-from natural2nanoscale.diffusion.memory import moved, plan
+from natural2nanoscale.diffusion.latents import LatentCache, variants_visited
+from natural2nanoscale.diffusion.memory import idle_parts, moved, plan
 from natural2nanoscale.diffusion.saving import load_weights, save_trained
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.plots import plot_progress
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
 from natural2nanoscale.signals import Interrupted, StopSignal
@@ -40,7 +40,7 @@ class Counts:
     seconds: float = 0.0  # of training, over all calls
 
 
-JUDGED_MASKS = 8  # of train/, evenly spaced, from which slices are drawn for the mask agreement
+JUDGED_MASKS = 8  # of val/, evenly spaced, from which slices are drawn for the mask agreement
 
 
 def fine_tune(
@@ -56,9 +56,10 @@ def fine_tune(
 ) -> ControlNetModel:
     """Train a ControlNet over the backbone; everything is kept in `run`. Returns the trained model.
 
-    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `agreement` gets synthetic
-    slices (B,H,W) uint8 and the masks (B,H,W) uint8 they were drawn from and says how well they agree, at least
-    0, the more the better; the weights with the best agreement so far are kept as checkpoints/best.
+    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `agreement` gets slices
+    (B,H,W) uint8 drawn from pure noise and the validation masks (B,H,W) uint8 that they were drawn from, and says how
+    well they agree, at least 0, the more the better; the weights with the best agreement so far are kept as
+    checkpoints/best.
 
     `initial` is trained on; without it the ControlNet starts as a copy of the U-Net's encoder. With `resume` it goes on
     from the newest checkpoint, or from step 0 where none was ever completed.
@@ -98,14 +99,17 @@ def fine_tune(
             )
 
     slices, total_steps = len(train.stems), settings.total_steps(len(train.stems))
-    windows = slices * variants_kept(train.shapes, settings)
+    if counts.step >= total_steps:
+        print(f"{run.path} is at step {counts.step} of {total_steps}: nothing is left to do")
+        return controlnet.eval()
+    windows = slices * len(variants_visited(train.shapes, settings, counts.step))
     print(plan(backbone, controlnet, slices, windows, total_steps - counts.step, settings))
     trained = sum(parameter.nbytes for parameter in parameters)
     print(f"disk: {disk_need(3 * trained, settings.keep)}")  # the weights and Adam's two moments
-    cache = LatentCache(backbone, train, settings)
+    cache = LatentCache(backbone, train, settings, counts.step)
     prompt_embeds = encode_prompts(backbone, [*prompts, ""])  # (P+1,L,D), once for all; the last one is empty
     validation = Validation(backbone, val, prompts, settings)
-    judged = Validation(backbone, train, prompts, settings, JUDGED_MASKS) if agreement else None
+    judged = Validation(backbone, val, prompts, settings, JUDGED_MASKS) if agreement else None
 
     predict = predict_noise
     if settings.compile:
@@ -119,12 +123,10 @@ def fine_tune(
     started, timer = time.monotonic() - counts.seconds, SavingTimer(settings.checkpoint_minutes, first=counts.step == 0)
     if main and counts.step == 0:
         validation.write_samples(controlnet, run.path / "samples", 0)
-    # the prompts are encoded, and so are the slices where they are cached: their encoders give way
-    idle = [backbone.text_encoder, *([backbone.vae] if cache.variants else [])]
     with (
         StopSignal() as stop,
         tqdm(total=total_steps, initial=counts.step, desc="ControlNet", unit="step", disable=not main) as bar,
-        moved(idle, torch.device("cpu")),
+        moved(idle_parts(backbone, settings), torch.device("cpu")),
     ):
         while counts.step < total_steps:
             # which slices: a permutation that depends on seed and epoch alone, dealt to the processes
@@ -204,8 +206,8 @@ def fine_tune(
                 with moved([backbone.vae], device):
                     validation.write_samples(controlnet, run.path / "samples", step)
                     if judged:
-                        drawn = judged.draw(controlnet, start=backbone.recommended.start)  # as generation does
-                        score = agreement(drawn, judged.masks.cpu().numpy())
+                        # from masks that nothing learned from, and pure noise: no slice that the judge knows
+                        score = agreement(judged.draw(controlnet), judged.masks.cpu().numpy())
                         row["mask_agreement"] = round(score, 5)
                 run.log(row)
                 plot_progress(

@@ -81,10 +81,10 @@ class Validation:
         ]
         return round(torch.stack(losses).mean().item(), 5)
 
-    def draw(self, controlnet: ControlNetModel, count: int | None = None, start: float = 1.0) -> np.ndarray:
+    def draw(self, controlnet: ControlNetModel, count: int | None = None) -> np.ndarray:
         """Synthetic slices (B,H,W) uint8 from the first `count` masks, or all, with the same noise every time.
 
-        start: as in SamplingSettings; 1 begins at pure noise, and so shows what was learned and nothing else.
+        They begin at pure noise, whatever the backbone recommends, and so show what was learned and nothing else.
         """
         count = count or len(self.masks)
         slices = []
@@ -97,8 +97,7 @@ class Validation:
                 self.conditioning(part),
                 self.prompt_embeds[part],
                 self.negative_embeds,
-                SamplingSettings(strength=self.backbone.recommended.strength, start=start),
-                real_latents=self.latents[part],
+                SamplingSettings(strength=self.backbone.recommended.strength),
             )
             slices.append(decode_gray(pixel_values).cpu().numpy())
         return np.concatenate(slices)

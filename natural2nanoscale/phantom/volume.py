@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.cli import add_settings, at_least, setting, settings_from, size
+from natural2nanoscale.cli import add_settings, at_least, command, setting, settings_from, size
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.errors import InputError
@@ -114,5 +114,6 @@ def run(args: argparse.Namespace) -> None:
     write_phantom(args.out, settings)
     print(
         f"{args.out}: {settings.train} training, {settings.val} validation and {settings.test} test slices of "
-        f"{settings.size[0]}x{settings.size[1]}, seed {settings.seed}"
+        f"{settings.size[0]}x{settings.size[1]}, seed {settings.seed}; "
+        f"next: {command('python train_controlnet.py', data=args.out)}"
     )

@@ -31,8 +31,8 @@ def run_segment(args: argparse.Namespace) -> None:
     """The verb `segment`: a mask for every slice of args.images; makes only what is missing in args.out."""
     device = select_device(args.device)
     folders = trained_seeds(args.run)
-    networks = [load_unet(folder) for folder in folders]
-    models, info = [model.to(device) for model, _ in networks], networks[0][1]
+    networks = [load_unet(folder, device) for folder in folders]
+    models, info = [model for model, _ in networks], networks[0][1]
     with Reader(args.max_pixels) as reader, Reader(args.max_pixels) as masks:
         images = args.images / "images" if (args.images / "dataset.json").is_file() else args.images
         pages = list_pages(images, reader, "--images")
@@ -51,7 +51,8 @@ def run_segment(args: argparse.Namespace) -> None:
         (run.path / "masks").mkdir(exist_ok=True)
         rows = {row["image"]: row for row in run.read_log()}
         missing = [page for page in pages if not made(run, page, rows)]
-        print(f"{len(pages)} slices, {len(missing)} to segment, by {len(models)} U-Net(s) on {device}")
+        print(f"{len(pages)} slices, {len(missing)} to segment, by {len(models)} U-Net(s)")
+        print(f"on {device}, in {models[0].precision}")
         print(RULES[rule].format(*(info.intensity_window or ())))
         with StopSignal() as stop, tqdm(missing, desc="segmenting", unit="slice") as bar:
             for count, page in enumerate(bar):

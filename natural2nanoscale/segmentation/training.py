@@ -12,27 +12,35 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from natural2nanoscale.charts import plot_progress
 from natural2nanoscale.checkpoints import SavingTimer, State
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.plots import plot_progress
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import (
     DeviceSlices,
-    autocast,
     check,
     draw_batch,
     micro_batch_size,
     plan_steps,
     read_batch,
     set_size,
+    steps_between_validations,
 )
 from natural2nanoscale.segmentation.inference import slices_at_once, tiles
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
-from natural2nanoscale.segmentation.unet import UNet, UNetInfo, initialize, normalize, save_unet
+from natural2nanoscale.segmentation.unet import (
+    UNet,
+    UNetInfo,
+    initialize,
+    move_to,
+    normalize,
+    save_unet,
+    select_precision,
+)
 from natural2nanoscale.signals import Interrupted, StopSignal
 
 
@@ -92,12 +100,11 @@ def accumulate_gradient(
     """
     loss_sum, weight_sum = 0.0, 0.0
     for images, masks in parts:
-        with autocast(images.device):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), masks, weights, ignore_index=IGNORE_ID, reduction="sum")
+        logits = model(images)
+        loss = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE_ID, reduction="sum")
         loss.backward()
         loss_sum = loss_sum + loss.detach()
-        weight_sum = weight_sum + weights[masks[masks != IGNORE_ID]].sum()
+        weight_sum = weight_sum + (torch.bincount(masks.flatten(), minlength=IGNORE_ID)[: len(weights)] * weights).sum()
     gradients = [parameter.grad for parameter in model.parameters()]
     torch._foreach_div_(gradients, weight_sum.clamp(min=1e-6))
     return loss_sum, weight_sum
@@ -111,10 +118,9 @@ def validate(model: UNet, pool: DeviceSlices, count: int, micro_batch: int) -> t
     loss_sum = torch.zeros((), device=pool.device)
     matrix = torch.zeros(model.classes, model.classes, dtype=torch.int64, device=pool.device)
     for start in range(0, count, micro_batch):
-        for _, grey, masks in pool.groups(list(range(start, min(start + micro_batch, count)))):
+        for _, _, grey, masks in pool.groups(torch.arange(start, min(start + micro_batch, count))):
             for window, answer, place in tiles(grey.shape[1:]):
-                with autocast(grey.device):
-                    logits = model(normalize(grey[window])).float()[answer]
+                logits = model(normalize(grey[window]))[answer]
                 loss_sum += F.cross_entropy(logits, masks[place].long(), ignore_index=IGNORE_ID, reduction="sum")
                 matrix += confusion(masks[place], logits.argmax(1), model.classes)
     return (loss_sum / matrix.sum().clamp(min=1)).item(), matrix.cpu()
@@ -138,10 +144,11 @@ def train(
     a loss that is no longer finite.
     """
     check(training, validation, settings)
-    info = UNetInfo(settings.width, settings.depth, training.classes, training.intensity_window)
-    model = UNet(training.classes.count, settings.width, settings.depth)
+    precision = select_precision(settings.precision, device)
+    info = UNetInfo(settings.width, settings.depth, training.classes, training.intensity_window, precision=precision)
+    model = UNet(training.classes.count, settings.width, settings.depth, precision)
     initialize(model, generator_for(settings.seed, "weights"))
-    model.to(device)
+    move_to(model, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     weights = class_weights(training, settings.class_balance).to(device)
 
@@ -150,7 +157,7 @@ def train(
     count = set_size(training, settings)
     real = count - (len(training) - training.real)
     per_epoch, total_steps = plan_steps(count, settings)
-    validate_every = settings.validate_every or per_epoch
+    validate_every = steps_between_validations(training, validation, settings)
     patience = settings.patience or math.inf
     height, width = (settings.crop[1], settings.crop[0]) if settings.crop else training.shapes[0]
     micro_batch = settings.micro_batch or micro_batch_size(height * width, settings.width, device)
