@@ -4,11 +4,11 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import CONTROLNET_RUN, Help, at_least, main_guard, refuse_torchrun
+from natural2nanoscale.cli import CONTROLNET_RUN, Parser, at_least, main_guard, refuse_torchrun
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder whose train/ holds the masks (default: data)")
     add("--controlnet", type=Path, default=CONTROLNET_RUN, help="run of train_controlnet.py")

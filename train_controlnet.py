@@ -4,11 +4,11 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import CONTROLNET_RUN, Help, at_least, main_guard, parse_resumable, size
+from natural2nanoscale.cli import CONTROLNET_RUN, Parser, at_least, main_guard, parse_resumable, size
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
     add("--out", type=Path, default=CONTROLNET_RUN, help="run folder")
@@ -69,11 +69,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
     add("--checkpoint-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between checkpoints")
-    add("--keep", type=at_least(1), default=1, metavar="N", help="newest checkpoints that stay")
+    add(
+        "--checkpoint-minutes",
+        type=at_least(0.0, float),
+        default=10.0,
+        metavar="MINUTES",
+        help="and minutes between them, whichever come first; a first one after one minute; 0 counts steps alone",
+    )
+    add("--keep", type=at_least(1), default=2, metavar="N", help="newest checkpoints that stay")
     add("--sample-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between looks at samples")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the frozen U-Net")
-    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--resume", action="store_true", help="go on with the run in --out, from step 0 where it has no checkpoint yet")
     return parse_resumable(parser)
 
 

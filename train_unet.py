@@ -4,21 +4,14 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import (
-    UNET_RUN,
-    Help,
-    at_least,
-    main_guard,
-    parse_resumable,
-    refuse_torchrun,
-    size,
-)
+from natural2nanoscale.cli import UNET_RUN, Parser, at_least, main_guard, parse_resumable, refuse_torchrun, size
+from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 
 def parse_arguments() -> argparse.Namespace:
     default = Settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add(
         "--data",
@@ -119,15 +112,22 @@ def parse_arguments() -> argparse.Namespace:
         metavar="STEPS",
         help="(default: %(default)s)",
     )
+    add(
+        "--checkpoint-minutes",
+        type=at_least(0.0, float),
+        default=default.checkpoint_minutes,
+        metavar="MINUTES",
+        help="and minutes, whichever come first; a first one after one minute; 0 counts steps alone "
+        "(default: %(default)g)",
+    )
     add("--out", type=Path, default=UNET_RUN, metavar="RUN", help="run folder (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--resume", action="store_true", help="go on with the run in --out, from step 0 where it has no checkpoint yet")
     return parse_resumable(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
-    from natural2nanoscale.data.roots import data_root
     from natural2nanoscale.phantom.volume import write_default
     from natural2nanoscale.segmentation.command import plan_synthetic, train_unet
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, add_settings, at_least, main_guard
+from natural2nanoscale.cli import Parser, add_settings, at_least, main_guard
 
 VERBS = {
     "demo": "the whole loop at embedded scale, from a few slices to a table (the default)",
@@ -24,10 +24,10 @@ VERBS = {
 def parse_arguments() -> argparse.Namespace:
     """Only the verb that was asked for builds its arguments, so that help does not wait for imports."""
     verb = next((word for word in sys.argv[1:2] if word in VERBS), "demo")
-    parser = argparse.ArgumentParser(prog="natural2nanoscale", description=__doc__.splitlines()[0])
+    parser = Parser(prog="natural2nanoscale", description=__doc__.splitlines()[0])
     choices = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, text in VERBS.items():
-        sub = choices.add_parser(name, help=text, description=text, formatter_class=Help)
+        sub = choices.add_parser(name, help=text, description=text)
         if name == verb:
             add_arguments(name, sub)
     words = sys.argv[1:]

@@ -6,12 +6,14 @@ The SVGs are as wide as a telephone, so that their text can be read on one; colo
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from natural2nanoscale.files import save_png
 
 WIDTH, MARGIN = 360, 14  # in units of the viewBox, which are pixels on a narrow screen
 
@@ -157,9 +159,7 @@ def plot_progress(path: Path, rows: Sequence[dict], panels: Sequence[Sequence[st
     for i, keys in enumerate(panels):
         curves = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in keys}
         _panel(draw, font, curves, top=i * PANEL_HEIGHT)
-    temporary = path.with_name(f".{path.name}.tmp")
-    canvas.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    save_png(path, np.asarray(canvas))
 
 
 def _panel(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, curves: dict, top: int) -> None:

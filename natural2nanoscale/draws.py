@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from natural2nanoscale.runs import seed_for
+from natural2nanoscale.seeds import seed_for
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio; int64 arithmetic wraps
 

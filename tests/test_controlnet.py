@@ -20,7 +20,8 @@ from natural2nanoscale.diffusion.controlnet import (
     make_controlnet,
     predict_noise,
 )
-from natural2nanoscale.diffusion.sampling import SamplingSettings, ddim_scheduler, sample
+from natural2nanoscale.diffusion.sampling import ddim_scheduler, sample
+from natural2nanoscale.diffusion.settings import SamplingSettings
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import pytest
 from natural2nanoscale.data.folders import fingerprint, open_pairs
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.phantom.volume import PhantomSettings
-from natural2nanoscale.runs import seed_for
+from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.study.comparisons import compare, verdict
 from natural2nanoscale.study.training_sets import redraw_root
 
@@ -66,7 +66,7 @@ def test_studies_take_bfloat16_where_the_device_is_made_for_it(verb, monkeypatch
     def show(name, device, dtype=None):
         raise InputError(f"it takes {dtype}")
 
-    monkeypatch.setattr("natural2nanoscale.diffusion.command.native_bfloat16", lambda device: True)
+    monkeypatch.setattr("natural2nanoscale.device.native_bfloat16", lambda device: True)
     monkeypatch.setattr("natural2nanoscale.diffusion.backbone.load_backbone", show)
     assert "it takes torch.bfloat16" in verb(name, "--out", tmp_path / "out", expect=2).stderr
 

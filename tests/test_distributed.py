@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion import training
-from natural2nanoscale.runs import RunFolder, select_device
+from natural2nanoscale.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 # forks of a process that has imported everything and computed nothing: two at the price of one import
@@ -133,8 +134,8 @@ def test_lost_process_ends_the_run_with_its_newest_checkpoint(two, script, commo
 
 
 def test_signal_to_one_process_stops_all_in_the_same_step(two, tmp_path):
-    codes, (told, silent) = two("--out", tmp_path / "run", "--max-steps", 9, number=signal.SIGTERM)
-    assert codes == [130, 130]
+    codes, (told, silent) = two("--out", tmp_path / "run", "--max-steps", 9, number=signal.SIGUSR1)
+    assert codes == 2 * [128 + signal.SIGUSR1]
     assert "interrupted at step 3 of 9" in told and silent == ""
     assert RunFolder(tmp_path / "run").load_checkpoint().step == 3
 

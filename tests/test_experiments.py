@@ -11,10 +11,10 @@ import pytest
 
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion import validation
-from natural2nanoscale.diffusion.sampling import SamplingSettings
-from natural2nanoscale.runs import Interrupted
+from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import load_slices
+from natural2nanoscale.signals import Interrupted
 from natural2nanoscale.study import trial, unets
 from natural2nanoscale.study.conditions import BOTH, COPIES, MIXED, Condition, conditions
 from natural2nanoscale.study.presets import EXPERIMENTS, PRESETS, Preset

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -12,16 +13,18 @@ import torch.nn.functional as F
 from backbones import disturbed
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.data.folders import open_pairs, read_gray, read_info, save_png
+from natural2nanoscale.checkpoints import SavingTimer
+from natural2nanoscale.data.folders import open_pairs, read_gray, read_info
 from natural2nanoscale.diffusion import latents, synthesis
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.command import read_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, predict_noise
 from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept, variants_visited
-from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import draw_slices
-from natural2nanoscale.diffusion.training import FineTuning
 from natural2nanoscale.diffusion.validation import Validation
+from natural2nanoscale.files import save_png
+from natural2nanoscale.runs import RunFolder
 
 
 @pytest.fixture
@@ -40,10 +43,16 @@ def train(script, data_folder, tiny_backbone, tmp_path):
     return run
 
 
+@pytest.fixture
+def no_strips(monkeypatch):
+    """Sample strips take most of a short run."""
+    monkeypatch.setattr(Validation, "write_samples", lambda *_: None)
+
+
 def test_eight_steps_equal_four_and_four_more(train, tmp_path):
     train("whole", "--max-steps", 8)
     train("parts", "--max-steps", 4)
-    train("parts", "--max-steps", 8, "--resume")
+    train("parts", "--max-steps", 8, "--resume", "--keep", 1)
     for file in ("state.safetensors", "controlnet/diffusion_pytorch_model.safetensors"):
         one = load_file(tmp_path / "whole/checkpoints/step-000008" / file)
         two = load_file(tmp_path / "parts/checkpoints/step-000008" / file)
@@ -59,13 +68,17 @@ def test_eight_steps_equal_four_and_four_more(train, tmp_path):
     assert finals[0] == finals[1]
 
 
-def test_no_silent_start_and_no_silent_resume(train, tmp_path):
+def test_no_silent_start_and_no_silent_resume(train, data_folder, tmp_path):
     assert "--resume finds no run" in train("run", "--max-steps", 1, "--resume", expect=2).stderr
     assert not (tmp_path / "run").exists()
     train("run", "--max-steps", 1)
     assert "already exists" in train("run", "--max-steps", 2, expect=2).stderr
     error = train("run", "--max-steps", 2, "--lr", 0.5, "--resume", expect=2).stderr
     assert "learning_rate was 0.001 and is now 0.5" in error and "Traceback" not in error
+    (data_folder / "train/images/slice_0003.png").unlink()
+    (data_folder / "train/masks/slice_0003.png").unlink()
+    error = train("run", "--max-steps", 2, "--resume", expect=2).stderr
+    assert "in train/ 1 was removed (slice_0003)" in error and f"--controlnet-init {tmp_path / 'run'}" in error
 
 
 def test_damaged_checkpoint_is_refused_in_a_sentence(train, tmp_path):
@@ -262,19 +275,61 @@ def test_only_windows_that_will_be_visited_are_encoded(tiny_backbone, data_folde
                 assert torch.equal(one, two)
 
 
+@pytest.mark.usefixtures("no_strips")
 def test_killed_run_resumes(train, tmp_path):
     """A checkpoint half written by kill -9 stands under a temporary name and is never loaded."""
     train("run", "--max-steps", 4)
     checkpoints = tmp_path / "run/checkpoints"
-    shutil.copytree(checkpoints / "step-000004", checkpoints / ".tmp-step-000008")
-    (checkpoints / ".tmp-step-000008" / "state.json").write_text('{"step": 8, "state": {}}')
+    shutil.copytree(checkpoints / "step-000004", checkpoints / ".step-000008.tmp")
+    (checkpoints / ".step-000008.tmp" / "state.json").write_text('{"step": 8, "state": {}}')
     train("whole", "--max-steps", 5)
     (tmp_path / "run/log.jsonl").open("a").write('{"step": 5, "lo')
-    train("run", "--max-steps", 5, "--resume")
-    assert [path.name for path in checkpoints.glob("step-*")] == ["step-000005"]
+    train("run", "--max-steps", 5, "--resume", "--keep", 1)
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000005"]
     weights = "checkpoints/step-000005/controlnet/diffusion_pytorch_model.safetensors"
     one, two = load_file(tmp_path / "run" / weights), load_file(tmp_path / "whole" / weights)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.usefixtures("no_strips")
+def test_run_stopped_before_its_first_checkpoint_begins_again(train, tmp_path, monkeypatch):
+    """Killed while the slices are encoded, or later: config.json stands, and log lines that nothing was saved for."""
+    train("whole", "--max-steps", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentCache, "__init__", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert "interrupted" in train("run", "--max-steps", 2, expect=130).stderr
+    run = tmp_path / "run"
+    assert (run / "config.json").is_file() and not (run / "checkpoints").exists()
+    (run / "checkpoints/.step-000001.tmp").mkdir(parents=True)  # half written
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    told = train("run", "--max-steps", 2, "--resume").stdout
+    assert f"no checkpoint was ever completed in {run}: it begins at step 0" in told and "disk: " in told
+    rows = [[row | {"seconds": 0} for row in RunFolder(tmp_path / name).read_log()] for name in ("run", "whole")]
+    assert rows[0] == rows[1]
+    weights = "checkpoints/step-000002/controlnet/diffusion_pytorch_model.safetensors"
+    one, two = load_file(run / weights), load_file(tmp_path / "whole" / weights)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
+
+
+@pytest.mark.usefixtures("no_strips")
+def test_checkpoints_by_the_clock_change_nothing(train, tmp_path, monkeypatch):
+    saved, save = [], RunFolder.save
+    monkeypatch.setattr(
+        RunFolder, "save", lambda run, state, *a, **k: saved.append(state.counts.step) or save(run, state, *a, **k)
+    )
+    train("steps", "--max-steps", 3, "--checkpoint-every", 9, "--checkpoint-minutes", 0)
+    assert saved == [3]
+    monkeypatch.setattr(SavingTimer, "FIRST", 0.0)  # due after the first step, then after ten minutes
+    saved.clear()
+    train("clock", "--max-steps", 3, "--checkpoint-every", 9)
+    assert saved == [1, 3]
+    shutil.rmtree(tmp_path / "clock/checkpoints/step-000003")
+    train("clock", "--max-steps", 3, "--resume")
+    rows = [[row | {"seconds": 0} for row in RunFolder(tmp_path / name).read_log()] for name in ("clock", "steps")]
+    assert rows[0] == rows[1]
+    one, two = (load_file(tmp_path / name / "checkpoints/step-000003/state.safetensors") for name in ("clock", "steps"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_padding_carries_no_loss(small_backbone, data_folder):
@@ -355,19 +410,30 @@ def test_a_wrong_start_leaves_no_phantom_behind(script, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_training_starts_from_another_controlnet(script, train, data_folder, tiny_backbone, small_backbone, tmp_path):
+@pytest.mark.usefixtures("no_strips")
+def test_training_starts_from_another_controlnet(train, data_folder, small_backbone, tmp_path):
     train("first", "--max-steps", 1)
     weights = "controlnet/diffusion_pytorch_model.safetensors"
-    folder = tmp_path / "first/checkpoints/step-000001"
+    folder = shutil.copytree(tmp_path / "first/checkpoints/step-000001", tmp_path / "kept")
     # a run folder, and the diffusers folder in it, are one ControlNet: a learning rate of 0 leaves it as it is
     for number, init in enumerate((tmp_path / "first", folder / "controlnet")):
         train(f"next{number}", "--max-steps", 1, "--lr", 0, "--controlnet-init", init)
         one, two = load_file(folder / weights), load_file(tmp_path / f"next{number}/checkpoints/step-000001" / weights)
         assert all(torch.equal(one[key], two[key]) for key in one)
-    # the weights are on record: a resumed run must start from the same
+    # a run with a checkpoint needs them no more: the other run may go on, or go; what it was is on record
+    before = json.loads((tmp_path / "next0/config.json").read_text())["controlnet_init"]
+    train("first", "--max-steps", 2, "--resume")
     train("next0", "--max-steps", 2, "--resume")
+    (tmp_path / "first").rename(tmp_path / "away")
+    train("next0", "--max-steps", 3, "--resume")
+    (tmp_path / "away").rename(tmp_path / "first")
+    assert json.loads((tmp_path / "next0/config.json").read_text())["controlnet_init"] == before
     train("other", "--max-steps", 1, "--seed", 5)
-    error = train("next0", "--max-steps", 3, "--controlnet-init", tmp_path / "other", "--resume", expect=2).stderr
+    for resume in (("--controlnet-init", tmp_path / "other"), ("--controlnet-init", tmp_path / "nowhere")):
+        error = train("next0", "--max-steps", 4, *resume, "--resume", expect=2).stderr
+        assert "--controlnet-init was" in error
+    shutil.rmtree(tmp_path / "next0/checkpoints")  # at step 0 it does need them, and the same
+    error = train("next0", "--max-steps", 3, "--resume", expect=2).stderr
     assert "controlnet_init was" in error
 
     def refusal(init) -> str:

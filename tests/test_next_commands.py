@@ -8,9 +8,9 @@ import pytest
 from conftest import blobs
 
 from natural2nanoscale import cli
-from natural2nanoscale.data.folders import save_png
-from natural2nanoscale.runs import Interrupted
+from natural2nanoscale.files import save_png
 from natural2nanoscale.segmentation import command
+from natural2nanoscale.signals import Interrupted
 
 
 def printed(text: str) -> list[list[str]]:

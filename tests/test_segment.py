@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -91,16 +92,16 @@ def test_a_stopped_call_goes_on_and_other_networks_are_refused(tmp_path, verb, m
         asked = 0
 
         @property
-        def requested(self):
+        def number(self):
             Stopping.asked += 1
-            return Stopping.asked > 2
+            return signal.SIGTERM if Stopping.asked > 2 else 0
 
-        @requested.setter
-        def requested(self, value): ...
+        @number.setter
+        def number(self, value): ...
 
     with monkeypatch.context() as patch:
         patch.setattr(segment, "StopSignal", Stopping)
-        assert "with 2 slices to go" in verb(*call, expect=130).stderr
+        assert "with 2 slices to go" in verb(*call, expect=143).stderr
     first = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "masks").iterdir()}
     assert sorted(first) == ["s0.png", "s1.png"]
     assert "4 slices, 2 to segment" in verb(*call).stdout

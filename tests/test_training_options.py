@@ -26,7 +26,8 @@ from natural2nanoscale.diffusion.controlnet import (
 )
 from natural2nanoscale.diffusion.memory import moved, plan
 from natural2nanoscale.diffusion.saving import load_trained
-from natural2nanoscale.diffusion.training import FineTuning, fine_tune
+from natural2nanoscale.diffusion.settings import FineTuning
+from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.segmentation import judge
 

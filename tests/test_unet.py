@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import generator_for
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation import unet
 from natural2nanoscale.segmentation.unet import (
     UNet,

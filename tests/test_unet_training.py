@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import signal
 import sys
 from argparse import Namespace
@@ -15,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from natural2nanoscale.checkpoints import SavingTimer
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
 from natural2nanoscale.data.roots import learned_by_synthetic, refuse_unfit
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, RunFolder, generator_for
+from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import (
     DeviceSlices,
     check,
@@ -33,6 +36,7 @@ from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, combine, load_slices, spread_evenly
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet, select_precision
+from natural2nanoscale.signals import Interrupted
 
 CLASSES = Classes.named("background", "cell")
 CPU = torch.device("cpu")
@@ -146,6 +150,15 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
     assert resumed.best | {"seconds": 0} == whole.best | {"seconds": 0}
     one, two = resumed.model.parameters(), whole.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_first_checkpoint_comes_soon_by_the_clock(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(SavingTimer, "FIRST", 0.0)
+    monkeypatch.setattr(RunFolder, "save", lambda _, state: saved.append(state.counts.step))
+    train(blobs(6, 1), blobs(3, 2), SMALL, CPU, RunFolder(tmp_path), progress=False)
+    train(blobs(6, 1), blobs(3, 2), replace(SMALL, checkpoint_minutes=0.0), CPU, RunFolder(tmp_path), progress=False)
+    assert saved == [1, 8, 8]
 
 
 def test_early_stopping_restores_the_best_weights(tmp_path):
@@ -385,7 +398,29 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     call(*flags, "--seeds", 1)
     printed = capsys.readouterr().out
     assert "order     1 steps on synthetic slices" in printed and "enlarged  to 10 slices" in printed
-    assert "finetune_after was 1 and is now 4" in refused(*flags, "--seeds", 1, "--max-steps", 8, "--resume")
+    # a longer run keeps its beginning: what was learned in it is what would be learned again
+    call(*flags, "--seeds", 1, "--max-steps", 8, "--resume")
+    assert "order     1 steps on synthetic slices" in capsys.readouterr().out
+    assert json.loads((tmp_path / "tuned/config.json").read_text())["settings"]["finetune_after"] == 1
+    assert load_unet(tmp_path / "tuned/seed-0/best")[1].trained["steps"] == 8
+    assert "--mode was pretrain-finetune and is now joint" in refused(*flags, "--mode", "joint", "--resume")
+    image = root / "train/images/s_2.png"
+    before = image.read_bytes()
+    shutil.copy(root / "train/images/s_1.png", image)
+    assert "in train/ 1 was changed (s_2): bring the old ones back, or name another" in refused(*flags, "--resume")
+    image.write_bytes(before)
+
+    # stopped before a seed's first checkpoint, it begins that seed at step 0; a damaged checkpoint never does
+    for folder in (tmp_path / "run" / "seed-0").iterdir():
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    call("--max-steps", 5, "--resume", "--seeds", 1)
+    assert f"completed in {tmp_path / 'run' / 'seed-0'}: it begins at step 0" in capsys.readouterr().out
+    weights = next((tmp_path / "run" / "seed-0" / "checkpoints").iterdir()) / "state.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "damaged" in refused("--max-steps", 5, "--resume", "--seeds", 1)
+    (tmp_path / "run" / "config.json").rename(tmp_path / "config.json")
+    assert "--resume finds no run" in refused("--resume")
+    (tmp_path / "config.json").rename(tmp_path / "run" / "config.json")
 
     other = write(tmp_path / "other", replace(blobs(2, 5), classes=Classes.named("background", "nucleus")))
     with pytest.raises(InputError, match="nucleus"):
@@ -397,7 +432,8 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
 def test_what_an_origin_recommends_gives_way_to_flags(capsys):
     flags = dict.fromkeys(("width", "depth", "epochs", "batch_size", "patience", "crop", "decay", "class_balance"))
     flags |= dict.fromkeys(("lr", "select", "max_steps", "balance", "validate_every", "micro_batch", "enlarge_to"))
-    args = Namespace(**flags, augment="none", angle=16.0, checkpoint_every=9, compile=False, precision="auto", seed=3)
+    flags |= {"checkpoint_every": 9, "checkpoint_minutes": 10.0, "precision": "auto", "seed": 3}
+    args = Namespace(**flags, augment="none", angle=16.0, compile=False)
     assert choose_settings(args, "prepared") == replace(Settings(), checkpoint_every=9, seed=3)
     capsys.readouterr()
     advised = choose_settings(args, "phantom")

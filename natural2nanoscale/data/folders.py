@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import struct
 import zlib
@@ -19,6 +18,7 @@ from PIL import Image
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import refuse_non_empty, save_png, write_json
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
@@ -126,29 +126,6 @@ def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:
         ) from error
 
 
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H,W) or (H,W,3) uint8 under a temporary name, then rename: a file that exists is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        Image.fromarray(pixels).save(file, format="PNG")
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave a renamed file without its contents
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, data: object) -> None:
-    """Write readable JSON under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def refuse_non_empty(out: Path) -> None:
-    """Raise InputError when `out` exists with anything in it: nothing of a user's is ever overwritten."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already exists and is not an empty folder: remove it or name another folder")
-
-
 def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFolder:
     """Write (stem, image (H,W) uint8, mask (H,W) uint8) triples as a new pair folder.
 
@@ -250,6 +227,16 @@ def open_pairs(path: Path) -> PairFolder:
                 f"{IGNORE_ID} to ignore: map them with `prepare --map` or list the class in dataset.json"
             )
     return replace(folder, shapes=tuple(shapes))
+
+
+def pair_digests(folder: PairFolder) -> dict[str, str]:
+    """Stem -> 16 hexadecimal digits of a sha256 over the pixels of image and mask."""
+    digests = {}
+    for stem in folder.stems:
+        image = folder.image(stem)
+        content = str(image.shape).encode() + image.tobytes() + folder.mask(stem).tobytes()
+        digests[stem] = hashlib.sha256(content).hexdigest()[:16]
+    return digests
 
 
 def fingerprint(folder: PairFolder) -> str:

@@ -11,9 +11,9 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
-from natural2nanoscale.cli import CONTROLNET_RUN, DATA, command, read_config, resumable, this_call
+from natural2nanoscale.cli import CONTROLNET_RUN, DATA, command, resumable, this_call
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, refuse_non_empty
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, pair_digests
 from natural2nanoscale.data.roots import (
     Learned,
     data_root,
@@ -23,15 +23,17 @@ from natural2nanoscale.data.roots import (
     learned_json,
     refuse_unfit,
 )
+from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.initial import load_initial
 from natural2nanoscale.diffusion.memory import out_of_memory_advice
-from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.saving import load_trained
+from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import begun_with, synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
+from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, native_bfloat16, open_run, select_device
+from natural2nanoscale.files import read_config, refuse_non_empty
+from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -46,13 +48,6 @@ def read_prompts(file: Path | None) -> list[str]:
     if not prompts:
         raise InputError(f"--prompts {file} holds no prompt, expected one per line")
     return prompts
-
-
-def select_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Of the frozen U-Net: bfloat16 where the device is made for it, else float32."""
-    if precision == "auto":
-        precision = "bf16" if native_bfloat16(device) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def fitting_crop(crop: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
@@ -93,6 +88,7 @@ def controlnet_config(
         "prompts": prompts,
         "classes": train.info.classes.to_json(),
         "data": {"train": fingerprint(train), "val": fingerprint(val)},
+        "slices": {"train": pair_digests(train), "val": pair_digests(val)},
         "learned": learned_json([learned_from_folder(train), *before], train.info),
     }
 
@@ -127,13 +123,16 @@ def prepare_training(
 ) -> tuple[RunFolder, Backbone, PairFolder, PairFolder, list[str], FineTuning, ControlNetModel | None]:
     """What `fine_tune` is to be called with, once everything is checked and the run folder is open."""
     main = distributed.is_main()
-    if main and not args.resume:
-        refuse_non_empty(args.out)
+    if main:
+        refuse_no_run(args.out) if args.resume else refuse_non_empty(args.out)
+    begun = args.resume and bool(RunFolder(args.out).checkpoints())  # its first weights count no more
     if args.prompt_dropout > 1:
         raise InputError(f"--prompt-dropout {args.prompt_dropout:g} is no share, expected 0 to 1")
     prompts = read_prompts(args.prompts)
     device = select_device(args.device)
-    if args.controlnet_init and not (args.controlnet_init / "config.json").is_file():
+    if begun:
+        refuse_other_start(args.out, args.controlnet_init)
+    elif args.controlnet_init and not (args.controlnet_init / "config.json").is_file():
         raise InputError(
             f"--controlnet-init {args.controlnet_init} is neither a run folder nor a diffusers ControlNet, "
             "expected a folder with config.json: `python -m natural2nanoscale convert` makes one from a file"
@@ -142,13 +141,15 @@ def prepare_training(
     root = data_root(args.data, ("train", "val"), make_default)
     train, val = open_pairs(root / "train"), open_pairs(root / "val")
     refuse_unfit([learned_from_folder(train)], [val])
-    before = [learned_by_run(args.controlnet_init)] if args.controlnet_init else []
+    before = [learned_by_run(args.out)] if begun else []
+    if args.controlnet_init and not begun:
+        before = [learned_by_run(args.controlnet_init)]
     if before:
         refuse_unfit(before, held_out_parts(root))
     backbone = load_backbone(
         backbone_name(args.backbone, train.info.origin), device, select_dtype(args.precision, device), args.tokenizer
     )
-    initial = load_initial(args.controlnet_init, backbone) if args.controlnet_init else None
+    initial = load_initial(args.controlnet_init, backbone) if args.controlnet_init and not begun else None
     settings = FineTuning(
         crop=fitting_crop(args.crop or backbone.recommended.crop, backbone),
         learning_rate=args.lr if args.lr is not None else backbone.recommended.learning_rate,
@@ -169,14 +170,20 @@ def prepare_training(
         compile=args.compile,
         seed=args.seed,
         checkpoint_every=args.checkpoint_every,
+        checkpoint_minutes=args.checkpoint_minutes,
         keep=args.keep,
         sample_every=args.sample_every,
     )
     config = controlnet_config(settings, backbone, prompts, train, val, args.tokenizer, initial, before)
     config["arguments"] = resumable(args)
+    if begun:
+        config["controlnet_init"] = read_config(args.out).get("controlnet_init")
     if args.judge:
         config["judge"] = True
-    run = open_run(args.out, config, args.resume, MAY_CHANGE) if main else RunFolder(args.out)
+    serves = f"learn from all of them in a run of its own, with --controlnet-init {args.out} and another --out"
+    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves) if main else RunFolder(args.out)
+    if args.resume:
+        run.tell_beginning()
     print(
         f"ControlNet over {backbone.name} on {device} ({backbone.precision}): "
         f"{len(train.stems)} slices, windows of {settings.crop[0]}x{settings.crop[1]}, "
@@ -189,6 +196,20 @@ def prepare_training(
 def processes_of(out: Path) -> int:
     """How many processes the run in `out` began with: whoever resumes it, its steps keep their size."""
     return read_config(out).get("settings", {}).get("processes", 1)
+
+
+def refuse_other_start(out: Path, initial: Path | None) -> None:
+    """Raise InputError when a run that has a checkpoint is to go on with another --controlnet-init.
+
+    By name: the weights behind it may have gone on since, or away, and are not needed any more.
+    """
+    arguments = read_config(out).get("arguments", {})
+    before = arguments.get("controlnet_init")
+    if arguments and (before and Path(before).resolve()) != (initial and initial.resolve()):
+        raise InputError(
+            f"{out} goes on as it began, but --controlnet-init was {before} and is now {initial}: give the old value, "
+            "or name another folder with --out"
+        )
 
 
 def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | None = None) -> None:
@@ -259,8 +280,8 @@ def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | No
             args.per_mask,
             args.batch_size,
             args.seed,
-            this_call(),
             learned_json([learned], trained),
+            this_call(),
         )
     except torch.OutOfMemoryError:
         fewer = "" if args.batch_size == 1 else "--batch-size 1, then with "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-import shutil
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from natural2nanoscale.cli import command
-from natural2nanoscale.data.folders import refuse_non_empty
 from natural2nanoscale.diffusion.backbone import Recommended
 from natural2nanoscale.diffusion.original import Tensors, fill, read_safetensors, split
 from natural2nanoscale.diffusion.stable_diffusion import (
@@ -25,6 +23,7 @@ from natural2nanoscale.diffusion.stable_diffusion import (
     Configs,
 )
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import new_folder, refuse_non_empty
 
 PICKLES = (".ckpt", ".pth", ".pt")
 CARD = """# ControlNet converted from {file}
@@ -102,10 +101,6 @@ def read_pickle(file: Path) -> Tensors:
 
 def write(controlnet: ControlNetModel, out: Path, origin: str) -> None:
     """Weights, config and card under a temporary name, then renamed: the folder is whole or not there."""
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    controlnet.save_pretrained(temporary, safe_serialization=True)
-    (temporary / "README.md").write_text(CARD.format(file=origin), encoding="utf-8")
-    temporary.replace(out)
+    with new_folder(out.resolve()) as folder:
+        controlnet.save_pretrained(folder, safe_serialization=True)
+        (folder / "README.md").write_text(CARD.format(file=origin), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,13 +13,12 @@ from natural2nanoscale.data.augment import covering_centers, draw_window, inside
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.device import to_device
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import latent_moments
+from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.distributed import is_main
-from natural2nanoscale.runs import generator_for, to_device
-
-if TYPE_CHECKING:
-    from natural2nanoscale.diffusion.training import FineTuning
+from natural2nanoscale.seeds import generator_for
 
 
 def augmented_windows(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import ControlNetModel
@@ -12,10 +11,8 @@ from diffusers import ControlNetModel
 from natural2nanoscale import distributed
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import latent_moments, predict_noise
+from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.measure import Cost, duration, gigabytes, measure
-
-if TYPE_CHECKING:
-    from natural2nanoscale.diffusion.training import FineTuning
 
 
 @contextmanager

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from diffusers import ControlNetModel, DDIMScheduler
 
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import decode_latents, hint_once, predict_noise
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How a slice is drawn from its mask."""
-
-    steps: int = 20
-    guidance: float = 1.0  # classifier-free guidance scale; 1 is none and costs half
-    strength: float = 1.0  # scale of what ControlNet adds to the U-Net
-    eta: float = 0.0  # 0 is deterministic DDIM, 1 has the noise of DDPM
-    start: float = 1.0  # share of the steps taken; below 1 they begin at the mask's real slice, noised accordingly
-    condition: str = "mask"  # what is drawn from; "mask+boundaries" and "mask+edges": for ControlNets that see edges
-
-    @property
-    def steps_taken(self) -> int:
-        """The share `start` of the steps, rounded down."""
-        return int(self.steps * self.start + 1e-6)  # 50 * 0.58 is 28.999999999999996
+from natural2nanoscale.diffusion.settings import SamplingSettings
 
 
 def ddim_scheduler(backbone: Backbone) -> DDIMScheduler:

@@ -21,15 +21,16 @@ from natural2nanoscale.data.folders import (
     natural_order,
     read_generation,
     read_info,
-    save_png,
-    write_json,
 )
 from natural2nanoscale.data.roots import digests_of
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import latent_moments
-from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.diffusion.sampling import sample
+from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, StopSignal, generator_for, seed_for
+from natural2nanoscale.files import append_lines, holds_nothing, read_lines, save_png, write_json, write_lines
+from natural2nanoscale.seeds import generator_for, seed_for
+from natural2nanoscale.signals import Interrupted, StopSignal
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,15 @@ def synthesize(
     per_mask: int = 1,
     batch_size: int = 4,
     seed: int = 0,
-    call: str | None = None,
     learned: dict | None = None,
+    call: str | None = None,
 ) -> int:
     """Make `per_mask` slices from every mask of `source` in the pair folder `out`; return how many were new.
 
+    learned: what the ControlNet was trained on, as its run's config.json says.
     What is there already is left alone. Until all slices that were ever asked for are there, generation.json holds
-    what dataset.json will say, and `call`, the command that makes the rest. `learned`: what the ControlNet was trained
-    on, as its run's config.json says. Raises InputError when `out` was made with other settings, another ControlNet,
-    backbone or source; Interrupted after a requested stop.
+    what dataset.json will say, and `call`, the command that makes the rest. Raises InputError when `out` was made with
+    other settings, another ControlNet, backbone or source; Interrupted after a requested stop.
     """
     info = DatasetInfo(
         name=f"{source.info.name} synthetic",
@@ -153,7 +154,7 @@ def synthesize(
             )
             bar.update(len(batch))
     if missing:
-        raise Interrupted(f"with {len(missing)} images to go: the same command makes them")
+        raise Interrupted(f"with {len(missing)} images to go: the same command makes them", stop.number)
     now = read_manifest(out)
     if all(image.stem in now for image in whole):
         write_json(out / "dataset.json", info.to_json())
@@ -227,8 +228,8 @@ def check_continues(out: Path, info: DatasetInfo) -> None:
 
 def begun_with(out: Path) -> DatasetInfo | None:
     """What a pair folder says, complete or not; None where nothing stands yet. InputError for anything else."""
-    if not out.exists() or (out.is_dir() and all(file.name.startswith(".") for file in out.iterdir())):
-        return None  # hidden files are what a killed or failed call leaves of its first one
+    if holds_nothing(out):
+        return None
     if (out / GENERATION).is_file() and not (out / "dataset.json").is_file():
         return read_generation(out)[0]
     return read_info(out)
@@ -254,24 +255,7 @@ def read_manifest(out: Path) -> dict[str, dict]:
     """Lines of manifest.jsonl by stem, those whose image and mask both stand."""
     file = out / "manifest.jsonl"
     rows = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
+    for row in read_lines(file):
         if (out / "images" / row["file"]).is_file() and (out / "masks" / row["file"]).is_file():
             rows[Path(row["file"]).stem] = row
     return rows
-
-
-def write_lines(file: Path, rows: list[dict]) -> None:
-    """Write JSON lines under a temporary name, then rename."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(file)
-
-
-def append_lines(file: Path, rows: list[dict]) -> None:
-    """Append JSON lines."""
-    with file.open("a", encoding="utf-8") as opened:
-        opened.writelines(json.dumps(row) + "\n" for row in rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,11 +15,9 @@ from natural2nanoscale.data.folders import PairFolder, evenly_spaced
 from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments
-from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
-from natural2nanoscale.runs import generator_for
-
-if TYPE_CHECKING:
-    from natural2nanoscale.diffusion.training import FineTuning
+from natural2nanoscale.diffusion.sampling import sample
+from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
+from natural2nanoscale.seeds import generator_for
 
 TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
 

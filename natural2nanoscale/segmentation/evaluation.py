@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.cli import read_config
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
 from natural2nanoscale.data.roots import learned_by_run, refuse_unfit
+from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import mean_std, select_device
+from natural2nanoscale.files import read_config, write_json, write_text
+from natural2nanoscale.runs import mean_std
 from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import predict_mask, slices_at_once
 from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, miou, percent
@@ -116,7 +117,7 @@ def write_report(out: Path, report: dict) -> None:
     """Write report.json and report.md into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", report)
-    (out / "report.md").write_text(markdown(report), encoding="utf-8")
+    write_text(out / "report.md", markdown(report))
 
 
 def verdict(report: dict) -> str:

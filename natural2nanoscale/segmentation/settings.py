@@ -28,6 +28,7 @@ class Settings:
     patience: int = 20  # validations without a better one until training stops; 0: never
     select_by: str = "loss"  # validation "loss" or "miou" names the best weights
     checkpoint_every: int = 200  # steps
+    checkpoint_minutes: float = 10.0  # and minutes, whichever come first; the first is due after one; 0: steps alone
     micro_batch: int | None = None  # slices per forward pass; None: by pixels and device
     compile: bool = False  # torch.compile of the training pass; worth its minute at the start in long trainings
     precision: str = "auto"  # of the arithmetic, weights are float32; auto: bfloat16 where the device computes in it
@@ -61,7 +62,15 @@ AUGMENTATIONS = {  # paper 4.3: its standard augmentation, rotation; what it fou
 }
 
 # What may differ on --resume.
-MAY_CHANGE = ("epochs", "max_steps", "validate_every", "patience", "checkpoint_every", "micro_batch")
+MAY_CHANGE = (
+    "epochs",
+    "max_steps",
+    "validate_every",
+    "patience",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "micro_batch",
+)
 
 # Small slices that hardly vary need neither the paper's network nor its length.
 RECOMMENDED: dict[str, dict[str, object]] = {

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import write_json
+from natural2nanoscale.device import native_bfloat16
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import native_bfloat16
+from natural2nanoscale.files import new_file, write_json
 
 CPU = torch.device("cpu")
 WEIGHTS_NAME = "unet.safetensors"
@@ -153,9 +153,8 @@ def save_unet(folder: Path, model: UNet, info: UNetInfo) -> None:
     """Write unet.safetensors, which describes itself in its metadata, and the same facts as config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = folder / f".{WEIGHTS_NAME}.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt", "unet": json.dumps(info.to_json())})
-    temporary.replace(folder / WEIGHTS_NAME)
+    with new_file(folder / WEIGHTS_NAME, sum(tensor.nbytes for tensor in tensors.values())) as file:
+        save_file(tensors, file, metadata={"format": "pt", "unet": json.dumps(info.to_json())})
     write_json(folder / "config.json", info.to_json())
 
 

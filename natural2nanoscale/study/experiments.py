@@ -61,10 +61,13 @@ def run_study(preset: Preset, place: Place, settings: dict | None = None) -> Non
 
     settings: what config.json says of it, and a resumed study has to repeat; None: the preset's fields.
     """
-    from natural2nanoscale.data.folders import fingerprint, open_pairs, write_json
+    from natural2nanoscale.data.folders import fingerprint, open_pairs
+    from natural2nanoscale.device import select_device, select_dtype
     from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone
-    from natural2nanoscale.diffusion.command import fitting_crop, select_dtype
-    from natural2nanoscale.runs import Interrupted, open_run, select_device
+    from natural2nanoscale.diffusion.command import fitting_crop
+    from natural2nanoscale.files import write_json
+    from natural2nanoscale.runs import open_run
+    from natural2nanoscale.signals import Interrupted
     from natural2nanoscale.study.report import write_report
     from natural2nanoscale.study.summary import study_report
     from natural2nanoscale.study.training_sets import PARTS, check_study, redraw_root
@@ -105,8 +108,8 @@ def run_study(preset: Preset, place: Place, settings: dict | None = None) -> Non
             found = study_report(run, preset, open_pairs(root / "test"), read_timing(run), backbone)
             report = write_report(run.path, found)
             write_json(run.path / "results.json", run.read_log())
-    except Interrupted:
-        raise Interrupted(f"in {run.path}: the same command goes on there") from None
+    except Interrupted as stop:
+        raise Interrupted(f"in {run.path}: the same command goes on there", stop.number) from None
     print(f"\n{report}\n{run.path}/report.html, report.md and tables/; {time.monotonic() - started:.0f} s")
 
 

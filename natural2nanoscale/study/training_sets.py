@@ -13,7 +13,7 @@ from natural2nanoscale.data.folders import PairFolder, open_pairs, write_pairs
 from natural2nanoscale.data.roots import digests_of, learned_from_folder, refuse_unfit
 from natural2nanoscale.draws import sample_seeds
 from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
-from natural2nanoscale.runs import permutation_for, seed_for
+from natural2nanoscale.seeds import permutation_for, seed_for
 from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.batches import check
 from natural2nanoscale.segmentation.settings import Settings

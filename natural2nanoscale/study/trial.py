@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs, save_png, write_json
+from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs
 from natural2nanoscale.data.sheets import colored, sheet
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
-from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.saving import load_trained
+from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
-from natural2nanoscale.runs import RunFolder, open_run, seed_for
+from natural2nanoscale.diffusion.training import fine_tune
+from natural2nanoscale.files import save_png, write_json
+from natural2nanoscale.runs import RunFolder, open_run
+from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.study.conditions import Condition
 from natural2nanoscale.study.presets import Preset
@@ -114,6 +116,7 @@ def make_synthetic(
         max_weight=backbone.recommended.max_weight,
         max_steps=steps,
         seed=seed,
+        keep=1,
     )
     total = tuning.total_steps(len(folders["train"].stems))
     third = max(1, total // 3)  # strips at four stages (paper, Figure 4)

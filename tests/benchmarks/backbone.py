@@ -22,7 +22,7 @@ from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone
 from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
 from natural2nanoscale.phantom.volume import PhantomSettings
-from natural2nanoscale.runs import seed_for
+from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.slices import Slices, load_slices

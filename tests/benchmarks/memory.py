@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import make_controlnet, predict_noise
 from natural2nanoscale.diffusion.memory import blank_batch
-from natural2nanoscale.diffusion.training import FineTuning
+from natural2nanoscale.diffusion.settings import FineTuning
 
 SLICES, EPOCHS = 233, 600  # the paper's training set, and about its training
 SUSTAINED = (10, 30, 100)  # 10^12 operations per second

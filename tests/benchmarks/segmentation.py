@@ -19,8 +19,9 @@ from monai.networks.nets import BasicUNet
 from torch.utils.flop_counter import FlopCounterMode
 
 from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.device import native_bfloat16
 from natural2nanoscale.phantom.volume import PhantomSettings, volume
-from natural2nanoscale.runs import generator_for, native_bfloat16
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
 from natural2nanoscale.segmentation.settings import RECOMMENDED, Settings
 from natural2nanoscale.segmentation.slices import Slices

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.data.digests import slice_digest
-from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, write_pairs
+from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare import splits
 from natural2nanoscale.data.prepare.intensity import Histogram, to_bytes
 from natural2nanoscale.data.prepare.labels import LabelRule, PageCodes, decide_labels
@@ -21,6 +19,7 @@ from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.sheets import contact_sheet
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import new_folder, refuse_non_empty
 
 Pair = tuple[Page, Page]  # a slice and its mask
 MAX_CODES = 4096  # different values or colours that are worth counting in one mask
@@ -43,23 +42,14 @@ def prepare(settings: Preparation) -> None:
         rule, window = survey(settings, pairs, parts, images, masks)
         info = DatasetInfo(out.name, "prepared", rule.classes, window, settings.pixel_size_nm, description)
 
-        # beside `out`, so that the rename stays on one file system; a leftover is one of an earlier crash
-        temporary = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
+        with new_folder(out) as root:
             folders = {}
             for part in dict.fromkeys(parts):
                 chosen = [(s, p) for s, p, of in zip(stems, pairs, parts, strict=True) if of == part]
                 part_info = replace(info, split=description | {"part": part, "slices": len(chosen)})
                 items = convert(settings, chosen, part, rule, window, images, masks)
-                folders[part] = write_pairs(temporary / part, part_info, items)
-            contact_sheet(folders, temporary / "contact.png")
-            if out.exists():
-                out.rmdir()
-            os.rename(temporary, out)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+                folders[part] = write_pairs(root / part, part_info, items)
+            contact_sheet(folders, root / "contact.png")
 
 
 def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pair]:
