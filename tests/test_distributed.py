@@ -64,7 +64,8 @@ def common(data_folder, tiny_backbone):
         (data_folder / "train" / part / "slice_0003.png").unlink()
     return (
         *("--data", data_folder, "--backbone", tiny_backbone, "--device", "cpu", "--lr", 1e-5),
-        *("--latent-variants", 2, "--clip", 1e9, "--checkpoint-every", 2, "--keep", 9, "--batch-size"),
+        *("--precision", "fp32", "--latent-variants", 2, "--clip", 1e9, "--checkpoint-every", 2, "--keep", 9),
+        "--batch-size",
     )
 
 
