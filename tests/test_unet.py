@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation import unet
@@ -16,7 +17,6 @@ from natural2nanoscale.segmentation.unet import (
     initialize,
     load_unet,
     move_to,
-    normalize,
     save_unet,
     select_precision,
 )
@@ -105,7 +105,7 @@ def test_saved_network_knows_itself_and_computes_the_same(tmp_path):
     for path in (tmp_path / "best", tmp_path / "best" / "unet.safetensors"):
         loaded, info = load_unet(path)
         assert info == UNetInfo(4, 2, CLASSES, (12.5, 900.0), {"step": 7})
-        image = normalize(torch.randint(0, 256, (1, 20, 30), dtype=torch.uint8))
+        image = encode_gray(torch.randint(0, 256, (1, 20, 30), dtype=torch.uint8), 1)
         assert torch.equal(loaded(image), model(image))
 
 
@@ -122,5 +122,5 @@ def test_foreign_damaged_and_missing_weights_are_refused(tmp_path):
 
 
 def test_grey_values_map_to_minus_one_and_one():
-    images = normalize(torch.tensor([[[0, 255]]], dtype=torch.uint8))
+    images = encode_gray(torch.tensor([[[0, 255]]], dtype=torch.uint8), 1)
     assert images.shape == (1, 1, 1, 2) and images.flatten().tolist() == [-1.0, 1.0]

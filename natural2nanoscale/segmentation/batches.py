@@ -14,12 +14,12 @@ import torch
 
 from natural2nanoscale.data.augment import place_windows
 from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.draws import permutations, sample_seeds, uniform
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
-from natural2nanoscale.segmentation.unet import normalize
 
 BYTES_PER_PIXEL_AND_WIDTH = 120  # of float32 activations and gradients in one training pass
 
@@ -175,7 +175,7 @@ def read_batch(pool: DeviceSlices, samples: torch.Tensor, settings: Settings) ->
         recipe = "none" if original else settings.augment
         shape = (grey.shape[1], grey.shape[2])
         size = (settings.crop[1], settings.crop[0]) if settings.crop else shape
-        values, centers = normalize(grey), None
+        values, centers = encode_gray(grey, 1), None
         if pool.fixed is not None and settings.crop:
             draws = uniform(sample_seeds(chosen, settings.seed, "window"), 3)
             _, centers = place_windows(draws, shape, size, 0.0)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from natural2nanoscale.charts import plot_progress
 from natural2nanoscale.checkpoints import SavingTimer, State
 from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for
@@ -37,7 +38,6 @@ from natural2nanoscale.segmentation.unet import (
     UNetInfo,
     initialize,
     move_to,
-    normalize,
     save_unet,
     select_precision,
 )
@@ -120,7 +120,7 @@ def validate(model: UNet, pool: DeviceSlices, count: int, micro_batch: int) -> t
     for start in range(0, count, micro_batch):
         for _, _, grey, masks in pool.groups(torch.arange(start, min(start + micro_batch, count))):
             for window, answer, place in tiles(grey.shape[1:]):
-                logits = model(normalize(grey[window]))[answer]
+                logits = model(encode_gray(grey[window], 1))[answer]
                 loss_sum += F.cross_entropy(logits, masks[place].long(), ignore_index=IGNORE_ID, reduction="sum")
                 matrix += confusion(masks[place], logits.argmax(1), model.classes)
     return (loss_sum / matrix.sum().clamp(min=1)).item(), matrix.cpu()

@@ -116,15 +116,6 @@ def move_to(model: UNet, device: torch.device) -> UNet:
     return model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def normalize(slices: torch.Tensor) -> torch.Tensor:
-    """uint8 or float grey values (B,H,W) in 0..255 -> network input (B,1,H,W) float32 in [-1,1].
-
-    A fixed map and not the training set's mean and deviation: those would differ between the real and the
-    synthetic set, and two U-Nets that are compared would see the same test slice differently.
-    """
-    return (slices.to(torch.float32) / 127.5 - 1.0).unsqueeze(1)
-
-
 @dataclass(frozen=True)
 class UNetInfo:
     """What a weights file knows of its network."""

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from natural2nanoscale import runs
 from natural2nanoscale.checkpoints import State
 from natural2nanoscale.cli import settings_from
+from natural2nanoscale.data.encoders import normalize
 from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion.backbone import load_module
 from natural2nanoscale.seeds import generator_for, seed_for
@@ -36,7 +37,6 @@ from natural2nanoscale.workshop.images import (
     SHAPES,
     encode_bank,
     image_bank,
-    to_pixels,
     tokenize,
     with_mirror_images,
 )
@@ -103,7 +103,7 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
             n, y, x = rng.integers(len(images)), rng.integers(height - crop + 1), rng.integers(width - crop + 1)
             piece = torch.rot90(images[n, :, y : y + crop, x : x + crop], int(rng.integers(4)), (1, 2))
             crops.append(piece.flip(2) if rng.random() < 0.5 else piece)
-        pixels = to_pixels(torch.stack(crops)).to(device)
+        pixels = normalize(torch.stack(crops)).to(device)
 
         # one gradient step
         posterior = vae.encode(pixels).latent_dist
