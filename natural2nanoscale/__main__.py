@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from natural2nanoscale.cli import Parser, add_settings, at_least, main_guard
+from natural2nanoscale.cli import Parser, add_settings, main_guard
 
 VERBS = {
     "demo": "the whole loop at embedded scale, from a few slices to a table (the default)",
@@ -58,18 +58,13 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
         add(parser)
     elif verb == "evaluate":
-        parser.add_argument("run", type=Path, help="folder of a U-Net run")
-        parser.add_argument("--data", type=Path, required=True, help="pair folder, or root of a test/")
-        parser.add_argument("--out", type=Path, help="folder for both reports (default: inside RUN)")
-        parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+        from natural2nanoscale.verbs.evaluate import add_arguments as add
+
+        add(parser)
     elif verb == "segment":
-        add = parser.add_argument
-        add("run", type=Path, help="folder of a U-Net run; the probabilities of its networks are averaged")
-        add("--images", type=Path, required=True, metavar="PATH", help="folder of PNG or TIFF slices, or a TIFF stack")
-        add("--out", type=Path, required=True, metavar="DIR", help="folder for masks/; a stopped call goes on in it")
-        add("--max-pixels", type=at_least(1), default=1_000_000_000, metavar="N",
-            help="refuse larger pictures, against decompression bombs (default: %(default)s)")  # fmt: skip
-        add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+        from natural2nanoscale.verbs.segment import add_arguments as add
+
+        add(parser)
     elif verb == "convert":
         parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth of a ControlNet")
         parser.add_argument("--out", type=Path, required=True, help="new folder, for --controlnet-init of a training")
@@ -100,9 +95,9 @@ def run_verb(args: argparse.Namespace) -> None:
     elif args.verb == "check":
         from natural2nanoscale.data.check import run
     elif args.verb == "evaluate":
-        from natural2nanoscale.segmentation.evaluation import run_evaluate as run
+        from natural2nanoscale.verbs.evaluate import run
     elif args.verb == "segment":
-        from natural2nanoscale.segmentation.segment import run_segment as run
+        from natural2nanoscale.verbs.segment import run
     elif args.verb == "convert":
         from natural2nanoscale.diffusion.convert import run
     else:

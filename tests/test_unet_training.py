@@ -31,7 +31,8 @@ from natural2nanoscale.segmentation.batches import (
     steps_between_validations,
 )
 from natural2nanoscale.segmentation.command import choose_settings
-from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
+from natural2nanoscale.segmentation.evaluation import evaluate_run, score, summarize
+from natural2nanoscale.segmentation.report import markdown
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, combine, load_slices, spread_evenly
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate

@@ -26,8 +26,8 @@ from natural2nanoscale.segmentation.batches import (
     slices_per_step,
     steps_between_validations,
 )
-from natural2nanoscale.segmentation.card import model_card
-from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, write_report
+from natural2nanoscale.segmentation.evaluation import evaluate_run
+from natural2nanoscale.segmentation.report import markdown, model_card, write_report
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, RECOMMENDED, Settings, shown
 from natural2nanoscale.segmentation.slices import Slices, combine, load_slices
 from natural2nanoscale.segmentation.training import accumulate_gradient, train
