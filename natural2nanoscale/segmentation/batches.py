@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -111,6 +112,37 @@ def enlarge(slices: Slices, size: int) -> list[tuple[int, int]]:
     entries = [(index, copy) for copy in range(copies) for index in range(slices.real)]
     entries += [(turn * slices.real // rest, copies) for turn in range(rest)]
     return entries + [(index, 0) for index in range(slices.real, len(slices))]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a training is, and in which portions it takes its slices."""
+
+    slices: int  # in an epoch
+    real: int  # of these
+    per_step: int  # slices
+    per_epoch: int  # steps
+    total_steps: int  # at most
+    validate_every: int  # steps
+    window: tuple[int, int]  # (height, width) of what the network sees
+    micro_batch: int  # windows per forward pass, at most
+
+
+def schedule_of(training: Slices, validation: Slices, settings: Settings, device: torch.device) -> Schedule:
+    """The schedule of a training on slices that `check` has let pass."""
+    count = set_size(training, settings)
+    per_epoch, total_steps = plan_steps(count, settings)
+    height, width = settings.crop[::-1] if settings.crop else training.shapes[0]
+    return Schedule(
+        slices=count,
+        real=count - (len(training) - training.real),
+        per_step=slices_per_step(settings, count),
+        per_epoch=per_epoch,
+        total_steps=total_steps,
+        validate_every=steps_between_validations(training, validation, settings),
+        window=(height, width),
+        micro_batch=settings.micro_batch or micro_batch_size(height * width, settings.width, device),
+    )
 
 
 def set_size(training: Slices, settings: Settings) -> int:

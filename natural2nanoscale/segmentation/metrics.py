@@ -36,11 +36,6 @@ def dice(matrix: torch.Tensor) -> torch.Tensor:
     return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
 
 
-def mean_present(scores: torch.Tensor) -> float:
-    """Mean over the classes that occur: mIoU from `iou`. NaN when there is none."""
-    return scores.nanmean().item()
-
-
 def percent(mean: float | None, std: float | None = None) -> str:
     """A share as per cent, with its standard deviation where there is one."""
     if mean is None:
