@@ -67,7 +67,7 @@ def test_what_is_no_data_root(tmp_path, data_folder):
         report(tmp_path / "empty")
     file = data_folder / "val" / "dataset.json"
     file.write_text(file.read_text().replace("nucleus", "vessel"))
-    with pytest.raises(InputError, match="differ"):
+    with pytest.raises(InputError, match="other classes"):
         report(data_folder)
 
 

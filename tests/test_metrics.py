@@ -1,6 +1,7 @@
 """Segmentation scores against scikit-learn, the ignore label, and classes that do not occur."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from natural2nanoscale.data.classes import IGNORE_ID
-from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, miou
+from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_std, miou, percent
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7, 64])
@@ -51,3 +52,9 @@ def test_mean_iou_of_many_matrices_leaves_out_the_absent_class_of_each():
     matrices = torch.tensor([[[5, 0, 0], [1, 4, 0], [0, 0, 0]], [[0] * 3] * 3])
     assert miou(matrices)[0] == pytest.approx((5 / 6 + 4 / 5) / 2) and miou(matrices)[1].isnan()
     assert torch.equal(iou(matrices)[0].nan_to_num(-1), iou(matrices[0]).nan_to_num(-1))
+
+
+def test_mean_and_deviation_over_the_values_there_are():
+    assert mean_std([0.5]) == (0.5, None) and mean_std([]) == (None, None)
+    assert mean_std([0.1, 0.4, 0.7]) == (pytest.approx(0.4), pytest.approx(statistics.stdev([0.1, 0.4, 0.7])))
+    assert [percent(*mean_std(values)) for values in ([], [0.5], [0.25, 0.75])] == ["absent", "50.0", "50.0 ± 35.4"]

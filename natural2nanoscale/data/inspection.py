@@ -12,6 +12,7 @@ import numpy as np
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.duplicates import near_duplicates
 from natural2nanoscale.data.folders import PairFolder, open_pairs
+from natural2nanoscale.data.roots import refuse_other_classes
 from natural2nanoscale.errors import InputError
 
 PARTS = ("train", "val", "test", "synthetic")
@@ -43,13 +44,9 @@ def open_root(data: Path) -> dict[str, PairFolder]:
             f"{data} holds neither train/, val/, test/ nor a dataset.json: make a data root with "
             "`python -m natural2nanoscale prepare` or `phantom`"
         )
-    first = next(iter(folders))
-    for part, folder in folders.items():
-        if folder.info.classes != folders[first].info.classes:
-            raise InputError(
-                f"{data}: the classes of {part}/dataset.json differ from those of {first}/dataset.json, "
-                "expected one class table: prepare the parts together"
-            )
+    first, *others = folders.values()
+    for folder in others:
+        refuse_other_classes(str(folder.path), folder.info.classes, str(first.path), first.info.classes)
     return folders
 
 

@@ -14,27 +14,22 @@ import numpy as np
 import torch
 
 from natural2nanoscale.data.augment import place_windows
-from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.encoders import encode_gray
+from natural2nanoscale.data.roots import refuse_other_classes
 from natural2nanoscale.draws import permutations, sample_seeds, uniform
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.slices import Slices
+from natural2nanoscale.segmentation.slices import Slices, refuse_unlabelled
 
 BYTES_PER_PIXEL_AND_WIDTH = 120  # of float32 activations and gradients in one training pass
 
 
 def check(training: Slices, validation: Slices, settings: Settings) -> None:
     """Raise InputError for data and settings that cannot be trained on."""
-    if training.classes != validation.classes:
-        raise InputError(
-            f"training slices have classes {', '.join(training.classes.names)}, validation slices "
-            f"{', '.join(validation.classes.names)}, or their colours differ: take both from one dataset"
-        )
+    refuse_other_classes("the validation set", validation.classes, "the training set", training.classes)
     for name, slices in (("training", training), ("validation", validation)):
-        if all((mask == IGNORE_ID).all() for mask in slices.masks):
-            raise InputError(f"no pixel of the {len(slices)} {name} masks carries a label: check the masks")
+        refuse_unlabelled(slices, f"the {name} set")
     if settings.crop is None and len(training.shapes) > 1:
         (h0, w0), (h1, w1) = training.shapes[0], training.shapes[-1]
         raise InputError(

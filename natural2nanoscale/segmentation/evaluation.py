@@ -14,11 +14,10 @@ from natural2nanoscale.data.folders import PairFolder, fingerprint
 from natural2nanoscale.data.roots import learned_by_run, refuse_unfit
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import read_config
-from natural2nanoscale.runs import mean_std
 from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import predict_mask, slices_at_once
-from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, miou
-from natural2nanoscale.segmentation.slices import Slices, load_slices
+from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_std, miou
+from natural2nanoscale.segmentation.slices import Slices, load_slices, refuse_unlabelled
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet, move_to
 
 
@@ -59,7 +58,7 @@ def summarize(seeds: Sequence[dict], classes: Classes) -> dict:
         entry: dict = {"id": class_id, "name": name}
         for kind in ("iou", "dice"):
             values = [seed[kind][class_id] for seed in seeds if seed[kind][class_id] is not None]
-            entry[f"{kind}_mean"], entry[f"{kind}_std"] = mean_std(values) if values else (None, None)
+            entry[f"{kind}_mean"], entry[f"{kind}_std"] = mean_std(values)
         per_class.append(entry)
     return {"miou_mean": miou_mean, "miou_std": miou_std, "per_class": per_class}
 
@@ -98,8 +97,7 @@ def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
     )
     refuse_unfit([learned_by_run(run, info)], [folder])
     slices = load_slices(folder)
-    if all((mask >= slices.classes.count).all() for mask in slices.masks):
-        raise InputError(f"no pixel of {folder.path}/masks carries a label, expected some to score on")
+    refuse_unlabelled(slices, str(folder.path))
     seeds = []
     for best, model, info in networks:
         scores = score(image_matrices(model, slices, device), folder.stems)

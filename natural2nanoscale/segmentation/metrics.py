@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 import torch
 
 from natural2nanoscale.data.classes import IGNORE_ID
@@ -34,6 +37,11 @@ def dice(matrix: torch.Tensor) -> torch.Tensor:
     """Dice coefficient per class, (K,K) -> (K,) float64; NaN for a class that occurs in neither."""
     matrix = matrix.double()
     return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
+
+
+def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (ddof 1); the latter is None for a single value, both where there is none."""
+    return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
 
 
 def percent(mean: float | None, std: float | None = None) -> str:
