@@ -26,7 +26,12 @@ from natural2nanoscale.segmentation.settings import MAY_CHANGE, Settings, comple
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="folder with train/, val/ and test/ (default: data, made if missing)")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with train/, val/ and test/ (default: data, filled with the phantom)",
+    )
     add("--synthetic", type=Path, metavar="DIR", help="folder of synthetic slices (default: DATA/synthetic)")
     add(
         "--synthetic-ratio",

@@ -103,7 +103,7 @@ def test_class_weights_follow_the_shares_of_labelled_pixels():
 
 def test_training_learns():
     settings = replace(SMALL, max_steps=40, learning_rate=5e-3)
-    trained = train(blobs(8, 1), blobs(4, 2), settings, CPU, progress=False)
+    trained = train(blobs(8, 1), blobs(4, 2), settings, CPU)
     assert trained.best["val_miou"] > 0.8 and trained.steps == 40
 
 
@@ -119,15 +119,15 @@ def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path, prec
     once, twice = tmp_path / "once", tmp_path / "twice"
     for folder in (once, twice):
         folder.mkdir()
-    whole = train(training, validation, settings, CPU, RunFolder(once), progress=False)
-    train(training, validation, replace(settings, max_steps=4), CPU, RunFolder(twice), progress=False)
-    resumed = train(training, validation, settings, CPU, RunFolder(twice), progress=False)
+    whole = train(training, validation, settings, CPU, RunFolder(once))
+    train(training, validation, replace(settings, max_steps=4), CPU, RunFolder(twice))
+    resumed = train(training, validation, settings, CPU, RunFolder(twice))
 
     last = [next((folder / "checkpoints").glob("step-*")) / "state.safetensors" for folder in (once, twice)]
     a, b = (load_file(file) for file in last)
     assert a.keys() == b.keys() and any(name.startswith("best.") for name in a)
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert resumed.best["step"] == whole.best["step"] and resumed.info.precision == precision
+    assert resumed.best["step"] == whole.best["step"] and resumed.model.precision == precision
     assert all(tensor.dtype == torch.float32 for tensor in a.values())  # master weights and moments
     rows = [[row | {"seconds": 0} for row in RunFolder(folder).read_log()] for folder in (once, twice)]
     assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [3, 6]
@@ -145,9 +145,9 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("natural2nanoscale.segmentation.monitor.validate", validate_and_stop)
         with pytest.raises(Interrupted, match="at step 2 of 8, .* is saved: .*--resume"):
-            train(training, validation, settings, CPU, RunFolder(tmp_path), progress=False)
-    resumed = train(training, validation, settings, CPU, RunFolder(tmp_path), progress=False)
-    whole = train(training, validation, settings, CPU, progress=False)
+            train(training, validation, settings, CPU, RunFolder(tmp_path))
+    resumed = train(training, validation, settings, CPU, RunFolder(tmp_path))
+    whole = train(training, validation, settings, CPU)
     assert resumed.best | {"seconds": 0} == whole.best | {"seconds": 0}
     one, two = resumed.model.parameters(), whole.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -157,19 +157,19 @@ def test_first_checkpoint_comes_soon_by_the_clock(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(SavingTimer, "FIRST", 0.0)
     monkeypatch.setattr(RunFolder, "save", lambda _, state: saved.append(state.counts.step))
-    train(blobs(6, 1), blobs(3, 2), SMALL, CPU, RunFolder(tmp_path), progress=False)
-    train(blobs(6, 1), blobs(3, 2), replace(SMALL, checkpoint_minutes=0.0), CPU, RunFolder(tmp_path), progress=False)
+    train(blobs(6, 1), blobs(3, 2), SMALL, CPU, RunFolder(tmp_path))
+    train(blobs(6, 1), blobs(3, 2), replace(SMALL, checkpoint_minutes=0.0), CPU, RunFolder(tmp_path))
     assert saved == [1, 8, 8]
 
 
 def test_early_stopping_restores_the_best_weights(tmp_path):
     settings = replace(SMALL, max_steps=300, validate_every=1, patience=2, learning_rate=0.05, augment="none")
-    trained = train(blobs(4, 1), blobs(2, 9), settings, CPU, RunFolder(tmp_path), progress=False)
+    trained = train(blobs(4, 1), blobs(2, 9), settings, CPU, RunFolder(tmp_path))
     losses = [row["val_loss"] for row in trained.rows]
     assert trained.steps < 300 and len(losses) >= 3
     assert trained.best["val_loss"] == min(losses) == losses[-3]
     shorter = replace(settings, max_steps=trained.best["step"])
-    again = train(blobs(4, 1), blobs(2, 9), shorter, CPU, progress=False)
+    again = train(blobs(4, 1), blobs(2, 9), shorter, CPU)
     model, info = load_unet(tmp_path / "best")
     assert info.trained["best"] == trained.best
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.model.parameters(), strict=True))
@@ -216,8 +216,8 @@ def test_finetuning_takes_real_slices_alone_in_the_same_number_of_full_steps(bal
 def test_early_stopping_waits_for_finetuning():
     mixed = combine(blobs(4, 1), blobs(4, 2, real=False))
     still = replace(SMALL, learning_rate=0.0, validate_every=1, patience=2, augment="none", max_steps=20)
-    assert train(mixed, blobs(2, 9), still, CPU, progress=False).steps == 3
-    assert train(mixed, blobs(2, 9), replace(still, finetune_after=7), CPU, progress=False).steps == 9
+    assert train(mixed, blobs(2, 9), still, CPU).steps == 3
+    assert train(mixed, blobs(2, 9), replace(still, finetune_after=7), CPU).steps == 9
 
 
 def test_validation_takes_a_twentieth_of_the_time_at_most():
@@ -477,7 +477,7 @@ def test_compiled_training_moves_the_same_weights(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compiled)
     settings = replace(SMALL, max_steps=3)
-    plain = train(blobs(4, 1), blobs(2, 2), settings, CPU, progress=False)
-    fast = train(blobs(4, 1), blobs(2, 2), replace(settings, compile=True), CPU, progress=False)
+    plain = train(blobs(4, 1), blobs(2, 2), settings, CPU)
+    fast = train(blobs(4, 1), blobs(2, 2), replace(settings, compile=True), CPU)
     assert calls == [fast.model]
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), fast.model.parameters(), strict=True))

@@ -10,14 +10,14 @@ import torch
 from natural2nanoscale.data.classes import IGNORE_ID
 
 
-def confusion(truth: torch.Tensor, prediction: torch.Tensor, classes: int, ignore_id: int = IGNORE_ID) -> torch.Tensor:
+def confusion(truth: torch.Tensor, prediction: torch.Tensor, classes: int) -> torch.Tensor:
     """Pixels of true class i predicted as class j: two integer tensors of one shape -> (K,K) int64 counts.
 
-    Pixels whose truth is `ignore_id` do not count. The result lies on the tensors' device; matrices of
+    Pixels whose truth is 255 do not count. The result lies on the tensors' device; matrices of
     batches add up to that of the whole set.
     """
     cell = truth.long() * classes + prediction.long()
-    cell = torch.where(truth == ignore_id, classes * classes, cell)  # one more cell, cut off again
+    cell = torch.where(truth == IGNORE_ID, classes * classes, cell)  # one more cell, cut off again
     return torch.bincount(cell.flatten(), minlength=classes * classes + 1)[:-1].view(classes, classes)
 
 

@@ -47,7 +47,6 @@ class Trained:
     """A trained network with its best weights, in eval mode."""
 
     model: UNet
-    info: UNetInfo
     best: dict  # the line of the best validation: step, loss, val_loss, val_miou, val_iou
     rows: list[dict]  # the lines of all validations
     steps: int  # optimiser steps taken, fewer than planned when training stopped early
@@ -130,8 +129,8 @@ class Monitor:
             "seconds": round(time.monotonic() - self.started, 1),
         }
         self.rows.append(row)
-        best, key = self.counts.best, "val_loss" if self.settings.select_by == "loss" else "val_miou"
-        sign = -1 if key == "val_loss" else 1
+        best, key = self.counts.best, f"val_{self.settings.select_by}"
+        sign = -1 if key == "val_loss" else 1  # the smallest loss, the largest mIoU
         if not best or sign * row[key] > sign * best[key]:
             self.counts.best, self.counts.useless = row, 0
             for name, tensor in self.model.state_dict().items():
@@ -159,10 +158,9 @@ class Monitor:
         model, counts = self.model.eval(), self.counts
         model.load_state_dict(self.best_weights)
         known = {"seed": self.settings.seed, "steps": counts.step, "best": counts.best}
-        info = UNetInfo(
-            model.width, model.depth, training.classes, training.intensity_window, known, precision=model.precision
-        )
+        window = training.intensity_window
+        info = UNetInfo(model.width, model.depth, training.classes, window, known, model.precision)
         if self.folder:
             plot_progress(self.folder.path / "progress.png", self.rows, [["loss", "val_loss"], ["val_miou"]])
             save_unet(self.folder.path / "best", model, info)
-        return Trained(model, info, counts.best, self.rows, counts.step)
+        return Trained(model, counts.best, self.rows, counts.step)

@@ -37,16 +37,22 @@ def verdict(report: dict) -> str:
     )
 
 
+def class_table(report: dict) -> list[str]:
+    """IoU and Dice of every class over the seeds, as lines of Markdown."""
+    lines = ["| class | IoU | Dice |", "|---|--:|--:|"]
+    for entry in report["per_class"]:
+        scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]
+        lines.append(f"| {entry['name']} | {' | '.join(scores)} |")
+    return lines
+
+
 def markdown(report: dict) -> str:
     """report.md: the verdict first, then classes, seeds, confusions and the hardest slices."""
     names = [entry["name"] for entry in report["per_class"]]
     lines = [f"**{verdict(report)}**", ""]
     precision = " and ".join(sorted({seed["precision"] for seed in report["seeds"]}))
     lines += [f"All numbers in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds."]
-    lines += ["", "| class | IoU | Dice |", "|---|--:|--:|"]
-    for entry in report["per_class"]:
-        scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]
-        lines.append(f"| {entry['name']} | {scores[0]} | {scores[1]} |")
+    lines += ["", *class_table(report)]
     lines += ["", "| seed | mIoU | best step | validation mIoU |", "|--:|--:|--:|--:|"]
     for seed in report["seeds"]:
         best = seed["trained"]["best"]
@@ -116,13 +122,7 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         "",
         f"{verdict(report)}. Single networks; `segment` averages their probabilities.",
         "",
-        "| class | IoU | Dice |",
-        "|---|--:|--:|",
-        *(
-            f"| {entry['name']} | {percent(entry['iou_mean'], entry['iou_std'])} "
-            f"| {percent(entry['dice_mean'], entry['dice_std'])} |"
-            for entry in report["per_class"]
-        ),
+        *class_table(report),
         "",
         "## Where to be careful",
         "",

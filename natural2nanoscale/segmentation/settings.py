@@ -85,8 +85,8 @@ class Settings:
         at_least(0.0, float), metavar="B",
     )  # fmt: skip
     validate_every: int | None = setting(
-        None, "(default: once per epoch, less often where that takes more than a twentieth of the time)", at_least(1),
-        metavar="STEPS",
+        None, "steps between validations (default: once per epoch, less often where that takes more than a twentieth "
+        "of the time)", at_least(1), metavar="STEPS",
     )  # fmt: skip
     patience: int = setting(20, "validations without a better one until training stops, 0 for never", at_least(0))
     select_by: str = recommended(

@@ -27,7 +27,6 @@ def train(
     settings: Settings,
     device: torch.device,
     folder: RunFolder | None = None,
-    progress: bool = True,
     label: str | None = None,
 ) -> Trained:
     """Train one U-Net; with `folder` go on from the checkpoint that may be there, and keep log, checkpoints and best/.
@@ -49,7 +48,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     monitor = Monitor(model, optimizer, validation, schedule, settings, folder)
     label, taken = label or f"U-Net seed {settings.seed}", monitor.counts.step
-    bar = tqdm(total=schedule.total_steps, initial=taken, desc=label, unit="step", disable=not progress)
+    bar = tqdm(total=schedule.total_steps, initial=taken, desc=label, unit="step")
     with StopSignal() as stop, bar:
         while not monitor.ended:
             step = monitor.counts.step
