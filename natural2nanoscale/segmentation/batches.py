@@ -85,12 +85,18 @@ class DeviceSlices:
         Yields (positions in `indices` (b,), whether they stay as they are, images (b,H,W) uint8, masks (b,H,W) uint8).
         """
         kind, row = self.place[indices].unbind(1)
-        original = torch.zeros_like(kind) if self.fixed is None else (self.fixed[indices, 1] == 0).long()
-        alike = 2 * kind + original
+        unchanged = torch.zeros_like(kind) if self.fixed is None else (self.fixed[indices, 1] == 0).long()
+        alike = 2 * kind + unchanged
         for key in alike.unique().tolist():
             positions = (alike == key).nonzero().squeeze(1)
             shape, rows = list(self.images)[key // 2], row[positions].to(self.device)
             yield positions, bool(key % 2), self.images[shape][rows], self.masks[shape][rows]
+
+    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """All slices once, at most `size` at a time: indices (b,), images (b,H,W) uint8, masks (b,H,W) uint8."""
+        for indices in torch.arange(len(self.place)).split(size):
+            for positions, _, grey, masks in self.groups(indices):
+                yield indices[positions], grey, masks
 
 
 def _stack(arrays: list[np.ndarray], rows: list[int], device: torch.device) -> torch.Tensor:
@@ -197,19 +203,19 @@ def read_batch(pool: DeviceSlices, samples: torch.Tensor, settings: Settings) ->
     Returns images (B,1,h,w) float32 in [-1,1] and targets (B,h,w) int64.
     """
     places, images, masks = [], [], []
-    for positions, original, grey, ids in pool.groups(samples[:, 1]):
+    for positions, unchanged, grey, ids in pool.groups(samples[:, 1]):
         chosen = samples[positions]
-        recipe = "none" if original else settings.augment
+        augmentation = "none" if unchanged else settings.augment
         shape = (grey.shape[1], grey.shape[2])
         size = (settings.crop[1], settings.crop[0]) if settings.crop else shape
         values, centers = encode_gray(grey, 1), None
         if pool.fixed is not None and settings.crop:
             draws = uniform(sample_seeds(chosen, settings.seed, "window"), 3)
             _, centers = place_windows(draws, shape, size, 0.0)
-        if recipe != "none" or settings.crop:
+        if augmentation != "none" or settings.crop:
             keys = chosen if pool.fixed is None else pool.fixed[chosen[:, 1]].flip(1)
             seeds = sample_seeds(keys, settings.seed, "augment")
-            values, ids = augment(values, ids, recipe, seeds, size, settings.angle, centers)
+            values, ids = augment(values, ids, augmentation, seeds, size, settings.angle, centers)
         places.append(positions)
         images.append(values)
         masks.append(ids.long())

@@ -25,13 +25,11 @@ from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet, m
 def image_matrices(model: UNet, slices: Slices, device: torch.device) -> torch.Tensor:
     """Confusion matrix of every slice on its own: (N,K,K) int64 on the CPU. Their sum is that of the set."""
     model = move_to(model, device).eval()
-    pool = DeviceSlices(slices, device)
-    micro_batch = slices_at_once(slices.shapes, model.width, device)
     matrices = torch.zeros(len(slices), model.classes, model.classes, dtype=torch.int64)
-    for start in range(0, len(slices), micro_batch):
-        for positions, _, grey, masks in pool.groups(torch.arange(start, min(start + micro_batch, len(slices)))):
-            for position, mask, prediction in zip(positions, masks, predict_mask([model], grey), strict=True):
-                matrices[start + position] = confusion(mask, prediction, model.classes).cpu()
+    at_once = slices_at_once(slices.shapes, model.width, device)
+    for indices, grey, masks in DeviceSlices(slices, device).batches(at_once):
+        for index, mask, prediction in zip(indices, masks, predict_mask([model], grey), strict=True):
+            matrices[index] = confusion(mask, prediction, model.classes).cpu()
     return matrices
 
 

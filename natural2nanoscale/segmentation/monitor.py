@@ -26,18 +26,17 @@ from natural2nanoscale.signals import Interrupted, StopSignal
 
 
 @torch.inference_mode()
-def validate(model: UNet, pool: DeviceSlices, count: int, micro_batch: int) -> tuple[float, torch.Tensor]:
+def validate(model: UNet, pool: DeviceSlices, micro_batch: int) -> tuple[float, torch.Tensor]:
     """Mean cross-entropy over all labelled pixels and confusion matrix (K,K) of unaugmented slices, whole where they
     are no larger than a tile."""
     model.eval()
     loss_sum = torch.zeros((), device=pool.device)
     matrix = torch.zeros(model.classes, model.classes, dtype=torch.int64, device=pool.device)
-    for start in range(0, count, micro_batch):
-        for _, _, grey, masks in pool.groups(torch.arange(start, min(start + micro_batch, count))):
-            for window, answer, place in tiles(grey.shape[1:]):
-                logits = model(encode_gray(grey[window], 1))[answer]
-                loss_sum += F.cross_entropy(logits, masks[place].long(), ignore_index=IGNORE_ID, reduction="sum")
-                matrix += confusion(masks[place], logits.argmax(1), model.classes)
+    for _, grey, masks in pool.batches(micro_batch):
+        for window, answer, place in tiles(grey.shape[1:]):
+            logits = model(encode_gray(grey[window], 1))[answer]
+            loss_sum += F.cross_entropy(logits, masks[place].long(), ignore_index=IGNORE_ID, reduction="sum")
+            matrix += confusion(masks[place], logits.argmax(1), model.classes)
     model.train()
     return (loss_sum / matrix.sum().clamp(min=1)).item(), matrix.cpu()
 
@@ -76,8 +75,8 @@ class Monitor:
     ):
         self.model, self.schedule, self.settings, self.folder = model, schedule, settings, folder
         device = next(model.parameters()).device
-        self.slices, self.at_once = len(validation), slices_at_once(validation.shapes, settings.width, device)
         self.validation = DeviceSlices(validation, device)
+        self.at_once = slices_at_once(validation.shapes, settings.width, device)
         self.patience = settings.patience or math.inf
 
         # all that moves, and so is saved
@@ -115,7 +114,7 @@ class Monitor:
 
     def validated(self) -> dict:
         """Look at the validation slices and keep the weights if they are the best so far; the line for the log."""
-        val_loss, matrix = validate(self.model, self.validation, self.slices, self.at_once)
+        val_loss, matrix = validate(self.model, self.validation, self.at_once)
         loss = (self.train_loss[0] / self.train_loss[1].clamp(min=1e-6)).item()
         if not math.isfinite(loss + val_loss):
             raise InputError(f"the loss became {loss} by step {self.counts.step}: lower --lr and start again")

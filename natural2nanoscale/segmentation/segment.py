@@ -65,14 +65,14 @@ def segment_slices(unets: Path, images: Path, out: Path, device: torch.device, m
                 pixels = np.bincount(mask.ravel(), minlength=info.classes.count).tolist()
                 rows[page.stem] = {"image": page.stem, "file": stamp(page), "pixels": pixels, "clipped": clipped}
                 run.log(rows[page.stem])
-        cells = []
+        pictures = []
         for page in evenly_spaced(pages, SHOWN):
             grey = read_slice(reader, page, info, rule)[0]
             file = masks.pages_of(run.path / "masks" / f"{page.stem}.png", page.stem)[0]
             step = max(1, grey.shape[1] // 1024)  # the sheet is small
             grey, mask = grey[::step, ::step], masks.mask(file).values[::step, ::step]
-            cells.append([grey, colored(mask, info.classes), overlay(grey, mask, info.classes)])
-    sheet(cells, run.path / "contact.png", ["image", "mask", "overlay"], width=448)
+            pictures.append([grey, colored(mask, info.classes), overlay(grey, mask, info.classes)])
+    sheet(pictures, run.path / "contact.png", ["image", "mask", "overlay"], width=448)
     pixels = np.sum([rows[page.stem]["pixels"] for page in pages], axis=0)  # (K,)
     for name, share in zip(info.classes.names, pixels / pixels.sum(), strict=True):
         print(f"{name:>20}: {100 * share:.2f} % of all pixels")
