@@ -68,10 +68,10 @@ def main(args: argparse.Namespace) -> None:
     from natural2nanoscale.files import refuse_non_empty, write_text
     from natural2nanoscale.phantom.volume import write_default
     from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
-    from natural2nanoscale.segmentation.batches import check, plan_steps, set_size
     from natural2nanoscale.segmentation.evaluation import evaluate_run
     from natural2nanoscale.segmentation.plan import print_plan
     from natural2nanoscale.segmentation.report import markdown, model_card, write_report
+    from natural2nanoscale.segmentation.schedule import check, plan_steps, set_size
     from natural2nanoscale.segmentation.slices import combine, load_slices
     from natural2nanoscale.segmentation.training import train
     from natural2nanoscale.segmentation.unet import select_precision

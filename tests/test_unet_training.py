@@ -23,16 +23,11 @@ from natural2nanoscale.data.roots import learned_by_synthetic, refuse_unfit
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for
-from natural2nanoscale.segmentation.batches import (
-    DeviceSlices,
-    check,
-    draw_batch,
-    read_batch,
-    steps_between_validations,
-)
+from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
 from natural2nanoscale.segmentation.evaluation import evaluate_run, score, summarize
 from natural2nanoscale.segmentation.monitor import validate
 from natural2nanoscale.segmentation.report import markdown
+from natural2nanoscale.segmentation.schedule import check, steps_between_validations
 from natural2nanoscale.segmentation.settings import RECOMMENDED, Settings, complete, shown
 from natural2nanoscale.segmentation.slices import Slices, combine, load_slices, spread_evenly
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train

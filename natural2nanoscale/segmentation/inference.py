@@ -9,7 +9,7 @@ from types import EllipsisType
 import torch
 
 from natural2nanoscale.data.encoders import encode_gray
-from natural2nanoscale.segmentation.batches import micro_batch_size
+from natural2nanoscale.segmentation.schedule import micro_batch_size
 from natural2nanoscale.segmentation.unet import UNet
 
 Index = tuple[EllipsisType, slice, slice]

@@ -16,9 +16,10 @@ from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder
-from natural2nanoscale.segmentation.batches import DeviceSlices, Schedule
+from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import slices_at_once, tiles
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, miou
+from natural2nanoscale.segmentation.schedule import Schedule
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
 from natural2nanoscale.segmentation.unet import UNet, UNetInfo, save_unet

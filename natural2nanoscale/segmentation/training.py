@@ -13,8 +13,9 @@ from tqdm import tqdm
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for
-from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch, schedule_of
+from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
 from natural2nanoscale.segmentation.monitor import Monitor, Trained
+from natural2nanoscale.segmentation.schedule import check, schedule_of
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
 from natural2nanoscale.segmentation.unet import UNet, initialize, move_to, select_precision

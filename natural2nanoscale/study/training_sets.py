@@ -15,7 +15,7 @@ from natural2nanoscale.draws import sample_seeds
 from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
 from natural2nanoscale.seeds import permutation_for, seed_for
 from natural2nanoscale.segmentation.augmentation import augment
-from natural2nanoscale.segmentation.batches import check
+from natural2nanoscale.segmentation.schedule import check
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 

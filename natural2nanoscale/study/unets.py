@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from natural2nanoscale.seeds import seed_for
-from natural2nanoscale.segmentation.batches import plan_steps
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
+from natural2nanoscale.segmentation.schedule import plan_steps
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, combine
 from natural2nanoscale.segmentation.training import train
