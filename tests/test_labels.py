@@ -95,7 +95,8 @@ def test_masks_of_few_bits_keep_their_ids(source, bits):
         for bit in range(bits):
             values[:, bit::bits] = masks[i] >> (bits - 1 - bit) & 1
         write_png(file.with_suffix(".png"), np.packbits(values, axis=1), bits, 8)
-    parts = source.prepare(*THIRDS)
+    names = ",".join(f"c{i}" for i in range(2**bits))
+    parts = source.prepare(*THIRDS, "--classes", names)
     assert parts["train"].info.classes.count == 2**bits
     assert np.array_equal(parts["train"].mask("cell_2"), masks[2])
 

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,16 +15,11 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
+from natural2nanoscale.data.readers.base import PICTURE_ERRORS, ReadOptions, check_regular, unreadable
 from natural2nanoscale.errors import InputError
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
-# what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
-PICTURE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
-    OverflowError,
-    MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,19 +102,39 @@ def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:
 
     modes: Pillow's names. A palette picture, "P", gives its indices: class ids, but no grey values.
     """
+    if path.suffix.lower() in (".tif", ".tiff"):
+        return _read_gray_tiff(path)
+    check_regular(path)
     try:
-        with Image.open(path, formats=["PNG", "TIFF"]) as picture:
-            pages = getattr(picture, "n_frames", 1)
-            if picture.mode not in modes or pages != 1:
-                raise InputError(
-                    f"{path} is a {picture.mode} picture with {pages} page(s), expected "
-                    "one page of 8-bit grey values: convert it with `python -m natural2nanoscale prepare`"
-                )
+        with Image.open(path, formats=["PNG"]) as picture:
+            if picture.mode not in modes:
+                raise _not_gray(path, f"{picture.mode} picture")
             return np.array(picture)
     except PICTURE_ERRORS as error:
-        raise InputError(
-            f"{path} cannot be read as a PNG or TIFF picture ({error}): replace or remove the file"
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def _read_gray_tiff(path: Path) -> np.ndarray:
+    """(H,W) uint8 of an 8-bit TIFF; as for `prepare`, 0 is black also where the file calls it white."""
+    from natural2nanoscale.data.readers.opening import open_source
+
+    source = open_source(path, ReadOptions())
+    try:
+        if source.count != 1 or source.kind != "grey" or source.palette is not None or source.bits != 8:
+            raise _not_gray(path, f"{source.bits}-bit {source.kind} picture with {source.count} page(s)")
+        if source.dtype != np.uint8:
+            raise _not_gray(path, f"{source.dtype} picture")
+        pixels = source.read(0)
+        return 255 - pixels if source.inverted else pixels
+    finally:
+        source.close()
+
+
+def _not_gray(path: Path, found: str) -> InputError:
+    return InputError(
+        f"{path} is a {found}, expected one page of 8-bit grey values: convert it with "
+        "`python -m natural2nanoscale prepare`"
+    )
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:

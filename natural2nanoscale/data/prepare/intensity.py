@@ -48,3 +48,14 @@ def to_bytes(pixels: np.ndarray, window: tuple[float, float] | None) -> np.ndarr
         return pixels
     scaled = (pixels.astype(np.float64) - window[0]) * (255.0 / (window[1] - window[0]))
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+
+
+def information_bar(pixels: np.ndarray) -> int:
+    """Rows at the bottom of a slice (H,W) that look like an information bar, flat but for its letters; or 0."""
+    height = pixels.shape[0]
+    flat = np.zeros(height, bool)
+    for row in range(height // 2, height):
+        values, counts = np.unique(pixels[row], return_counts=True)
+        flat[row] = counts.max() > 0.4 * pixels.shape[1] or (counts.max() > 0.2 * pixels.shape[1] and len(values) < 64)
+    rows = height - 1 - (np.flatnonzero(~flat)[-1] if not flat.all() else -1)
+    return int(rows) if 8 <= rows <= height // 4 else 0

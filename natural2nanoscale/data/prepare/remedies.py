@@ -1,0 +1,46 @@
+"""What to propose where the values of masks are no class ids: every proposal is a flag that works as it is printed."""
+
+from __future__ import annotations
+
+from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
+from natural2nanoscale.data.prepare.ranges import Mapping, spelled
+
+MANY = 12  # more values than these are a question: numbered objects, or classes that nobody named
+
+
+def flag(name: str, value: str) -> str:
+    """A flag and its value, joined by = where argparse would take the value for a flag."""
+    return f"`{name}={value}`" if value.startswith("-") else f"`{name} {value}`"
+
+
+def mapped(given: Mapping, added: dict) -> str:
+    """--map with the entries that were given already and more."""
+    return flag("--map", spelled({**given, **added}, IGNORE_ID))
+
+
+def objects(values: list[int], given: Mapping) -> str:
+    """For numbered objects: all of them one class."""
+    below = {value: IGNORE_ID for value in values if value < 0}
+    return mapped(given, {**below, (1, None): 1})
+
+
+def for_values(total: list[int], strays: list[int], names: tuple[str, ...], given: Mapping) -> str:
+    """Flags for the values of masks (total, ascending) of which some (strays) are no class id."""
+    plain = [value for value in total if value != 255 and value not in given]
+    low, high = plain[0], plain[-1]
+    contiguous = plain == list(range(low, high + 1)) and len(plain) > 1 and not given
+    if len(strays) > MANY:
+        many = " (so many values look like object numbers or grey values)"
+        return f"pass {objects(plain, given)} if they number objects{many}, else save class ids"
+    if contiguous and low not in (0, -1) and high - low < (len(names) or MAX_CLASSES):
+        return f"pass {flag('--labels-from', str(low))} if {low} is the first class"
+    if contiguous and low == 0 and names and high == len(names):
+        return "pass `--labels-from 1` if 0 marks unlabelled pixels, or name one class more with --classes"
+    ignored = mapped(given, {value: IGNORE_ID for value in strays})
+    if strays == [-1]:
+        return f"pass {ignored} if -1 marks unlabelled pixels"
+    remedy = f"map or ignore them, {ignored}"
+    if not names and not given and len(total) <= MANY:
+        remedy += " or " + flag("--map", ",".join(f"{v}={i}" for i, v in enumerate(total) if v != i))
+        remedy += ", or name all classes with --classes"
+    return remedy

@@ -1,0 +1,270 @@
+"""TIFF as microscopes and programs of the field write it, read by tifffile: nothing is guessed or half-decoded."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from natural2nanoscale.data.readers.axes import find_layout
+from natural2nanoscale.data.readers.base import (
+    PICTURE_ERRORS,
+    ReadOptions,
+    Source,
+    check_numbers,
+    check_pixels,
+    need,
+    unreadable,
+)
+from natural2nanoscale.data.readers.tiff_metadata import named_axes, pixel_size
+from natural2nanoscale.errors import InputError
+
+CODECS = {
+    1: "none", 2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "packbits",
+    32946: "deflate", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000",
+    34887: "LERC", 34925: "LZMA", 34926: "zstd", 50000: "zstd",
+}  # fmt: skip
+KINDS = ("generic", "uniform", "shaped", "imagej", "ome", "nih")  # whose axes tifffile takes from the file's own words
+MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+WORRYING = ("missing", "zeroed", "truncat", "corrupt", "invalid series", "match", "cannot handle", "incomplete")
+WHOLE = 2**31  # bytes of an array that can only be read as a whole
+
+
+class _Listener(logging.Handler):
+    """Keeps what tifffile logs: a file that it only grumbles about is one that it may read wrongly."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR or any(word in text for word in WORRYING):
+            self.said.append(text)
+
+
+@contextmanager
+def refusing(what: object):
+    """Turn what tifffile raises, or merely logs, into an InputError that names the file."""
+    logger, listener = logging.getLogger("tifffile"), _Listener()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(listener)
+    try:
+        yield
+    except InputError:
+        raise
+    except PICTURE_ERRORS as error:
+        raise unreadable(what, error) from error
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagate
+    if listener.said:
+        raise unreadable(what, listener.said[0])
+
+
+class TiffSource(Source):
+    """Slices of a TIFF file: what its description (ImageJ, OME-XML, tifffile's) or else its pages say they are.
+
+    Reduced copies (NewSubfileType) are no slices. Orientation is ignored as ImageJ and napari do.
+    """
+
+    def __init__(self, path: Path, options: ReadOptions):
+        self.path = path
+        tifffile = need("tifffile", path)
+        need("imagecodecs", path)
+        with refusing(path):
+            self.file = tifffile.TiffFile(path, _multifile=False)
+        try:
+            with refusing(path):
+                self._understand(options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _understand(self, options: ReadOptions) -> None:
+        series, all_pages = self._main_series()
+        self.pages = list(series.pages) if series.kind not in ("generic", "uniform") else all_pages
+        if any(page is None for page in self.pages):
+            raise unreadable(self.path, f"its description announces {len(self.pages)} pages of which some are missing")
+        self.pages = [self.file.pages[page.index] if page.index < len(self.file.pages) else page for page in self.pages]
+        self.pages = [page if hasattr(page, "tags") else page.aspage() for page in self.pages]
+        first = self.pages[0]
+        for page in self.pages:
+            self._check_page(page, options)
+            if (page.shape, page.dtype) != (first.shape, first.dtype):
+                raise InputError(
+                    f"{self.path} has pages of different kinds, {_kind(first)} and {_kind(page)}: save the slices "
+                    "alone, one stack or file per kind"
+                )
+        if series.kind in ("generic", "uniform"):
+            shape, axes = (len(self.pages), *first.shape), "I" + first.axes
+        else:
+            shape, axes = tuple(series.get_shape(False)), series.get_axes(False)
+        self.inner = self._page_axes(axes, shape, first)
+        self.shape, self.offset = shape, None
+        if len(self.pages) == 1 and math.prod(shape) > math.prod(first.shape):  # one IFD, planes one after another
+            self.offset = int(first.dataoffsets[0])
+            if (
+                first.compression != 1
+                or self.path.stat().st_size < self.offset + math.prod(shape) * first.dtype.itemsize
+            ):
+                planes = math.prod(shape) // math.prod(first.shape)
+                raise unreadable(self.path, f"it announces {planes} slices but has 1 page and no room for more")
+        elif self.offset is None and math.prod(shape) != len(self.pages) * math.prod(first.shape):
+            raise unreadable(
+                self.path, f"it announces the shape {shape} but has {len(self.pages)} pages of {first.shape}"
+            )
+        self._check_description(series.kind, math.prod(shape) // (first.imagewidth * first.imagelength))
+        self._colours(first)
+        samples = {"grey": 1, "alpha": 2, "rgb": 3, "rgba": 4}[self.kind]
+        known = axes if options.axes is None or self.kind != "grey" else None
+        self.layout = find_layout(self.path, shape, named_axes(axes) if known else None, options, samples)
+        self.size, self.count, self.channels = self.layout.size, self.layout.count, self.layout.channels
+        self.notes += self.layout.notes
+        check_pixels(self.path, self.size, options.max_pixels)
+        self.dtype = np.dtype(np.uint8) if first.dtype == bool else first.dtype.newbyteorder("=")
+        self.pixel_size_nm = pixel_size(self.file, first)
+        self._cache: tuple[object, np.ndarray | None] = (None, None)
+
+    def _check_description(self, kind: str, planes: int) -> None:
+        """Refuse a file whose description says otherwise than what was found in it."""
+        said = int((self.file.imagej_metadata or {}).get("images", 1)) if self.file.is_imagej else 1
+        if said > planes:
+            raise unreadable(self.path, f"it announces {said} slices but has {planes} and no room for more")
+        if self.file.is_ome and kind not in ("ome", "imagej"):
+            raise unreadable(self.path, "its OME-XML speaks of other pages than those that are there")
+
+    def _main_series(self):
+        """The series that holds the slices, and the pages that are no reduced copies."""
+        tif = self.file
+        tif.pages.useframes = False
+        pages = [tif.pages[i] for i in range(len(tif.pages))]
+        if not pages:
+            raise unreadable(self.path, "it has no page")
+        full = [page for page in pages if not (page.subfiletype & 5)] or pages[:1]  # 1 reduced copy, 4 mask
+        series = [one for one in tif.series if not (one.keyframe.subfiletype & 5)] or tif.series[:1]
+        kind = series[0].kind
+        if kind not in KINDS:
+            raise InputError(
+                f"{self.path} is a {kind} file of a microscope's vendor: open it in Fiji (File > Import > Bio-Formats) "
+                "and save it as TIFF"
+            )
+        if len(series) > 1 and kind not in ("generic", "uniform"):
+            shapes = ", ".join(str(one.shape) for one in series[:4])
+            raise InputError(f"{self.path} holds {len(series)} images of shapes {shapes}: save one image per file")
+        if len(full) < len(pages):
+            self.notes += (f"reduced copies are no slices ({len(pages) - len(full)} pages)",)
+        elif any(one.levels[1:] for one in series):
+            self.notes += ("reduced copies are no slices",)
+        return series[0], full
+
+    def _check_page(self, page, options: ReadOptions) -> None:
+        """Refuse, before decoding, what is not known to be read right."""
+        codec = int(page.compression)
+        if codec not in CODECS:
+            name = getattr(page.compression, "name", codec)
+            raise InputError(
+                f"{self.path} has the codec {name} ({codec}): save it without compression, or with deflate"
+            )
+        photometric = int(page.photometric) if page.photometric is not None else MIN_IS_BLACK
+        allowed = (MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE) + ((YCBCR,) if codec in (7, 33003, 33005, 34712) else ())
+        if photometric not in allowed:
+            name = getattr(page.photometric, "name", photometric)
+            raise InputError(
+                f"{self.path} has the colours {name}, expected grey, RGB or a palette: save it as one of these"
+            )
+        if isinstance(page.bitspersample, tuple):
+            raise InputError(
+                f"{self.path} has channels of {page.bitspersample} bits, expected equal ones: save it as RGB"
+            )
+        check_numbers(self.path, page.dtype)
+        check_pixels(self.path, (page.imagewidth, page.imagelength), options.max_pixels)
+        if page.is_tiled:
+            check_pixels(
+                f"a tile of {self.path}", (page.tilewidth, page.tilelength), 4 * max(options.max_pixels, 2**20)
+            )
+        segments = math.prod(page.chunked)
+        end = max((a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False) if b), default=0)
+        if len(page.dataoffsets) < segments or end > self.file.filehandle.size:
+            raise unreadable(self.path, f"page {page.index + 1} lies beyond the end of the file")
+
+    def _page_axes(self, axes: str, shape: tuple[int, ...], first) -> int:
+        """How many of the last axes lie within one page."""
+        size, within = 1, 0
+        for length in reversed(shape):
+            if size == math.prod(first.shape) and within >= 2:
+                break
+            size, within = size * length, within + 1
+        return within
+
+    def _colours(self, page) -> None:
+        photometric = int(page.photometric) if page.photometric is not None else MIN_IS_BLACK
+        self.bits, samples = int(page.bitspersample), int(page.samplesperpixel)
+        if page.dtype == bool:
+            self.bits = 1
+        if photometric in (RGB, YCBCR):
+            if samples not in (3, 4):
+                raise InputError(
+                    f"{self.path} has {samples} samples per pixel in colour, expected 3 or 4: save it as RGB"
+                )
+            self.kind = "rgb" if samples == 3 else "rgba"
+            if page.dtype != np.uint8:
+                raise InputError(
+                    f"{self.path} has {self.bits} bits per channel in colour, of which only 8 can be read: save it as "
+                    "16-bit greyscale"
+                )
+        elif samples == 2 and page.extrasamples and int(page.extrasamples[0]) in (1, 2):
+            self.kind = "alpha"
+        if photometric == PALETTE and page.colormap is not None:
+            table = np.asarray(page.colormap).astype(np.int32)  # (3, 2**bits)
+            table = table >> 8 if table.max() > 255 else table
+            self.palette = table[0] << 16 | table[1] << 8 | table[2]
+        self.inverted = photometric == MIN_IS_WHITE
+        turned = page.tags.valueof(274, 1)
+        if turned != 1:
+            self.notes += (f"the Orientation tag ({int(turned)}) is ignored, as ImageJ and napari do",)
+
+    def read(self, index: int) -> np.ndarray:
+        place = self.layout.index(index)
+        with refusing(f"{self.path} slice {index}" if self.count > 1 else self.path):
+            plane = np.array(self._select(place))
+        plane = self.layout.upright(plane)
+        return np.ascontiguousarray(plane.astype(self.dtype))
+
+    def _select(self, place: tuple[int | slice, ...]) -> np.ndarray:
+        first = self.pages[0]
+        if self.offset is not None:
+            stored = first.dtype.newbyteorder(self.file.byteorder)
+            return np.memmap(self.path, stored, "r", self.offset, self.shape)[place]
+        before = len(self.shape) - self.inner
+        outer = place[:before]
+        if all(isinstance(at, int) for at in outer):
+            number = int(np.ravel_multi_index(outer, self.shape[:before])) if outer else 0
+            return self._array(number, lambda: self._decode(number).reshape(self.shape[before:]))[place[before:]]
+        if math.prod(self.shape) * first.dtype.itemsize > WHOLE:
+            raise InputError(
+                f"{self.path} has its slices across its pages and is too large for that: save it with Z first"
+            )
+        whole = self._array(
+            "all", lambda: np.stack([self._decode(i) for i in range(len(self.pages))]).reshape(self.shape)
+        )
+        return whole[place]
+
+    def _array(self, key: object, make) -> np.ndarray:
+        """The last page is kept: channels and planes of one page are asked for one after the other."""
+        if self._cache[0] != key:
+            self._cache = key, make()
+        return self._cache[1]
+
+    def _decode(self, number: int) -> np.ndarray:
+        return self.pages[number].asarray(maxworkers=1)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _kind(page) -> str:
+    return f"{page.imagewidth}x{page.imagelength} {page.dtype}"
