@@ -41,7 +41,7 @@ def prepare(settings: Preparation) -> None:
     """
     out = settings.out.resolve()
     refuse_non_empty(out)
-    masks = Reader(settings.max_pixels, None, settings.axes, settings.one_hot, settings.alpha)
+    masks = Reader(settings.max_pixels, None, settings.axes, settings.one_hot, settings.alpha, True)
     with Reader(settings.max_pixels, settings.channel, settings.axes) as images, masks:
         pairs = find_pairs(settings, images, masks)
         pairs, codes = read_masks(settings, pairs, masks)
@@ -75,6 +75,7 @@ def prepare(settings: Preparation) -> None:
 def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pair]:
     """All pairs of slice and mask, large enough for the tiles; nothing is decoded yet."""
     slices, folders = list_pages(settings.images, images, "--images"), class_folders(settings.masks)
+    masks.options = replace(masks.options, shape=images.open(slices[-1].path).shape)
     if folders and not settings.one_hot:
         raise InputError(
             f"{settings.masks} holds the folders {', '.join(folder.name for folder in folders[:8])}: pass `--one-hot` "

@@ -20,7 +20,9 @@ class Histogram:
     def add(self, pixels: np.ndarray) -> None:
         whole = np.issubdtype(pixels.dtype, np.integer)
         if whole and -self.OFFSET <= int(pixels.min()) and int(pixels.max()) < self.OFFSET:
-            self.counts += np.bincount(pixels.ravel().astype(np.int64) + self.OFFSET, minlength=len(self.counts))
+            for start in range(0, len(pixels), 256):  # rows: the 64-bit copy of a montage would not fit
+                values = pixels[start : start + 256].ravel().astype(np.int64)
+                self.counts += np.bincount(values + self.OFFSET, minlength=len(self.counts))
         else:
             self.samples.append(pixels.ravel()[:: max(1, pixels.size // self.SAMPLE)].astype(np.float64))
 

@@ -71,8 +71,8 @@ def _shift(pages: list[dict[int, int]], mapping: dict[int, int], labels_from: in
     beyond = [value for value in values if value - labels_from >= MAX_CLASSES]
     if beyond:
         raise InputError(
-            f"--labels-from {labels_from} makes mask value {max(beyond)} class {max(beyond) - labels_from}, expected at "
-            f"most {MAX_CLASSES - 1}: map it with --map"
+            f"--labels-from {labels_from} makes mask value {max(beyond)} class {max(beyond) - labels_from}, expected "
+            f"at most {MAX_CLASSES - 1}: map it with --map"
         )
     return {value: value - labels_from if value >= labels_from else IGNORE_ID for value in values}
 

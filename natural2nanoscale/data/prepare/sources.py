@@ -13,7 +13,7 @@ from natural2nanoscale.data.readers.opening import open_source, split_container
 from natural2nanoscale.errors import InputError
 
 GREYS = np.arange(256, dtype=np.int32) * 0x010101
-UNLABELLED = -(2**40)  # value and colour of pixels that a mask itself calls unlabelled, by transparency
+UNLABELLED = -(2**31) + 1  # value and colour of pixels that a mask itself calls unlabelled, by transparency
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Page:
 
 @dataclass(frozen=True)
 class MaskPixels:
-    """A mask as plain values (H,W) int64, or as colours 0xRRGGBB (H,W) int64, the other one None.
+    """A mask as plain values (H,W) int32 or int64, or as colours 0xRRGGBB (H,W) int32, the other one None.
 
     table: the colour of each value, that of a grey one having equal channels; with `indexed` the file's own.
     """
@@ -89,8 +89,9 @@ class Reader:
     def __init__(
         self, max_pixels: int, channel: int | None = None, axes: str | None = None, split_channels: bool = False,
         alpha: str | None = None,
+        labels: bool = False,
     ):  # fmt: skip
-        self.options = ReadOptions(max_pixels, channel, axes, split_channels)
+        self.options = ReadOptions(max_pixels, channel, axes, split_channels, labels)
         self.alpha = alpha
         self.path: Path | None = None
         self.source: Source | None = None
@@ -168,15 +169,17 @@ class Reader:
         if source.inverted:
             self.say("inverted", f"{page.path} says that 0 is white (MinIsWhite): labels keep their stored values")
         if source.palette is not None:
-            return MaskPixels(pixels.astype(np.int64), None, source.palette, indexed=True)
+            return MaskPixels(pixels.astype(np.int32), None, source.palette, indexed=True)
         hidden = None
         if source.kind in ("alpha", "rgba"):
             pixels, hidden = self._transparency(page, pixels[..., :-1], pixels[..., -1])
         if pixels.ndim == 3 and (pixels != pixels[..., :1]).any():
-            colors = packed(pixels).astype(np.int64)
-            return MaskPixels(None, colors if hidden is None else np.where(hidden, UNLABELLED, colors), GREYS)
+            colors = packed(pixels)
+            return MaskPixels(None, colors if hidden is None else np.where(hidden, np.int32(UNLABELLED), colors), GREYS)
         values = whole_numbers(page, pixels[..., 0] if pixels.ndim == 3 else pixels)
-        return MaskPixels(values if hidden is None else np.where(hidden, UNLABELLED, values), None, GREYS)
+        return MaskPixels(
+            values if hidden is None else np.where(hidden, values.dtype.type(UNLABELLED), values), None, GREYS
+        )
 
     def _transparency(self, page: Page, colors: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """What the mask's pixels are, and which are unlabelled, by what `alpha` says of their transparency."""
@@ -197,7 +200,7 @@ class Reader:
 
     def _one_hot(self, page: Page) -> MaskPixels:
         """Value i + 1 where the page of class i is not 0, and 0 where none is."""
-        values = np.zeros((page.size[1], page.size[0]), np.int64)
+        values = np.zeros((page.size[1], page.size[0]), np.int32)
         for number, part in enumerate(page.parts, 1):
             found = self.mask(part).codes(False)
             if found is None:
@@ -212,10 +215,11 @@ class Reader:
 
 
 def whole_numbers(page: Page, pixels: np.ndarray) -> np.ndarray:
-    """Label values as (H,W) int64."""
+    """Label values as (H,W) int32, or int64 where the file has such."""
     if pixels.dtype == np.uint64 and pixels.max() >= 2**62:
         raise InputError(f"{page} has mask values up to {pixels.max()}, expected class ids: number them from 0")
-    values = pixels.astype(np.int64)
+    small = pixels.dtype.itemsize < 4 or pixels.dtype == np.int32
+    values = pixels.astype(np.int32 if small and pixels.dtype.kind != "f" else np.int64)
     if pixels.dtype.kind == "f" and not np.array_equal(values, pixels):
         raise InputError(f"{page} is a mask with fractions, expected whole class ids: save integers")
     return values

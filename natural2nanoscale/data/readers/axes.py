@@ -56,19 +56,20 @@ def find_layout(
     samples: length of the axis S of a colour picture, 1 if there is none.
     """
     notes = []
-    if options.axes:
-        axes = _given(what, shape, options.axes, axes)
+    given = _for_labels(shape, options) if options.labels else options.axes
+    if given:
+        axes = _given(what, shape, given, axes)
     elif axes is None:
         axes, notes = _guessed(what, shape)
     if axes.count("S") and samples == 1:  # samples that are no colour are channels
         axes = axes.replace("S", "C") if "C" not in axes else _ask_axes(what, shape)
     if len(axes) != len(shape) or len(set(axes)) < len(axes) or not {"Y", "X"} <= set(axes):
         raise InputError(f"{what} has the axes {axes} for the shape {shape}: name them with `--axes {_example(shape)}`")
-    keep = [i for i, name in enumerate(axes) if name in "YXS" or shape[i] > 1]
-    dropped = [i for i in range(len(axes)) if i not in keep]
-    if "C" in axes and axes.index("C") in keep and not options.split_channels:
+    if "C" in axes and shape[axes.index("C")] > 1 and not options.split_channels:
         count = shape[axes.index("C")]
         if options.channel is None or options.channel >= count:
+            if options.labels:
+                raise InputError(f"{what} has {count} channels: pass `--one-hot` if each is the mask of one class")
             last = f", ..., `--channel {count - 1}`" if count > 2 else " or `--channel 1`"
             raise InputError(f"{what} has {count} channels: choose one with `--channel 0`{last}")
         channel = options.channel
@@ -79,9 +80,19 @@ def find_layout(
     order = [i for i, name in enumerate(axes) if name not in "YXSC"]
     order += [axes.index("C")] if options.split_channels and "C" in axes else []
     _check_odd(what, axes, shape, notes)
-    del dropped
-    return Layout(axes, tuple(shape), tuple(order), 0 if channel is None and "C" in axes and not options.split_channels
-                  else channel, tuple(notes))  # fmt: skip
+    if channel is None and "C" in axes and not options.split_channels:
+        channel = 0  # the only one
+    return Layout(axes, tuple(shape), tuple(order), channel, tuple(notes))
+
+
+def _for_labels(shape: tuple[int, ...], options: ReadOptions) -> str | None:
+    """--axes for an array of masks: where it has the shape of the slices' array, but for their channels."""
+    if not options.axes or len(options.axes) != len(options.shape):
+        return options.axes if len(options.axes or "") == len(shape) and not options.shape else None
+    kept = [(name, n) for name, n in zip(options.axes, options.shape, strict=True) if name != "C"]
+    if shape == options.shape:
+        return options.axes
+    return "".join(name for name, _n in kept) if shape == tuple(n for _name, n in kept) else None
 
 
 def _given(what: object, shape: tuple[int, ...], given: str, said: str | None) -> str:
@@ -126,6 +137,8 @@ def _check_odd(what: object, axes: str, shape: tuple[int, ...], notes: list[str]
 def _example(shape: tuple[int, ...]) -> str:
     if len(shape) == 3:
         return "YXS" if shape[2] in (3, 4) else "YXC" if shape[2] == 2 else "ZYX"
+    if len(shape) == 4 and shape[3] in (3, 4):
+        return "ZYXS"
     return {2: "YX", 4: "ZCYX", 5: "TZCYX"}.get(len(shape), "ZYX")
 
 

@@ -30,12 +30,15 @@ class ReadOptions:
 
     max_pixels: of one slice. channel: which one of several, from 0. axes: what the axes of an array are, such as ZYX.
     split_channels: every channel is a slice of its own, those of one slice in a row (masks of one class each).
+    labels: the file holds masks; then axes are for arrays of this shape only, which is that of the slices' array.
     """
 
     max_pixels: int = 1_000_000_000
     channel: int | None = None
     axes: str | None = None
     split_channels: bool = False
+    labels: bool = False
+    shape: tuple[int, ...] = ()
 
 
 class Source:
@@ -46,6 +49,7 @@ class Source:
     inverted: the file says that 0 is white. notes: what the user should know of how the file was understood.
     """
 
+    shape: tuple[int, ...] = ()  # of the whole array that the slices are cut from
     count: int = 1
     size: tuple[int, int] = (0, 0)  # width, height
     dtype: np.dtype = np.dtype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class ArraySource(Source):
         self.layout: Layout = find_layout(name, tuple(map(int, shape)), axes, options, samples=3 if colour else 1)
         check_numbers(name, dtype)
         self.dtype = np.dtype(dtype).newbyteorder("=")
+        self.shape = self.layout.shape
         self.size, self.count, self.notes = self.layout.size, self.layout.count, self.layout.notes
         self.channels, self.bits = self.layout.channels, 8 * self.dtype.itemsize if self.dtype != bool else 1
         if colour and "S" in self.layout.axes:
@@ -52,7 +54,7 @@ class ArraySource(Source):
         except PICTURE_ERRORS as error:
             raise unreadable(f"{self.name} slice {index}", error) from error
         plane = self.layout.upright(plane)
-        return np.ascontiguousarray(plane.astype(np.uint8 if self.dtype == bool else self.dtype))
+        return np.ascontiguousarray(plane.astype(np.uint8 if self.dtype == bool else self.dtype, copy=False))
 
 
 class MrcSource(ArraySource):
@@ -98,7 +100,7 @@ class NumpySource(ArraySource):
         self.path = path
         try:
             array = self.open_array()
-        except PICTURE_ERRORS as error:
+        except (*PICTURE_ERRORS, tokenize.TokenError) as error:
             raise unreadable(path, error) from error
         super().__init__(path, array.shape, array.dtype, None, options)
 
@@ -122,7 +124,7 @@ class NpzSource(ArraySource):
                 self.array = arrays[name]
         except InputError:
             raise
-        except (*PICTURE_ERRORS, zipfile.BadZipFile) as error:
+        except (*PICTURE_ERRORS, zipfile.BadZipFile, tokenize.TokenError) as error:
             raise unreadable(path, error) from error
         super().__init__(f"{path}:{name}", self.array.shape, self.array.dtype, None, options)
 

@@ -102,7 +102,7 @@ class TiffSource(Source):
         if series.kind in ("generic", "uniform"):
             shape, axes = (len(self.pages), *first.shape), "I" + first.axes
         else:
-            shape, axes = tuple(series.get_shape(False)), series.get_axes(False)
+            shape, axes = tuple(series.shape), series.axes
         self.inner = self._page_axes(axes, shape, first)
         self.shape, self.offset = shape, None
         if len(self.pages) == 1 and math.prod(shape) > math.prod(first.shape):  # one IFD, planes one after another
@@ -181,6 +181,12 @@ class TiffSource(Source):
                 f"{self.path} has channels of {page.bitspersample} bits, expected equal ones: save it as RGB"
             )
         check_numbers(self.path, page.dtype)
+        floating = self.file.byteorder == ">" and page.dtype.kind == "f"
+        if floating and (page.predictor == 3 or codec == 34887):
+            raise InputError(  # libtiff 4.5 writes these with their bytes swapped, others do not: no reader can tell
+                f"{self.path} holds big-endian {page.dtype} by {'a predictor' if page.predictor == 3 else 'LERC'}, "
+                "which programs write in two ways: save it little-endian, or without compression"
+            )
         check_pixels(self.path, (page.imagewidth, page.imagelength), options.max_pixels)
         if page.is_tiled:
             check_pixels(
@@ -232,7 +238,7 @@ class TiffSource(Source):
         with refusing(f"{self.path} slice {index}" if self.count > 1 else self.path):
             plane = np.array(self._select(place))
         plane = self.layout.upright(plane)
-        return np.ascontiguousarray(plane.astype(self.dtype))
+        return np.ascontiguousarray(plane.astype(self.dtype, copy=False))
 
     def _select(self, place: tuple[int | slice, ...]) -> np.ndarray:
         first = self.pages[0]
