@@ -118,6 +118,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
         add = parser.add_argument
         add("--out", type=Path, required=True, help="run folder; the backbone itself is written to OUT/backbone")
+        add("--vae", type=Path, metavar="FOLDER", help="backbone whose VAE to keep, instead of training one")
         add_settings(parser, PretrainingSettings)
         add("--device", default="auto", help="auto, cpu or cuda")
         add("--resume", action="store_true", help="go on from the last checkpoint in OUT")

@@ -15,6 +15,21 @@ from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes over ten seconds; `pytest -m slow` runs these, `pytest` the others")
+    config.addinivalue_line("markers", "cuda: needs a CUDA card")
+    if not config.option.markexpr:
+        config.option.markexpr = "not slow"
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA card, and torch sees none")
+
+
 def blobs(count: int, height: int, width: int, classes: int = 3, seed: int = 0):
     """`count` (stem, image, mask) triples: bands of classes with a grey level and noise each."""
     rng = np.random.default_rng(seed)

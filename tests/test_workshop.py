@@ -13,9 +13,10 @@ from natural2nanoscale import runs
 from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.diffusion.backbone import EMBEDDED
 from natural2nanoscale.phantom.volume import volume
-from natural2nanoscale.workshop import architecture, dead_leaves, pretraining
+from natural2nanoscale.workshop import architecture, dead_leaves, pretraining, scenes
+from natural2nanoscale.workshop.images import SHAPES, to_pixels, tokenize, with_mirror_images
 
-SCENE = dead_leaves.Scene(
+SCENE = scenes.Scene(
     "mid", "grey", "high contrast", "many", "coarse", "round", "granular", "", "", "sharp", "clean", ""
 )
 
@@ -83,7 +84,7 @@ def test_captions_state_how_images_were_drawn():
 
 def test_every_caption_word_is_one_token_and_other_prompts_are_told_apart():
     tokenizer = architecture.make_tokenizer()
-    for word in dead_leaves.caption_words() + architecture.EXTRA_WORDS:
+    for word in scenes.caption_words() + architecture.EXTRA_WORDS:
         assert len(tokenizer(word).input_ids) == 3, word  # start, word, end
     longest = max((dead_leaves.draw(0, i, 8, 8)[1] for i in range(50)), key=len)
     assert tokenizer.unk_token_id not in tokenizer(longest).input_ids[:-1]
@@ -111,7 +112,7 @@ def test_noise_loss_is_the_weighted_squared_error():
 
 def small_bank() -> dict:
     bank = {}
-    for height, width in pretraining.SHAPES:
+    for height, width in SHAPES:
         drawn = [dead_leaves.draw(0, i, height, width) for i in range(2)]
         images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
         bank[height, width] = images, [text for _, text in drawn]
@@ -121,7 +122,7 @@ def small_bank() -> dict:
 def test_mirror_images_have_mirrored_captions():
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
     captions = ["a dark grey image, bright wall left", "a bright image with rims, dark sky above"]
-    both, texts = pretraining.with_mirror_images(images, captions)
+    both, texts = with_mirror_images(images, captions)
     assert torch.equal(both[:2], images) and torch.equal(both[2], images[0, :, :, [4, 3, 2, 1, 0]])
     assert texts == [*captions, "a dark grey image, bright wall right", captions[1]]
 
@@ -205,7 +206,7 @@ def test_shipped_vae_keeps_grey_slices(shipped):
 def test_latents_have_unit_variance_on_what_the_vae_was_trained_on(shipped):
     vae = shipped[0]
     images = torch.stack([torch.from_numpy(dead_leaves.draw(99, i, 128, 128)[0]).permute(2, 0, 1) for i in range(8)])
-    latents = vae.encode(pretraining.to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
+    latents = vae.encode(to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
     assert abs(latents.std().item() - 1) < 0.25
 
 
@@ -215,8 +216,8 @@ def test_shipped_unet_predicts_noise_and_heeds_captions(shipped):
     scheduler = architecture.make_scheduler()
     drawn = [dead_leaves.draw(98, i, 128, 128) for i in range(16)]
     images = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _ in drawn])
-    latents = vae.encode(pretraining.to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
-    states = text_encoder(pretraining.tokenize(tokenizer, [text for _, text in drawn])).last_hidden_state
+    latents = vae.encode(to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
+    states = text_encoder(tokenize(tokenizer, [text for _, text in drawn])).last_hidden_state
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     t = torch.full((16,), 700)
     noisy = scheduler.add_noise(latents, noise, t)

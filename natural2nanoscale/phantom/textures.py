@@ -64,14 +64,14 @@ def resample(field: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.fft.irfft2(wide, s=(height, width)).astype(np.float32) * (height * width / (h * w))
 
 
-def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of (H,W) by sigma pixels, edges repeated."""
+def blur(image: np.ndarray, sigma: float, border: str = "edge") -> np.ndarray:
+    """Gaussian blur of (H,W) or (H,W,C) by sigma pixels; `border` is numpy.pad's mode."""
     radius = max(1, int(np.ceil(3 * sigma)))
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
     kernel /= kernel.sum()
     for axis in (0, 1):
         size = image.shape[axis]
-        padded = np.pad(image, [(radius, radius) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+        padded = np.pad(image, [(radius, radius) if a == axis else (0, 0) for a in range(image.ndim)], mode=border)
         image = sum(k * np.take(padded, range(i, i + size), axis) for i, k in enumerate(kernel))
     return image
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from natural2nanoscale.workshop import dead_leaves
+from natural2nanoscale.workshop.scenes import caption_words
 
 # Training values that suit this backbone's ControlNet; read by the fine-tuning when it starts from this folder.
 RECOMMENDED = {
@@ -35,7 +35,7 @@ def make_vae() -> AutoencoderKL:
 def make_unet() -> UNet2DConditionModel:
     """Three levels; cross-attention at the end of the way down and in the middle, where ControlNet has it as well."""
     return UNet2DConditionModel(
-        sample_size=32, in_channels=8, out_channels=8, block_out_channels=(24, 48, 96), layers_per_block=1,
+        sample_size=32, in_channels=8, out_channels=8, block_out_channels=(40, 80, 160), layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("UpBlock2D",) * 3,
         cross_attention_dim=64, attention_head_dim=4, norm_num_groups=2,
     )  # fmt: skip
@@ -46,7 +46,7 @@ def make_tokenizer() -> CLIPTokenizer:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # CLIP's byte alphabet: the others move up
     alphabet = [chr(c) for c in printable] + [chr(256 + n) for n in range(256 - len(printable))]
     merges: list[tuple[str, str]] = []
-    for word in dead_leaves.caption_words() + EXTRA_WORDS:
+    for word in caption_words() + EXTRA_WORDS:
         pieces = [*word[:-1], word[-1] + "</w>"]
         for pair in merges:  # what the merges so far make of the word
             at = 0

@@ -1,74 +1,11 @@
 """Dead-leaves images with captions: occluding textured shapes with a power law of sizes, the classical statistical
 model of natural images (Lee, Mumford & Huang 2001; Baradad et al. 2021). No EM image takes part."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from natural2nanoscale.phantom.textures import blur
 from natural2nanoscale.runs import seed_for
-
-SHAPES = ("round", "long", "angular", "wobbly", "mixed")
-TEXTURES = ("smooth", "cloudy", "granular", "speckled", "veined", "striped", "mixed")
-HORIZONS = ("", "sky above", "ground below", "wall left", "wall right", "bands above and below")
-
-
-@dataclass(frozen=True)
-class Scene:
-    """How one image is drawn; every field is a phrase of its caption, "" where there is nothing to say."""
-
-    tone: str  # "dark", "mid" or "bright": the mean of the leaves' grey
-    colour: str  # "grey" or "coloured"
-    contrast: str  # "low contrast" or "high contrast": the spread of the leaves' grey
-    count: str  # "few" leaves leave background between them, "many" cover it
-    scale: str  # "fine" or "coarse": the range of radii
-    shape: str  # one of SHAPES
-    texture: str  # one of TEXTURES
-    rims: str  # "with rims": a dark or bright line along the edge of the leaves
-    fibres: str  # "with fibres": thin curved threads among the leaves
-    focus: str  # "sharp" or "blurred"
-    noise: str  # "clean" or "noisy"
-    horizon: str  # "" or e.g. "bright sky above": a flat region with a ragged border, in front of the leaves
-
-
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draws the phrases of one image."""
-    pick = lambda words, p=None: str(rng.choice(words, p=p))  # noqa: E731
-    horizon = pick(HORIZONS, (0.55, 0.1, 0.1, 0.05, 0.05, 0.15))
-    return Scene(
-        tone=pick(("dark", "mid", "bright")),
-        colour=pick(("grey", "coloured"), (0.65, 0.35)),
-        contrast=pick(("low contrast", "high contrast"), (0.4, 0.6)),
-        count=pick(("few", "many"), (0.35, 0.65)),
-        scale=pick(("fine", "coarse")),
-        shape=pick(SHAPES),
-        texture=pick(TEXTURES, (0.16, 0.12, 0.2, 0.12, 0.12, 0.08, 0.2)),
-        rims=pick(("with rims", ""), (0.4, 0.6)),
-        fibres=pick(("with fibres", ""), (0.3, 0.7)),
-        focus=pick(("sharp", "blurred"), (0.75, 0.25)),
-        noise=pick(("clean", "noisy")),
-        horizon=f"{pick(('bright', 'dark'), (0.6, 0.4))} {horizon}" if horizon else "",
-    )
-
-
-def caption(scene: Scene) -> str:
-    """States the scene in words, e.g. "a dark grey low contrast image of many fine round granular shapes with rims,
-    sharp and noisy, bright sky above"."""
-    extras = " and ".join(part for part in (scene.rims, scene.fibres) if part)
-    text = (
-        f"a {scene.tone} {scene.colour} {scene.contrast} image of {scene.count} {scene.scale} {scene.shape} "
-        f"{scene.texture} shapes {extras}".rstrip()
-        + f", {scene.focus} and {scene.noise}"
-    )
-    return f"{text}, {scene.horizon}" if scene.horizon else text
-
-
-def caption_words() -> tuple[str, ...]:
-    """All words the captions are made of: the vocabulary of the text encoder."""
-    rng, words = np.random.default_rng(0), set()
-    for _ in range(2000):
-        words.update(caption(draw_scene(rng)).replace(",", "").split())
-    return tuple(sorted(words))
-
+from natural2nanoscale.workshop.scenes import SHAPES, TEXTURES, Scene, caption, draw_scene
 
 # ----------------------------------------------------------------------------------------------------------------
 # Random fields
@@ -104,21 +41,6 @@ def _texture(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
     gradient = np.hypot(*np.gradient(mesh)) + 1e-3
     lines = np.exp(-((mesh / gradient / rng.uniform(0.7, 1.6)) ** 2))  # about constant width in pixels
     return (rng.choice((-1, 1)) * (lines - lines.mean()) / (lines.std() + 1e-6)).astype(np.float32)
-
-
-def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Separable Gaussian blur over the two first axes, reflecting at the border."""
-    radius = int(np.ceil(3 * sigma))
-    if radius == 0:
-        return image
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
-    weights /= weights.sum()
-    for axis in (0, 1):
-        padded = np.pad(image, [(radius, radius) if a == axis else (0, 0) for a in range(image.ndim)], mode="reflect")
-        slices = np.moveaxis(padded, axis, 0)
-        total = sum(w * slices[k : k + image.shape[axis]] for k, w in enumerate(weights))
-        image = np.moveaxis(total, 0, axis)
-    return image
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -259,7 +181,8 @@ def render(scene: Scene, rng: np.random.Generator, height: int, width: int) -> n
         image[inside > 0] = (flat + rng.uniform(0, 0.02) * textures[0][:height, :width])[inside > 0][:, None]
 
     # The camera: blur, then noise, then saturation.
-    image = _blur(image, rng.uniform(0.3, 0.65) if scene.focus == "sharp" else rng.uniform(0.9, 2.2))
+    sigma = rng.uniform(0.3, 0.65) if scene.focus == "sharp" else rng.uniform(0.9, 2.2)
+    image = blur(image, sigma, "reflect")
     noise = rng.standard_normal(image.shape if scene.colour == "coloured" else (height, width, 1), dtype=np.float32)
     image += noise * (rng.uniform(0, 0.012) if scene.noise == "clean" else rng.uniform(0.025, 0.11))
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
-import os
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
 from natural2nanoscale.cli import settings_from
-from natural2nanoscale.data.sheets import sheet
-from natural2nanoscale.workshop import dead_leaves
+from natural2nanoscale.diffusion.backbone import load_module
 from natural2nanoscale.workshop.architecture import (
     make_scheduler,
     make_text_encoder,
@@ -31,66 +27,24 @@ from natural2nanoscale.workshop.architecture import (
     make_vae,
     write_backbone,
 )
+from natural2nanoscale.workshop.captions import caption_sheet
+from natural2nanoscale.workshop.images import (
+    SHAPES,
+    encode_bank,
+    image_bank,
+    to_pixels,
+    tokenize,
+    with_mirror_images,
+)
 from natural2nanoscale.workshop.recipe import PretrainingSettings
 
-SHEET_GUIDANCE = (1.0, 3.0, 6.0)
-SHEET_CAPTIONS = (  # one that the others change in one respect
-    "a mid grey high contrast image of many coarse round smooth shapes, sharp and clean",
-    "a dark grey high contrast image of many coarse round smooth shapes, sharp and clean",
-    "a bright grey high contrast image of many coarse round smooth shapes, sharp and clean",
-    "a mid grey low contrast image of many coarse round smooth shapes, sharp and clean",
-    "a mid coloured high contrast image of many coarse round smooth shapes, sharp and clean",
-    "a mid grey high contrast image of many fine round granular shapes, sharp and clean",
-)
-SHAPES = ((128, 128), (128, 224))  # (height, width) of the two kinds of training images
-
-
-def tokenize(tokenizer, texts: list[str]) -> Tensor:
-    """Token ids (B, L) int64, padded to the encoder's length."""
-    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
 # ----------------------------------------------------------------------------------------------------------------
-# Images
-
-
-def _draw(job: tuple[int, int, int, int]) -> tuple[np.ndarray, str]:
-    return dead_leaves.draw(*job)
-
-
-def image_bank(settings: PretrainingSettings) -> dict[tuple[int, int], tuple[Tensor, list[str]]]:
-    """(height, width) -> images (N, 3, height, width) uint8 and their captions, drawn by all cores."""
-    jobs = [(settings.seed, i, *shape) for shape, count in zip(SHAPES, (settings.images, settings.wide_images),
-                                                               strict=True) for i in range(count)]  # fmt: skip
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        drawn = list(tqdm(pool.imap(_draw, jobs, chunksize=32), "drawing dead leaves", len(jobs)))
-    bank = {}
-    for shape in SHAPES:
-        chosen = [(image, text) for image, text in drawn if image.shape[:2] == shape]
-        images = torch.from_numpy(np.stack([image for image, _ in chosen])).permute(0, 3, 1, 2).contiguous()
-        bank[shape] = images, [text for _, text in chosen]
-    return bank
-
-
-def with_mirror_images(images: Tensor, captions: list[str]) -> tuple[Tensor, list[str]]:
-    """images (N, 3, H, W) -> (2N, 3, H, W), the second half mirrored left to right, and so are its captions."""
-    other = {"left": "right", "right": "left"}
-    mirrored = [" ".join(other.get(word, word) for word in caption.split(" ")) for caption in captions]
-    return torch.cat([images, images.flip(3)]), captions + mirrored
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+# Losses and learning rate
 
 
 def warm_cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     """Learning rate: linear warm-up, then a half cosine to zero."""
     return peak * min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Losses
 
 
 def vae_loss(pixels: Tensor, decoded: Tensor, posterior, kl_weight: float) -> Tensor:
@@ -111,7 +65,7 @@ def noise_loss(
     colour are decided, which a plain loss hardly sees, and what a caption says of them would be left unread.
     """
     noisy = scheduler.add_noise(latents, noise, t)
-    error = (unet(noisy, t, states).sample - noise).square().mean(dim=(1, 2, 3))
+    error = (unet(noisy, t, states).sample.float() - noise).square().mean(dim=(1, 2, 3))
     alpha_bar = scheduler.alphas_cumprod[t.cpu()].to(error)
     snr = alpha_bar / (1 - alpha_bar)
     return (error * (snr_gamma / snr).clamp(max=1) * (1 / snr).clamp(1, max_weight)).mean()
@@ -170,17 +124,6 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
     return vae.half().float().eval().requires_grad_(False)  # users run the fp16-rounded weights
 
 
-@torch.no_grad()
-def encode_bank(vae, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and std of images (N, 3, H, W) uint8, as fp16 on the CPU: (N, C, H/4, W/4) each."""
-    means, stds = [], []
-    for batch in tqdm(images.split(16), "encoding"):
-        posterior = vae.encode(to_pixels(batch).to(vae.device)).latent_dist
-        means.append(posterior.mean.half().cpu())
-        stds.append(posterior.std.half().cpu())
-    return torch.cat(means), torch.cat(stds)
-
-
 def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFolder, device: torch.device) -> None:
     """Trains the U-Net on the VAE's latents; writes the backbone folder at each checkpoint."""
     bank = {shape: with_mirror_images(*drawn) for shape, drawn in bank.items()}
@@ -225,9 +168,10 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
         # one gradient step
         latents, noise = (x.to(device, memory_format=torch.channels_last) for x in (latents, noise))
         states = text_encoder(tokens.to(device)).last_hidden_state  # (B, L, 64)
-        loss = noise_loss(
-            unet, scheduler, latents, states, noise, t.to(device), settings.snr_gamma, settings.max_weight
-        )
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            loss = noise_loss(
+                unet, scheduler, latents, states, noise, t.to(device), settings.snr_gamma, settings.max_weight
+            )
         rate = warm_cosine(step, settings.unet_steps, settings.unet_learning_rate)
         for group, factor in zip(optimizer.param_groups, (1, settings.caption_rate), strict=True):
             group["lr"] = factor * rate
@@ -271,26 +215,6 @@ def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
 # The verb
 
 
-def text_to_image(backbone: Path) -> StableDiffusionPipeline:
-    """What draws from captions alone: diffusers' own pipeline over a backbone folder, in DDIM steps."""
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        backbone, scheduler=DDIMScheduler.from_pretrained(backbone / "scheduler"), local_files_only=True
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def caption_sheet(backbone: Path, path: Path) -> None:
-    """Save what the backbone makes of a few captions, unguided and guided: a row each, from the same noise."""
-    pipeline, columns = text_to_image(backbone), []
-    for guidance in SHEET_GUIDANCE:
-        generators = [runs.generator_for("caption sheet") for _ in SHEET_CAPTIONS]
-        settings = {"height": 128, "width": 224, "num_inference_steps": 30, "guidance_scale": guidance}
-        columns.append(pipeline(list(SHEET_CAPTIONS), generator=generators, output_type="np", **settings).images)
-    rows = [[(255 * column[i]).round().astype(np.uint8) for column in columns] for i in range(len(SHEET_CAPTIONS))]
-    sheet(rows, path, [f"guidance {guidance:g}" for guidance in SHEET_GUIDANCE], SHEET_CAPTIONS)
-
-
 def run(args: argparse.Namespace) -> None:
     """Trains the VAE, then the U-Net, into args.out."""
     settings = settings_from(args, PretrainingSettings)
@@ -298,7 +222,7 @@ def run(args: argparse.Namespace) -> None:
     folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume,
                           may_change=("unet_steps",))  # fmt: skip
     bank = image_bank(settings)
-    vae = train_vae(settings, bank, folder, device)
+    vae = load_module(AutoencoderKL, args.vae / "vae") if args.vae else train_vae(settings, bank, folder, device)
     train_unet(settings, bank, vae, folder, device)
     caption_sheet(folder.path / "backbone", folder.path / "captions.png")
     print(f"backbone written to {folder.path}/backbone; what it makes of captions: {folder.path}/captions.png")

@@ -15,8 +15,9 @@ from diffusers import StableDiffusionPipeline
 
 from natural2nanoscale.diffusion.backbone import EMBEDDED
 from natural2nanoscale.runs import generator_for
-from natural2nanoscale.workshop.dead_leaves import caption, draw_scene, render
-from natural2nanoscale.workshop.pretraining import text_to_image
+from natural2nanoscale.workshop.captions import text_to_image
+from natural2nanoscale.workshop.dead_leaves import render
+from natural2nanoscale.workshop.scenes import caption, draw_scene
 
 HEIGHT, WIDTH, BATCH = 128, 224, 8
 GUIDANCE = (1.0, 3.0, 6.0)
