@@ -1,7 +1,7 @@
 """TIFF files of every type, byte order, codec and layout, by several writers, read and compared with what was written.
 
-`python tests/matrix.py` writes and reads all of them in under a minute and prints the counts; the tests take 80. libtiff's
-tools (libtiff-tools), GDAL (gdal-bin) and OpenCV (opencv-python-headless) write where they are installed.
+`python tests/matrix.py` writes and reads all of them in under a minute and prints the counts; the tests take 80.
+libtiff's tools (libtiff-tools), GDAL (gdal-bin) and OpenCV (opencv-python-headless) write where they are installed.
 """
 
 from __future__ import annotations
@@ -82,13 +82,14 @@ def by_tifffile() -> Iterator[Case]:
                    metadata={"axes": "ZYX"})  # fmt: skip
         yield case(f"{kind}{order} volume", pixels(kind, 4), byteorder=order, volumetric=True, tile=(16, 16),
                    photometric="minisblack", metadata=None)  # fmt: skip
-    for order, planar, codec, tiled in itertools.product("<>", ("contig", "separate"), ("none", "lzw", "zstd"), (0, 1)):
+    planes = ("contig", "separate")
+    for order, planar, codec, tiled in itertools.product("<>", planes, ("none", "lzw", "zstd"), (0, 1)):
         data = pixels("u1", 1, colour=True)[0]
         written = data if planar == "contig" else np.moveaxis(data, -1, 0)
         how = {"tile": (16, 16)} if tiled else {}
         how |= {} if codec == "none" else {"compression": codec, "predictor": True}
-        yield case(f"rgb{order} {planar} {codec} {tiled}", written, stored=data[None], byteorder=order, photometric="rgb",
-                   planarconfig=planar, metadata=None, **how)  # fmt: skip
+        yield case(f"rgb{order} {planar} {codec} {tiled}", written, stored=data[None], byteorder=order,
+                   photometric="rgb", planarconfig=planar, metadata=None, **how)  # fmt: skip
     for order, kind in itertools.product("<>", ("u1", "u2")):
         if kind + order != "u2>":  # which tifffile 2026.3 writes with its bytes swapped, as OpenCV says too
             yield case(f"{kind}{order} jpeg2000", pixels(kind), byteorder=order, compression="jpeg2000", metadata=None,
@@ -132,8 +133,9 @@ def by_libtiff() -> Iterator[Case]:
         truth = data.astype("u1") if data.dtype == bool else data
         return Case("libtiff", f"{name} {' '.join(flags)}", write, truth, tolerance)
 
+    kinds, codecs = ("u1", "u2", "i2", "u4", "i4", "f4", "f8"), ("none", "lzw:2", "zip:2", "packbits", "zstd", "lzma")
     for kind, order, codec, layout in itertools.product(
-        ("u1", "u2", "i2", "u4", "i4", "f4", "f8"), ("-B", "-L"), ("none", "lzw:2", "zip:2", "packbits", "zstd", "lzma"),
+        kinds, ("-B", "-L"), codecs,
         (("-s", "-r", "5"), ("-t", "-w", "32", "-l", "16")),
     ):  # fmt: skip
         if ":2" in codec and kind == "f8":
@@ -243,8 +245,11 @@ def imagej_bytes(data: np.ndarray, order: str, extra: str = "", white: bool = Fa
 def by_hand() -> Iterator[Case]:
     for kind, order, count, pages in itertools.product(("u1", "u2", "f4"), "<>", (1, 2, 5), (False, True)):
         content = pixels(kind, count)
-        yield Case("ImageJ's layout", f"{kind}{order} {count} {pages}",
-                   lambda p, d=content, o=order, m=pages: p.write_bytes(imagej_bytes(d, o, pages=m)) and None, content)  # fmt: skip
+
+        def write(path: Path, content: np.ndarray = content, order: str = order, pages: bool = pages) -> None:
+            path.write_bytes(imagej_bytes(content, order, pages=pages))
+
+        yield Case("ImageJ's layout", f"{kind}{order} {count} {pages}", write, content)
 
 
 WRITERS = {"tifffile": by_tifffile, "libtiff": by_libtiff, "GDAL": by_gdal, "OpenCV": by_opencv, "by hand": by_hand}
@@ -297,7 +302,8 @@ def main() -> None:
     read = total["right"] + total["refused"] + total["wrong"]
     others = read - sum(n for verdict, n in counts["tifffile"].items() if verdict != "unwritten")
     print(
-        f"{read} files, {others} of them by other writers than tifffile; right {total['right']}, refused {total['refused']}"
+        f"{read} files, {others} of them by other writers than tifffile; right {total['right']}, "
+        f"refused {total['refused']}"
     )
     print(f"wrong {total['wrong']}")
     sys.exit(bool(total["wrong"]))

@@ -200,7 +200,8 @@ def test_zarr(tmp_path, version):
 
 def test_pixel_sizes(tmp_path):
     data = matrix.pixels("u1", 2)
-    tifffile.imwrite(tmp_path / "j.tif", data, imagej=True, resolution=(1 / 0.008, 1 / 0.008), metadata={"unit": "um", "axes": "ZYX"})
+    imagej = {"imagej": True, "metadata": {"unit": "um", "axes": "ZYX"}}
+    tifffile.imwrite(tmp_path / "j.tif", data, resolution=(1 / 0.008, 1 / 0.008), **imagej)
     tifffile.imwrite(tmp_path / "o.tif", data, ome=True, photometric="minisblack",
                      metadata={"axes": "ZYX", "PhysicalSizeX": 8.0, "PhysicalSizeXUnit": "nm"})  # fmt: skip
     tifffile.imwrite(tmp_path / "c.tif", data, resolution=(1.25e6, 1.25e6), resolutionunit=3, photometric="minisblack")
@@ -222,7 +223,8 @@ def test_what_is_not_read(tmp_path):
             open_source(tmp_path / name, ReadOptions())
     data = matrix.pixels("u1")
     for name, how in (
-        ("webp", {"compression": "webp", "photometric": "rgb", "planarconfig": "contig"}), ("cmyk", {"photometric": "separated"}),
+        ("webp", {"compression": "webp", "photometric": "rgb", "planarconfig": "contig"}),
+        ("cmyk", {"photometric": "separated"}),
     ):  # fmt: skip
         shown = np.stack([data[0]] * (3 if name == "webp" else 4), -1)
         tifffile.imwrite(tmp_path / f"{name}.tif", shown, metadata=None, **how)
@@ -236,8 +238,8 @@ def test_what_is_not_read(tmp_path):
         open_source(tmp_path / "bomb.tif", ReadOptions(max_pixels=1000))
 
 
-def test_damaged_tiffs_are_refused_or_right(tmp_path):
-    """Cut and flipped at every place: never other pixels without a word, but where the pixels themselves were flipped."""
+def test_a_tiff_that_was_cut_is_refused(tmp_path):
+    """Cut anywhere, a file is refused, never filled up."""
     data = matrix.pixels("u2", 2)
     path = tmp_path / "a.tif"
     for compression in (None, "lzw", "zlib", "zstd", "packbits"):
@@ -274,7 +276,7 @@ def test_without_the_extra_png_is_read_and_a_tiff_names_the_install_line(tmp_pat
 
 @pytest.mark.parametrize("kind", ["mrc", "tif", "h5"])
 def test_a_volume_larger_than_memory_is_prepared_in_under_1_gb(tmp_path, kind):
-    """Sparse files of 3 GB with six annotated slices: all of `prepare`, and then every slice, in a process of its own."""
+    """Sparse files of 3 GB with six annotated slices: all of `prepare`, then slices all over, in a process of its own."""
     count, side = 768, 2048
     shape, path = (count, side, side), tmp_path / f"em.{kind}"
     if kind == "mrc":

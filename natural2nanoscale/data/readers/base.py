@@ -20,7 +20,7 @@ INSTALL = 'pip install -e ".[em]"'
 PICTURE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
     OverflowError,
-    MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
+    AssertionError, MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 
