@@ -157,8 +157,8 @@ def by_gdal() -> Iterator[Case]:
         return
     envi = {"u1": 1, "i2": 2, "i4": 3, "f4": 4, "f8": 5, "u2": 12, "u4": 13}
 
-    def case(kind: str, options: tuple[str, ...], tolerance: float = 0.0) -> Case:
-        data = pixels(kind)
+    def case(kind: str, options: tuple[str, ...], tolerance: float = 0.0, bits: int = 0) -> Case:
+        data = pixels(kind) >> (8 * np.dtype(kind).itemsize - bits) if bits else pixels(kind)
 
         def write(path: Path) -> None:
             raw = path.with_suffix(".bin")
@@ -183,6 +183,10 @@ def by_gdal() -> Iterator[Case]:
         yield case(kind, (f"ENDIANNESS={order}", f"COMPRESS={codec}", f"TILED={tiled}", *size, *predictor))
     for kind, order, codec in itertools.product(envi, ("BIG", "LITTLE"), ("LERC", "LERC_ZSTD", "LERC_DEFLATE")):
         yield case(kind, (f"ENDIANNESS={order}", f"COMPRESS={codec}", "MAX_Z_ERROR=0"))
+    for order, codec, (kind, bits) in itertools.product(
+        ("BIG", "LITTLE"), ("NONE", "LZW", "DEFLATE"), (("u1", 1), ("u1", 2), ("u1", 4), ("u2", 12))
+    ):
+        yield case(kind, (f"ENDIANNESS={order}", f"COMPRESS={codec}", f"NBITS={bits}"), bits=bits)
     yield case("u1", ("COMPRESS=JPEG",), 40.0)
 
 

@@ -363,6 +363,24 @@ def labels_from_1_with_0_unlabelled(path):
     return Odd(labels=expected, flags=("--classes", "a,b,c"), choose=(0,))
 
 
+@case
+def labels_from_1_of_which_one_is_absent(path):
+    written("u1", np.where(MASKS == 1, 3, MASKS + 1))(path)
+    return Odd(labels=np.where(MASKS == 1, 2, MASKS), flags=("--classes", "a,b,c"), choose=(0,))
+
+
+@case
+def two_labels_without_0(path):
+    written("u1", (MASKS == 1) * 2 + 1)(path)
+    return Odd(labels=(MASKS == 1).astype("u1"), choose=(0,))
+
+
+@case
+def twenty_nine_labels_from_1(path):
+    written("u1", objects("u1", 29)[0] + 1)(path)
+    return Odd(flags=("--labels-from", "1"), refused="makes 29 classes: name them")
+
+
 def objects(kind, count, **how):
     numbers = np.resize(np.arange(count), (COUNT, HEIGHT, WIDTH))
     return numbers.astype(kind), (numbers > 0).astype("u1")

@@ -276,7 +276,7 @@ def test_without_the_extra_png_is_read_and_a_tiff_names_the_install_line(tmp_pat
 
 @pytest.mark.parametrize("kind", ["mrc", "tif", "h5"])
 def test_a_volume_larger_than_memory_is_prepared_in_under_1_gb(tmp_path, kind):
-    """Sparse files of 3 GB with six annotated slices: all of `prepare`, then slices all over, in a process of its own."""
+    """Sparse files of 3 GB with six annotated slices: `prepare`, then slices all over, in a process of its own."""
     count, side = 768, 2048
     shape, path = (count, side, side), tmp_path / f"em.{kind}"
     if kind == "mrc":

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.prepare.pixels import UNLABELLED, MaskPixels
 from natural2nanoscale.data.prepare.ranges import Mapping, merge_ranges
-from natural2nanoscale.data.prepare.sources import UNLABELLED, MaskPixels, Page
+from natural2nanoscale.data.prepare.sources import Page
 
 GREY = 0x010101  # times a value: the grey of that value
 

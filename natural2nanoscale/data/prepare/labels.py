@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, palette
 from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes, without_unlabelled
+from natural2nanoscale.data.prepare.pixels import UNLABELLED
 from natural2nanoscale.data.prepare.ranges import Mapping, without_ranges
 from natural2nanoscale.data.prepare.remedies import MANY, for_values, objects
-from natural2nanoscale.data.prepare.sources import UNLABELLED
 from natural2nanoscale.errors import InputError
 
 
@@ -48,7 +48,7 @@ def decide_labels(
         return replace(rule, table=rule.table | {UNLABELLED: IGNORE_ID}, mapping=given)
     if any(isinstance(key, str) for key in mapping):
         raise InputError("--map names colours but no mask is coloured: give the masks' values, such as 128=1")
-    shift = _shift([page.values for page in pages], mapping, labels_from) if labels_from else {}
+    shift = _shift([page.values for page in pages], mapping, labels_from, names) if labels_from else {}
     rule = _value_rule(pages, names, mapping | shift, given)
     notes = (f"mask value {labels_from} is class 0, and so on; lower values are ignored",) if labels_from else ()
     table = rule.table | {UNLABELLED: IGNORE_ID}
@@ -65,9 +65,14 @@ def _scale_of_colors(pages: list[PageCodes], colors: tuple[tuple[str, int], ...]
     return 255 if any(used) and all(map(small, used)) and not any(c and small(c) for _name, c in colors) else 1
 
 
-def _shift(pages: list[dict[int, int]], mapping: dict[int, int], labels_from: int) -> dict[int, int]:
+def _shift(
+    pages: list[dict[int, int]], mapping: dict[int, int], labels_from: int, names: tuple[str, ...]
+) -> dict[int, int]:
     """--labels-from as entries of --map; 255 stays what it is."""
     values = [value for value in _total(pages) if value not in mapping and value != 255]
+    shifted = [value for value in values if value >= labels_from]
+    if len(shifted) > MANY and not names:
+        raise InputError(f"--labels-from {labels_from} makes {len(shifted)} classes: name them with --classes")
     beyond = [value for value in values if value - labels_from >= MAX_CLASSES]
     if beyond:
         raise InputError(

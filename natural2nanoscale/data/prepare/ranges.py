@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from natural2nanoscale.data.prepare.sources import MaskPixels
+from natural2nanoscale.data.prepare.pixels import MaskPixels
 
 Mapping = dict  # value (int), range of values (low, high or None for no end) or colour ("#rrggbb") -> class id
 

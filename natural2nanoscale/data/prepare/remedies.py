@@ -32,15 +32,16 @@ def for_values(total: list[int], strays: list[int], names: tuple[str, ...], give
     if len(strays) > MANY:
         many = " (so many values look like object numbers or grey values)"
         return f"pass {objects(plain, given)} if they number objects{many}, else save class ids"
-    if contiguous and low not in (0, -1) and high - low < (len(names) or MAX_CLASSES):
-        return f"pass {flag('--labels-from', str(low))} if {low} is the first class"
-    if contiguous and low == 0 and names and high == len(names):
+    shifted = names and not given and strays == [len(names)]  # 1..K for K classes, of which some may be absent
+    if shifted and low == 0:
         return "pass `--labels-from 1` if 0 marks unlabelled pixels, or name one class more with --classes"
+    if shifted or (contiguous and low not in (0, -1) and high - low < (len(names) or MAX_CLASSES)):
+        first = min(low, 1) if shifted else low
+        return f"pass {flag('--labels-from', str(first))} if {first} is the first class"
     ignored = mapped(given, {value: IGNORE_ID for value in strays})
     if strays == [-1]:
         return f"pass {ignored} if -1 marks unlabelled pixels"
-    remedy = f"map or ignore them, {ignored}"
+    ways = [ignored] if strays != plain else []
     if not names and not given and len(total) <= MANY:
-        remedy += " or " + flag("--map", ",".join(f"{v}={i}" for i, v in enumerate(total) if v != i))
-        remedy += ", or name all classes with --classes"
-    return remedy
+        ways.append(flag("--map", ",".join(f"{v}={i}" for i, v in enumerate(total) if v != i)))
+    return f"map or ignore them, {' or '.join(ways or [ignored])}, or name all classes with --classes"

@@ -18,9 +18,9 @@ from natural2nanoscale.errors import InputError
 INSTALL = 'pip install -e ".[em]"'
 # what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
 PICTURE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
-    OverflowError,
-    AssertionError, MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
+    AssertionError, MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error,
+    Image.DecompressionBombError,
 )  # fmt: skip
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,55 +13,24 @@ from natural2nanoscale.data.readers.base import (
     PICTURE_ERRORS,
     ReadOptions,
     Source,
-    check_numbers,
     check_pixels,
     need,
     unreadable,
 )
+from natural2nanoscale.data.readers.tiff_checks import (
+    MIN_IS_BLACK,
+    MIN_IS_WHITE,
+    PALETTE,
+    RGB,
+    YCBCR,
+    check_page,
+    refusing,
+)
 from natural2nanoscale.data.readers.tiff_metadata import named_axes, pixel_size
 from natural2nanoscale.errors import InputError
 
-CODECS = {
-    1: "none", 2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "packbits",
-    32946: "deflate", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000",
-    34887: "LERC", 34925: "LZMA", 34926: "zstd", 50000: "zstd",
-}  # fmt: skip
 KINDS = ("generic", "uniform", "shaped", "imagej", "ome", "nih")  # whose axes tifffile takes from the file's own words
-MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
-WORRYING = ("missing", "zeroed", "truncat", "corrupt", "invalid series", "match", "cannot handle", "incomplete")
 WHOLE = 2**31  # bytes of an array that can only be read as a whole
-
-
-class _Listener(logging.Handler):
-    """Keeps what tifffile logs: a file that it only grumbles about is one that it may read wrongly."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if record.levelno >= logging.ERROR or any(word in text for word in WORRYING):
-            self.said.append(text)
-
-
-@contextmanager
-def refusing(what: object):
-    """Turn what tifffile raises, or merely logs, into an InputError that names the file."""
-    logger, listener = logging.getLogger("tifffile"), _Listener()
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(listener)
-    try:
-        yield
-    except InputError:
-        raise
-    except PICTURE_ERRORS as error:
-        raise unreadable(what, error) from error
-    finally:
-        logger.removeHandler(listener)
-        logger.propagate = propagate
-    if listener.said:
-        raise unreadable(what, listener.said[0])
 
 
 class TiffSource(Source):
@@ -93,7 +61,7 @@ class TiffSource(Source):
         self.pages = [page if hasattr(page, "tags") else page.aspage() for page in self.pages]
         first = self.pages[0]
         for page in self.pages:
-            self._check_page(page, options)
+            check_page(self.path, page, options)
             if (page.shape, page.dtype) != (first.shape, first.dtype):
                 raise InputError(
                     f"{self.path} has pages of different kinds, {_kind(first)} and {_kind(page)}: save the slices "
@@ -126,7 +94,8 @@ class TiffSource(Source):
         self.notes += self.layout.notes
         check_pixels(self.path, self.size, options.max_pixels)
         self.dtype = np.dtype(np.uint8) if first.dtype == bool else first.dtype.newbyteorder("=")
-        self.pixel_size_nm = pixel_size(self.file, first)
+        with suppress(*PICTURE_ERRORS):  # oddly written metadata are no reason to refuse the pixels
+            self.pixel_size_nm = pixel_size(self.file, first)
         self._cache: tuple[object, np.ndarray | None] = (None, None)
 
     def _check_description(self, kind: str, planes: int) -> None:
@@ -160,42 +129,6 @@ class TiffSource(Source):
         elif any(one.levels[1:] for one in series):
             self.notes += ("reduced copies are no slices",)
         return series[0], full
-
-    def _check_page(self, page, options: ReadOptions) -> None:
-        """Refuse, before decoding, what is not known to be read right."""
-        codec = int(page.compression)
-        if codec not in CODECS:
-            name = getattr(page.compression, "name", codec)
-            raise InputError(
-                f"{self.path} has the codec {name} ({codec}): save it without compression, or with deflate"
-            )
-        photometric = int(page.photometric) if page.photometric is not None else MIN_IS_BLACK
-        allowed = (MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE) + ((YCBCR,) if codec in (7, 33003, 33005, 34712) else ())
-        if photometric not in allowed:
-            name = getattr(page.photometric, "name", photometric)
-            raise InputError(
-                f"{self.path} has the colours {name}, expected grey, RGB or a palette: save it as one of these"
-            )
-        if isinstance(page.bitspersample, tuple):
-            raise InputError(
-                f"{self.path} has channels of {page.bitspersample} bits, expected equal ones: save it as RGB"
-            )
-        check_numbers(self.path, page.dtype)
-        floating = self.file.byteorder == ">" and page.dtype.kind == "f"
-        if floating and (page.predictor == 3 or codec == 34887):
-            raise InputError(  # libtiff 4.5 writes these with their bytes swapped, others do not: no reader can tell
-                f"{self.path} holds big-endian {page.dtype} by {'a predictor' if page.predictor == 3 else 'LERC'}, "
-                "which programs write in two ways: save it little-endian, or without compression"
-            )
-        check_pixels(self.path, (page.imagewidth, page.imagelength), options.max_pixels)
-        if page.is_tiled:
-            check_pixels(
-                f"a tile of {self.path}", (page.tilewidth, page.tilelength), 4 * max(options.max_pixels, 2**20)
-            )
-        segments = math.prod(page.chunked)
-        end = max((a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False) if b), default=0)
-        if len(page.dataoffsets) < segments or end > self.file.filehandle.size:
-            raise unreadable(self.path, f"page {page.index + 1} lies beyond the end of the file")
 
     def _page_axes(self, axes: str, shape: tuple[int, ...], first) -> int:
         """How many of the last axes lie within one page."""
