@@ -580,6 +580,41 @@ CASES["a_word_that_says_nothing"] = named("cell_{}", "cell_{}_tracing")
 
 
 @case
+def slices_and_masks_in_one_folder(path):
+    folder(path / "images", IMAGES, "cell_{}")
+    for i, page in enumerate(MASKS):
+        Image.fromarray(page).save(path / "images" / f"cell_{i}_mask.png")
+    return Odd(masks="images")
+
+
+@case
+def slices_named_as_masks(path):
+    plain(path)
+    return Odd(masks="images", refused="in a folder of their own")
+
+
+@case
+def one_file_of_an_ome_set(path):
+    plain(path, images=False)
+    said = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="48" SizeY="40" SizeZ="2"'
+        ' SizeC="1" SizeT="1"><Channel ID="c" SamplesPerPixel="1"/><TiffData FirstZ="0"><UUID FileName="a.ome.tif">'
+        'urn:uuid:0</UUID></TiffData><TiffData FirstZ="1"><UUID FileName="b.ome.tif">urn:uuid:1</UUID></TiffData>'
+        "</Pixels></Image></OME>"
+    )
+    tifffile.imwrite(path / "a.ome.tif", IMAGES[0], description=said, metadata=None, photometric="minisblack")
+    return Odd("a.ome.tif", refused="save it as one TIFF")
+
+
+@case
+def an_empty_volume(path):
+    plain(path, images=False)
+    np.save(path / "em.npy", IMAGES[:0])
+    return Odd("em.npy", refused="holds no slice")
+
+
+@case
 def ambiguous_names(path):
     folder(path / "images", IMAGES, "image_{}")
     folder(path / "masks", MASKS, "mask_{}")

@@ -16,6 +16,7 @@ from natural2nanoscale.data.prepare import splits
 from natural2nanoscale.data.prepare.codes import LabelRule
 from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.data.prepare.pairing import (
+    apart,
     check_sizes,
     class_folders,
     crop_bottom,
@@ -76,12 +77,15 @@ def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pai
     """All pairs of slice and mask, large enough for the tiles; nothing is decoded yet."""
     slices, folders = list_pages(settings.images, images, "--images"), class_folders(settings.masks)
     masks.options = replace(masks.options, shape=images.open(slices[-1].path).shape)
-    if folders and not settings.one_hot:
+    if settings.images.resolve() == settings.masks.resolve():
+        slices, labels = apart(slices)
+    elif folders and not settings.one_hot:
         raise InputError(
             f"{settings.masks} holds the folders {', '.join(folder.name for folder in folders[:8])}: pass `--one-hot` "
             "if each has the masks of one class, or name one of them"
         )
-    labels = join_folders(folders, masks) if folders else list_pages(settings.masks, masks, "--masks")
+    else:
+        labels = join_folders(folders, masks) if folders else list_pages(settings.masks, masks, "--masks")
     if settings.one_hot and not folders:
         labels = one_mask_of_many(slices, labels)
     single = [len({page.path for page in pages}) == 1 for pages in (slices, labels)]

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from natural2nanoscale.data.folders import natural_order
-from natural2nanoscale.data.prepare.names import match_names
+from natural2nanoscale.data.prepare.names import IMAGE_WORDS, MASK_WORDS, match_names, words_of
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.readers.opening import SUFFIXES, VENDORS, is_zarr, refuse_suffix, split_container
 from natural2nanoscale.errors import InputError
@@ -110,6 +110,18 @@ def _partners_by_common_part(images: list[Page], masks: list[Page], equal: dict[
         )
     print(f"{len(found)} pairs matched by the common part of their names, {told}")
     return found
+
+
+def apart(pages: list[Page]) -> tuple[list[Page], list[Page]]:
+    """Slices and masks that lie in one folder, as cell_1.png and cell_1_mask.png."""
+    masks = [page for page in pages if MASK_WORDS & set(words_of(page.stem)) - IMAGE_WORDS]
+    images = [page for page in pages if page not in masks]
+    if not masks or not images:
+        raise InputError(
+            f"{pages[0].path.parent} is named by --images and by --masks, but no file name says what is a mask: "
+            "put the masks in a folder of their own"
+        )
+    return images, masks
 
 
 def one_mask_of_many(images: list[Page], masks: list[Page]) -> list[Page]:

@@ -81,6 +81,8 @@ class Reader:
     def pages_of(self, path: Path, stem: str) -> list[Page]:
         """All slices of a file: named `stem` if it is the only one, else stem_0000, stem_0001, ..."""
         source = self.open(path)
+        if source.count == 0:
+            raise InputError(f"{path} holds no slice, its shape is {source.shape}: name another")
         if source.count == 1:
             return [Page(stem, path, 0, 1, source.size)]
         return [Page(f"{stem}_{i:04d}", path, i, source.count, source.size) for i in range(source.count)]

@@ -13,7 +13,7 @@ from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.errors import InputError
 
-MAX_CODES = 2**16  # different values or colours that are worth counting in one mask
+MANY_CODES = 4096  # different values or colours in one mask that ask for a verdict before all are counted
 
 
 def read_masks(
@@ -24,9 +24,10 @@ def read_masks(
     for _image, page in pairs:
         mask = merge_ranges(masks.mask(page), mapping)
         codes.append(PageCodes(page, mask.value_counts(), mask.color_counts(), mask.palette()))
-        if max(len(counts or ()) for counts in (codes[-1].values, codes[-1].colors)) > MAX_CODES:
-            decide_labels(codes, settings.classes, settings.colors, mapping, settings.labels_from)
-            raise InputError(f"{page} has more than {MAX_CODES} different values: save the mask as class ids")
+        if max(len(counts or ()) for counts in (codes[-1].values, codes[-1].colors)) > MANY_CODES:
+            decide_labels(
+                codes, settings.classes, settings.colors, mapping, settings.labels_from
+            )  # as it looks, refused
     blank = [set((page.colors if page.values is None else page.values) or {0}) == {0} for page in codes]
     if settings.blank == "background" or not any(blank) or all(blank):
         return pairs, codes

@@ -104,7 +104,10 @@ class TiffSource(Source):
         if said > planes:
             raise unreadable(self.path, f"it announces {said} slices but has {planes} and no room for more")
         if self.file.is_ome and kind not in ("ome", "imagej"):
-            raise unreadable(self.path, "its OME-XML speaks of other pages than those that are there")
+            raise InputError(
+                f"{self.path} has OME-XML that speaks of pages in other files, as of a set: open the set in Fiji "
+                "(File > Import > Bio-Formats) and save it as one TIFF"
+            )
 
     def _main_series(self):
         """The series that holds the slices, and the pages that are no reduced copies."""
