@@ -10,7 +10,8 @@ from conftest import blobs
 from PIL import Image
 
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import DatasetInfo, open_pairs, read_info, slice_digest, write_pairs
+from natural2nanoscale.data.digests import slice_digest
+from natural2nanoscale.data.folders import DatasetInfo, open_pairs, read_info, write_pairs
 from natural2nanoscale.data.roots import (
     data_root,
     digests_of,

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
+from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.errors import InputError
 
@@ -118,12 +119,6 @@ def refuse_non_empty(out: Path) -> None:
     """Raise InputError when `out` exists with anything in it: nothing of a user's is ever overwritten."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists and is not an empty folder: remove it or name another folder")
-
-
-def slice_digest(pixels: np.ndarray) -> str:
-    """sha256 of grey values (H,W) of any type: equal values have equal digests, however many bits hold them."""
-    kind = "<i4" if np.issubdtype(pixels.dtype, np.integer) else "<f4"
-    return hashlib.sha256(f"{pixels.shape} {kind} ".encode() + pixels.astype(kind).tobytes()).hexdigest()
 
 
 def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFolder:

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.data.duplicates import near_duplicates
 from natural2nanoscale.data.folders import PairFolder, open_pairs
 from natural2nanoscale.errors import InputError
 
 PARTS = ("train", "val", "test", "synthetic")
+NAMED = 10  # slices in one warning
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def warnings_of(folders: dict[str, PairFolder], summaries: dict[str, PartSummary
             found += _repeats(summaries[a].image_digests, summaries[b].image_digests, f"in {a} and {b}", "image")
             if "train" not in (a, b) or "synthetic" not in (a, b):
                 found += _repeats(summaries[a].mask_digests, summaries[b].mask_digests, f"in {a} and {b}", "mask")
+    found += alike_across(folders, summaries)
     for part, summary in summaries.items():
         copies = len(summary.image_digests) - len(set(summary.image_digests.values()))
         if copies:
@@ -116,6 +119,20 @@ def warnings_of(folders: dict[str, PairFolder], summaries: dict[str, PartSummary
     if len(window) > 1:
         found.append(f"the parts were converted by different grey windows: {sorted(map(str, window))}")
     return found
+
+
+def alike_across(folders: dict[str, PairFolder], summaries: dict[str, PartSummary]) -> list[str]:
+    """The warning about slices of two parts that are more alike than neighbours are; equal ones are told elsewhere."""
+    digest = {f"{part}/{stem}": d for part, seen in summaries.items() for stem, d in seen.image_digests.items()}
+    real = {part: folder for part, folder in folders.items() if part != "synthetic"}
+    pairs = [(a, b) for a, b in near_duplicates(real) if digest[a] != digest[b]]
+    if not pairs:
+        return []
+    named = "; ".join(f"{a!r} and {b!r}" for a, b in pairs[: NAMED // 2])
+    return [
+        f"{len(pairs)} pairs of slices in two parts are more alike than neighbours of this stack are, such as {named}: "
+        "saved twice, or shifted? scores would be too good"
+    ]
 
 
 def _repeats(first: dict[str, str], second: dict[str, str], where: str, kind: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import numpy as np
 
 from natural2nanoscale.cli import read_config
 from natural2nanoscale.data.classes import IGNORE_ID
-from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, open_pairs, slice_digest
+from natural2nanoscale.data.digests import mask_hash, slice_digest
+from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, open_pairs
 from natural2nanoscale.data.prepare.splits import PARTS
 from natural2nanoscale.errors import InputError
 
@@ -178,8 +178,3 @@ def window_text(info: DatasetInfo) -> str:
     """The grey window of a folder in words."""
     low_high = info.intensity_window
     return f"the grey window {low_high[0]:g} to {low_high[1]:g}" if low_high else "8-bit grey values as they came"
-
-
-def mask_hash(mask: np.ndarray) -> bytes:
-    """Equal for masks (H,W) uint8 that agree in size and in every pixel."""
-    return hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).digest()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.digests import mask_hash
 from natural2nanoscale.data.folders import PairFolder
-from natural2nanoscale.data.roots import mask_hash
 from natural2nanoscale.errors import InputError
 
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, slice_digest, write_pairs
+from natural2nanoscale.data.digests import slice_digest
+from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, write_pairs
 from natural2nanoscale.data.prepare import splits
 from natural2nanoscale.data.prepare.codes import LabelRule
 from natural2nanoscale.data.prepare.intensity import to_bytes
