@@ -145,6 +145,22 @@ def test_object_numbers_are_no_classes(source):
     source.refuses("cell_0.png has mask values .*object numbers", "--classes", "a,b")
 
 
+def test_ranges_of_values_and_what_goes_before_them(source):
+    images, _ = stack(5, 8, 8)
+    numbers = np.resize(np.arange(30, dtype=np.int32) - 2, (5, 8, 8))
+    for i in range(5):
+        source.add(f"cell_{i}.png", images[i], numbers[i].clip(0).astype(np.uint8))
+        Image.fromarray(numbers[i]).save(source.folder / "masks" / f"cell_{i}.tif")
+        (source.folder / "masks" / f"cell_{i}.png").unlink()
+    parts = source.prepare(*THIRDS, "--map=-2--1=ignore,5-9=2,1-=1,20=0,7=ignore")
+    expected = np.select(
+        [numbers < 0, numbers == 7, numbers == 20, (numbers >= 5) & (numbers <= 9), numbers >= 1], [255, 255, 0, 2, 1]
+    )
+    assert np.array_equal(parts["train"].mask("cell_1"), expected[1])
+    assert parts["train"].info.classes.count == 3
+    source.refuses("from low to high", "--map", "9-5=1")
+
+
 def test_one_class_is_none(source):
     images, masks = stack(5, 8, 8)
     for i in range(5):

@@ -326,6 +326,11 @@ def test_prepare_takes_one_volume_per_container(tmp_path):
         np.save(tmp_path / f"{name}.npy", pixels)
         with mrcfile.new(tmp_path / f"{name}.mrc") as mrc:
             mrc.set_data(pixels.astype("u2"))
+    group.create_array("one", shape=images[0].shape, chunks=(8, 8), dtype="u1")[:] = images[0]
+    group.create_array("one_label", shape=masks[0].shape, chunks=(8, 8), dtype="u1")[:] = masks[0]
+    source.out = tmp_path / "single"
+    single = source.prepare("--val", "0", "--test", "0", images="a.zarr/one", masks="a.zarr/one_label")["train"]
+    assert np.array_equal(single.mask(single.stems[0]), masks[0])
     for number, (em, labels) in enumerate(
         (
             ("a.h5:/raw", "a.h5:/labels"),

@@ -21,6 +21,7 @@ from natural2nanoscale.data.prepare.pairing import (
     check_sizes,
     class_folders,
     crop_bottom,
+    is_folder,
     join_folders,
     list_pages,
     one_mask_of_many,
@@ -90,7 +91,7 @@ def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pai
     if settings.one_hot and not folders:
         labels = one_mask_of_many(slices, labels)
     single = [len({page.path for page in pages}) == 1 for pages in (slices, labels)]
-    by_index = all(single) and not settings.images.is_dir() and not settings.masks.is_dir()
+    by_index = all(single) and not is_folder(settings.images) and not is_folder(settings.masks)
     pairs = pair_pages(slices, labels, by_index, settings.only_pairs)
     pairs = crop_bottom(pairs, settings.crop_bottom) if settings.crop_bottom else pairs
     check_sizes(pairs)

@@ -22,7 +22,7 @@ def list_pages(path: Path, reader: Reader, role: str) -> list[Page]:
     A lone stack gives slice_0000, slice_0001, ...; a stack in a folder gives <its stem>_0000 and so on.
     """
     file, inner = split_container(path)
-    if file.is_dir() and not is_zarr(file) and file.suffix != ".zarr":
+    if is_folder(path):
         files = _files_of(path, role)
         return [page for stem, file in files.items() for page in reader.pages_of(file, stem)]
     if not file.exists():
@@ -32,6 +32,11 @@ def list_pages(path: Path, reader: Reader, role: str) -> list[Page]:
     pages = reader.pages_of(path, "slice")
     stem = file.stem if not inner else f"{file.stem}_{inner.strip('/').replace('/', '_')}"
     return [replace(pages[0], stem=stem)] if len(pages) == 1 else pages
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path names a folder of files, and not a stack or volume."""
+    return path.is_dir() and path.suffix != ".zarr" and not is_zarr(split_container(path)[0])
 
 
 def _files_of(folder: Path, role: str) -> dict[str, Path]:
@@ -145,7 +150,7 @@ def one_mask_of_many(images: list[Page], masks: list[Page]) -> list[Page]:
 
 def class_folders(path: Path) -> list[Path]:
     """Folders of one class each below `path`, in natural order; none where slices lie in `path` itself."""
-    if not path.is_dir() or is_zarr(path) or any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+    if not is_folder(path) or any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
         return []
     folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     folders = [folder for folder in folders if any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())]

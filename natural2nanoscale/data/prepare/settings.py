@@ -57,6 +57,8 @@ def parse_map(text: str) -> Mapping:
         key = match[4].lower() if match[4] else int(match[1])
         if match[2]:
             key = key, int(match[3]) if match[3] else None
+            if key[1] is not None and key[1] < key[0]:
+                raise InputError(f"--map has the entry {part!r}, expected a range from low to high, such as 3-7=1")
         mapping[key] = IGNORE_ID if match[5] == "ignore" else int(match[5])
     return mapping
 

@@ -55,7 +55,7 @@ def find_layout(
 
     samples: length of the axis S of a colour picture, 1 if there is none.
     """
-    notes = []
+    notes, said = [], axes is not None and axes[0] in "ZT"
     given = _for_labels(shape, options) if options.labels else options.axes
     if given:
         axes = _given(what, shape, given, axes)
@@ -79,7 +79,8 @@ def find_layout(
             raise InputError(f"{what} has one channel, found --channel {options.channel}: leave it out")
     order = [i for i, name in enumerate(axes) if name not in "YXSC"]
     order += [axes.index("C")] if options.split_channels and "C" in axes else []
-    _check_odd(what, axes, shape, notes)
+    if not said and not given:
+        _check_odd(what, axes, shape, notes)
     if channel is None and "C" in axes and not options.split_channels:
         channel = 0  # the only one
     return Layout(axes, tuple(shape), tuple(order), channel, tuple(notes))

@@ -68,7 +68,9 @@ class TiffSource(Source):
                     "alone, one stack or file per kind"
                 )
         if series.kind in ("generic", "uniform"):
-            shape, axes = (len(self.pages), *first.shape), "I" + first.axes
+            shape, axes = first.shape, first.axes
+            if len(self.pages) > 1:
+                shape, axes = (len(self.pages), *shape), "I" + axes
         else:
             shape, axes = tuple(series.shape), series.axes
         self.inner = self._page_axes(axes, shape, first)
