@@ -104,7 +104,7 @@ def _value_rule(pages: list[PageCodes], names: tuple[str, ...], mapping: dict[in
     if len(rest) > MANY and not names:
         raise InputError(
             f"the masks hold {len(rest)} different values from {rest[0]} to {rest[-1]}, such as in {pages[0].page}: "
-            f"pass {objects(rest, given)} if they number objects, name all classes with --classes, or save the masks "
+            f"{objects(rest, given)}, name all classes with --classes, or save the masks "
             "again without smoothing or JPEG if they should hold fewer"
         )
     mapped = {to for to in table.values() if to != IGNORE_ID}

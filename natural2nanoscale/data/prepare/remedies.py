@@ -19,9 +19,10 @@ def mapped(given: Mapping, added: dict) -> str:
 
 
 def objects(values: list[int], given: Mapping) -> str:
-    """For numbered objects: all of them one class."""
-    below = {value: IGNORE_ID for value in values if value < 0}
-    return mapped(given, {**below, (1, None): 1})
+    """For numbered objects: all of them one class; -1 is what marks unlabelled pixels beside them."""
+    if values[0] < -1:
+        return "save them as unsigned numbers, since those below -1 number neither classes nor objects"
+    return f"pass {mapped(given, {**({-1: IGNORE_ID} if -1 in values else {}), (1, None): 1})} if they number objects"
 
 
 def for_values(total: list[int], strays: list[int], names: tuple[str, ...], given: Mapping) -> str:
@@ -31,7 +32,7 @@ def for_values(total: list[int], strays: list[int], names: tuple[str, ...], give
     contiguous = plain == list(range(low, high + 1)) and len(plain) > 1 and not given
     if len(strays) > MANY:
         many = " (so many values look like object numbers or grey values)"
-        return f"pass {objects(plain, given)} if they number objects{many}, else save class ids"
+        return f"{objects(plain, given)}{many}, else save class ids"
     shifted = names and not given and strays == [len(names)]  # 1..K for K classes, of which some may be absent
     if shifted and low == 0:
         return "pass `--labels-from 1` if 0 marks unlabelled pixels, or name one class more with --classes"
@@ -42,6 +43,11 @@ def for_values(total: list[int], strays: list[int], names: tuple[str, ...], give
     if strays == [-1]:
         return f"pass {ignored} if -1 marks unlabelled pixels"
     ways = [ignored] if strays != plain else []
+    if names and not given and len(plain) <= len(names):
+        order = mapped(given, {value: i for i, value in enumerate(plain)})
+        return (
+            f"pass {order} if these are the classes in their order, or {' or '.join(ways or [ignored])} to ignore some"
+        )
     if not names and not given and len(total) <= MANY:
         ways.append(flag("--map", ",".join(f"{v}={i}" for i, v in enumerate(total) if v != i)))
     return f"map or ignore them, {' or '.join(ways or [ignored])}, or name all classes with --classes"
