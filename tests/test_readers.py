@@ -65,8 +65,29 @@ def test_reduced_pages_are_no_slices(tmp_path):
     with tifffile.TiffWriter(tmp_path / "d.tif") as tif:  # smaller pages that nothing explains
         tif.write(data[0], photometric="minisblack", metadata=None)
         tif.write(data[0, ::2, ::2], photometric="minisblack", metadata=None)
-    with pytest.raises(InputError, match="pages of different kinds, 53x37 uint16 and 27x19 uint16"):
+    with pytest.raises(InputError, match="pages of different kinds, 53x37 uint16 MINISBLACK and 27x19 uint16"):
         open_source(tmp_path / "d.tif", ReadOptions())
+
+
+def test_pages_that_contradict_one_another_or_their_description(tmp_path):
+    data = matrix.pixels("u1", 3)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        for page, photometric in zip(data, ("minisblack", "minisblack", "miniswhite"), strict=True):
+            tif.write(page, photometric=photometric, metadata=None)
+    with pytest.raises(InputError, match="MINISBLACK and 53x37 uint8 MINISWHITE"):
+        open_source(tmp_path / "a.tif", ReadOptions())
+    tables = [np.full((3, 256), 256 * n, "u2") for n in (7, 7, 9)]
+    with tifffile.TiffWriter(tmp_path / "b.tif") as tif:
+        for page, table in zip(data, tables, strict=True):
+            tif.write(page, photometric="palette", colormap=table, metadata=None)
+    with pytest.raises(InputError, match="PALETTE"):
+        open_source(tmp_path / "b.tif", ReadOptions())
+    with tifffile.TiffWriter(tmp_path / "c.tif") as tif:
+        for page in (*data, data[0]):
+            said = "ImageJ=1.54f\nimages=3\nslices=3\n"
+            tif.write(page, photometric="minisblack", metadata=None, description=said)
+    with pytest.raises(InputError, match=r"announces the shape \(3, 37, 53\) but has 4 pages"):
+        open_source(tmp_path / "c.tif", ReadOptions())
 
 
 @pytest.mark.parametrize("kind", ["imagej", "ome", "shaped", "samples", "planar"])

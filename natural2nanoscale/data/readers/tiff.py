@@ -26,7 +26,7 @@ from natural2nanoscale.data.readers.tiff_checks import (
     check_page,
     refusing,
 )
-from natural2nanoscale.data.readers.tiff_metadata import named_axes, pixel_size
+from natural2nanoscale.data.readers.tiff_metadata import kind_of, named_axes, pixel_size
 from natural2nanoscale.errors import InputError
 
 KINDS = ("generic", "uniform", "shaped", "imagej", "ome", "nih")  # whose axes tifffile takes from the file's own words
@@ -62,11 +62,13 @@ class TiffSource(Source):
         first = self.pages[0]
         for page in self.pages:
             check_page(self.path, page, options)
-            if (page.shape, page.dtype) != (first.shape, first.dtype):
+            if kind_of(page) != kind_of(first):
                 raise InputError(
-                    f"{self.path} has pages of different kinds, {_kind(first)} and {_kind(page)}: save the slices "
+                    f"{self.path} has pages of different kinds, {kind_of(first)} and {kind_of(page)}: save the slices "
                     "alone, one stack or file per kind"
                 )
+        if len(all_pages) > len(self.pages):
+            raise unreadable(self.path, f"it announces {len(self.pages)} pages but has {len(all_pages)}")
         if series.kind in ("generic", "uniform"):
             shape, axes = first.shape, first.axes
             if len(self.pages) > 1:
@@ -78,7 +80,9 @@ class TiffSource(Source):
         if len(self.pages) == 1 and math.prod(shape) > math.prod(first.shape):  # one IFD, planes one after another
             self.offset = int(first.dataoffsets[0])
             if (
-                first.compression != 1
+                not first.is_contiguous
+                or first.predictor != 1
+                or first.fillorder != 1
                 or self.path.stat().st_size < self.offset + math.prod(shape) * first.dtype.itemsize
             ):
                 planes = math.prod(shape) // math.prod(first.shape)
@@ -208,7 +212,3 @@ class TiffSource(Source):
 
     def close(self) -> None:
         self.file.close()
-
-
-def _kind(page) -> str:
-    return f"{page.imagewidth}x{page.imagelength} {page.dtype}"

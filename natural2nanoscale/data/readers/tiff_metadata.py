@@ -5,6 +5,14 @@ from __future__ import annotations
 from natural2nanoscale.data.readers.base import nanometres, need
 
 
+def kind_of(page) -> str:
+    """What all pages of a stack have in common."""
+    colours = getattr(page.photometric, "name", page.photometric)
+    table = "" if page.colormap is None else f" {hash(page.colormap.tobytes()) & 0xFFFF:04x}"
+    samples = f" x{page.samplesperpixel}" if page.samplesperpixel > 1 else ""
+    return f"{page.imagewidth}x{page.imagelength}{samples} {page.dtype} {colours}{table}"
+
+
 def named_axes(axes: str) -> str:
     """tifffile's axes, each with a letter of its own."""
     spare, named = iter("ABDEFGHJKLMNOPRU"), ""
