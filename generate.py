@@ -4,14 +4,14 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, main_guard, refuse_torchrun
+from natural2nanoscale.cli import CONTROLNET_RUN, Parser, at_least, main_guard, refuse_torchrun
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder whose train/ holds the masks (default: data)")
-    add("--controlnet", type=Path, default=Path("runs/controlnet"), help="run of train_controlnet.py")
+    add("--controlnet", type=Path, default=CONTROLNET_RUN, help="run of train_controlnet.py")
     add("--checkpoint", default="newest", help="newest, best (of a run with --judge), or one such as step-001000")
     add("--out", type=Path, help="synthetic pair folder (default: DATA/synthetic)")
     add("--backbone", help="(default: the one that the ControlNet was trained over)")
@@ -40,8 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
     from natural2nanoscale.diffusion.command import generate
     from natural2nanoscale.phantom.volume import write_default
@@ -50,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(parse_arguments, main)

@@ -4,14 +4,14 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, main_guard, parse_resumable, size
+from natural2nanoscale.cli import CONTROLNET_RUN, Parser, at_least, main_guard, parse_resumable, size
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
-    add("--out", type=Path, default=Path("runs/controlnet"), help="run folder")
+    add("--out", type=Path, default=CONTROLNET_RUN, help="run folder")
     add("--backbone", default="auto", help="auto, embedded, a diffusers folder, a .safetensors file, or a hub id")
     add(
         "--tokenizer",
@@ -64,30 +64,36 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--judge",
         action="store_true",
-        help="train a small U-Net on the real slices first; whatever ControlNet draws slices in which it sees most of "
-        "their masks is kept as the best checkpoint",
+        help="train a small U-Net on the training slices first; whatever ControlNet draws slices from the validation "
+        "masks in which it sees most of them is kept as the best checkpoint",
     )
     add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
     add("--checkpoint-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between checkpoints")
-    add("--keep", type=at_least(1), default=1, metavar="N", help="newest checkpoints that stay")
+    add(
+        "--checkpoint-minutes",
+        type=at_least(0.0, float),
+        default=10.0,
+        metavar="MINUTES",
+        help="and minutes between them, whichever come first; a first one after one minute; 0 counts steps alone",
+    )
+    add("--keep", type=at_least(1), default=2, metavar="N", help="newest checkpoints that stay")
     add("--sample-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between looks at samples")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the frozen U-Net")
-    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--resume", action="store_true", help="go on with the run in --out, from step 0 where it has no checkpoint yet")
     return parse_resumable(parser)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(args: argparse.Namespace) -> None:
     from natural2nanoscale.diffusion.command import train_controlnet
     from natural2nanoscale.phantom.volume import write_default
 
     make_judge = None
     if args.judge:
-        from natural2nanoscale.study.judge import train_judge as make_judge
+        from natural2nanoscale.segmentation.judge import train_judge as make_judge
 
     train_controlnet(args, make_judge, write_default)
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(parse_arguments, main)

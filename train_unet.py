@@ -4,13 +4,14 @@
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, at_least, main_guard, parse_resumable, refuse_torchrun, size
+from natural2nanoscale.cli import UNET_RUN, Parser, at_least, main_guard, parse_resumable, refuse_torchrun, size
+from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
 
 
 def parse_arguments() -> argparse.Namespace:
     default = Settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add(
         "--data",
@@ -36,7 +37,8 @@ def parse_arguments() -> argparse.Namespace:
         "--augment",
         choices=tuple(AUGMENTATIONS),
         default=default.augment,
-        help="rotation is the paper's, paper-all all that it tried, nnunet nnU-Net's defaults (default: %(default)s)",
+        help="rotation is the paper's, elastic rotates and deforms, paper-all is all that the paper tried, nnunet "
+        "nnU-Net's defaults (default: %(default)s)",
     )
     add(
         "--angle",
@@ -77,7 +79,12 @@ def parse_arguments() -> argparse.Namespace:
         help=f"pixels weigh (share of their class)^-B in the loss; 0.5 helps rare classes "
         f"{recommended_help('class_balance')}",
     )
-    add("--validate-every", type=at_least(1), metavar="STEPS", help="(default: once per epoch)")
+    add(
+        "--validate-every",
+        type=at_least(1),
+        metavar="STEPS",
+        help="(default: once per epoch, less often where that takes more than a twentieth of the time)",
+    )
     add(
         "--patience",
         type=at_least(0),
@@ -90,6 +97,12 @@ def parse_arguments() -> argparse.Namespace:
         help=f"validation score that names the best weights {recommended_help('select_by')}",
     )
     add("--compile", action="store_true", help="torch.compile; about a minute at the start, less time per step")
+    add(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default=default.precision,
+        help="of the arithmetic; auto is bfloat16 where the device computes in it (default: %(default)s)",
+    )
     add("--seeds", type=at_least(1), default=3, metavar="N", help="networks to train (default: %(default)s)")
     add("--seed", type=at_least(0), default=default.seed, metavar="N", help="the first seed (default: %(default)s)")
     add(
@@ -99,16 +112,22 @@ def parse_arguments() -> argparse.Namespace:
         metavar="STEPS",
         help="(default: %(default)s)",
     )
-    add("--out", type=Path, default=Path("runs/unet"), metavar="RUN", help="run folder (default: %(default)s)")
+    add(
+        "--checkpoint-minutes",
+        type=at_least(0.0, float),
+        default=default.checkpoint_minutes,
+        metavar="MINUTES",
+        help="and minutes, whichever come first; a first one after one minute; 0 counts steps alone "
+        "(default: %(default)g)",
+    )
+    add("--out", type=Path, default=UNET_RUN, metavar="RUN", help="run folder (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--resume", action="store_true", help="go on with the run in --out, from step 0 where it has no checkpoint yet")
     return parse_resumable(parser)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
-    from natural2nanoscale.data.roots import data_root
     from natural2nanoscale.phantom.volume import write_default
     from natural2nanoscale.segmentation.command import plan_synthetic, train_unet
 
@@ -117,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(parse_arguments, main)

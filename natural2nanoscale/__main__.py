@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from natural2nanoscale.cli import Help, add_settings, at_least, main_guard, size
+from natural2nanoscale.cli import Parser, add_settings, at_least, main_guard
 
 VERBS = {
     "demo": "the whole loop at embedded scale, from a few slices to a table (the default)",
@@ -21,42 +21,13 @@ VERBS = {
 }
 
 
-def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
-    from natural2nanoscale.study.settings import DemoSettings as Default
-
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/demo"), help="run folder; a stopped demo goes on in it")
-    add("--data", type=Path, help="prepared data root to draw slices from (default: a phantom)")
-    add("--backbone", default="auto", help="auto, embedded, a diffusers folder, a .safetensors file, or a hub id")
-    add("--crop", type=size, metavar="WxH", help="ControlNet's window in pixels")
-    counts, shares, n = at_least(1), at_least(0.0, float), {"metavar": "N"}
-    for flag, kind, shown, text in (  # every field of DemoSettings
-        ("--slices", counts, {}, "annotated slices to learn from"),
-        ("--redraws", counts, {}, "repetitions with other slices and ControlNets"),
-        ("--seeds", counts, {}, "U-Nets per condition and redraw"),
-        ("--seed", at_least(0), {}, "seed of everything that is drawn"),
-        ("--controlnet-steps", counts, n, "fine-tuning steps"),
-        ("--per-mask", counts, n, "synthetic slices per mask"),
-        ("--unet-width", counts, n, "channels at the top of the U-Net"),
-        ("--unet-steps", counts, n, "steps of every U-Net"),
-        ("--unet-batch", at_least(2), n, "windows per step"),
-        ("--unet-crop", size, {"metavar": "WxH"}, "the U-Nets' window in pixels"),
-        ("--unet-lr", shares, {"dest": "unet_learning_rate", "metavar": "LR"}, "the U-Nets' highest learning rate"),
-        ("--class-balance", shares, {}, "weight of rare classes in the U-Nets' loss"),
-        ("--validations", counts, n, "looks at the validation slices"),
-    ):
-        name = shown.get("dest", flag[2:].replace("-", "_"))
-        add(flag, type=kind, default=getattr(Default, name), help=text, **shown)
-    add("--device", default="auto", help="auto, cpu or cuda")
-
-
 def parse_arguments() -> argparse.Namespace:
     """Only the verb that was asked for builds its arguments, so that help does not wait for imports."""
     verb = next((word for word in sys.argv[1:2] if word in VERBS), "demo")
-    parser = argparse.ArgumentParser(prog="natural2nanoscale", description=__doc__.splitlines()[0])
+    parser = Parser(prog="natural2nanoscale", description=__doc__.splitlines()[0])
     choices = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, text in VERBS.items():
-        sub = choices.add_parser(name, help=text, description=text, formatter_class=Help)
+        sub = choices.add_parser(name, help=text, description=text)
         if name == verb:
             add_arguments(name, sub)
     words = sys.argv[1:]
@@ -67,24 +38,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     if verb == "demo":
-        add_demo_arguments(parser)
-    elif verb == "experiments":
-        from natural2nanoscale.study.presets import EXPERIMENTS, PRESETS
+        from natural2nanoscale.study.demo import add_arguments as add
 
-        add, suppress = parser.add_argument, argparse.SUPPRESS
-        names = "; ".join(f"{name}: {what}" for name, what in EXPERIMENTS.items())
-        add("--preset", choices=tuple(PRESETS), default="embedded", help="budgets of everything")
-        add("--out", type=Path, default=Path("runs/experiments"), help="run folder; stopped experiments go on in it")
-        add("--data", type=Path, help="prepared data root (default: phantoms)")
-        add("--backbone", default="auto", help="auto, embedded, a diffusers folder, or a hub id")
-        add("--only", nargs="+", choices=tuple(EXPERIMENTS), metavar="NAME", default=suppress, help=names)
-        add("--ratios", nargs="+", type=at_least(0.01, float), metavar="R", default=suppress,
-            help="added slices per annotated one in figure6, instead of the preset's")  # fmt: skip
-        add("--redraws", type=at_least(1), metavar="N", default=suppress, help="repetitions, instead of the preset's")
-        add("--seeds", type=at_least(1), metavar="N", default=suppress, help="U-Nets each, instead of the preset's")
-        add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
-        add("--crop", type=size, metavar="WxH", help="ControlNet's window in pixels")
-        add("--device", default="auto", help="auto, cpu or cuda")
+        add(parser)
+    elif verb == "experiments":
+        from natural2nanoscale.study.experiments import add_arguments as add
+
+        add(parser)
     elif verb == "phantom":
         from natural2nanoscale.phantom.volume import add_arguments as add
 
@@ -112,7 +72,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
             help="refuse larger pictures, against decompression bombs (default: %(default)s)")  # fmt: skip
         add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     elif verb == "convert":
-        parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth with control_model.* tensors")
+        parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth of a ControlNet")
         parser.add_argument("--out", type=Path, required=True, help="new folder, for --controlnet-init of a training")
     elif verb == "backbone":
         from natural2nanoscale.workshop.recipe import PretrainingSettings
@@ -126,15 +86,14 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    main_guard(run_verb)
+    main_guard(parse_arguments, run_verb)
 
 
-def run_verb() -> None:
-    args = parse_arguments()
+def run_verb(args: argparse.Namespace) -> None:
     if args.verb == "demo":
-        from natural2nanoscale.study.demo import run_demo as run
+        from natural2nanoscale.study.demo import run
     elif args.verb == "experiments":
-        from natural2nanoscale.study.experiments import run_experiments as run
+        from natural2nanoscale.study.experiments import run
     elif args.verb == "phantom":
         from natural2nanoscale.phantom.volume import run
     elif args.verb == "prepare":

@@ -1,31 +1,38 @@
-"""What the scripts and the verbs share: exit codes, argument types, resumed arguments, config.json."""
+"""What the scripts and the verbs share: parsers, argument types and exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.signals import exit_code
 
 T = TypeVar("T")
+# where folders lie by default
+DATA, CONTROLNET_RUN, UNET_RUN = Path("data"), Path("runs/controlnet"), Path("runs/unet")
 
 
-def main_guard(function: Callable[[], None]) -> None:
-    """Run a front door: bad input prints one line and exits 2, an interrupt exits 130; no tracebacks."""
+def main_guard(parse: Callable[[], argparse.Namespace], run: Callable[[argparse.Namespace], None]) -> None:
+    """Run a front door: bad input prints one line and exits 2, a signal exits 128 + its number; no tracebacks."""
+    args = argparse.Namespace()
     try:
-        function()
+        args = parse()
+        run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted {interrupt}".rstrip(), file=sys.stderr)
-        raise SystemExit(130) from None
+        with suppress(OSError):  # the terminal may be gone
+            print(f"interrupted {interrupt}".rstrip(), file=sys.stderr)
+        raise SystemExit(exit_code(interrupt)) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
     except OSError as error:  # no right, no room, a file where a folder is needed: the system says it best
@@ -35,16 +42,32 @@ def main_guard(function: Callable[[], None]) -> None:
         torch, safetensors = sys.modules.get("torch"), sys.modules.get("safetensors")
         reason = (str(error).splitlines() or [""])[0]
         if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
-            print(
-                f"error: out of memory ({reason}): take fewer slices at once (--batch-size) or smaller ones, which "
-                "`python -m natural2nanoscale prepare --size` cuts, or --device cpu",
-                file=sys.stderr,
-            )
+            print(f"error: out of memory ({reason}): {lighter(args)}", file=sys.stderr)
         elif safetensors and isinstance(error, safetensors.SafetensorError):
             print(f"error: weights cannot be read or written ({reason}): is the disk full?", file=sys.stderr)
         else:
             raise
         raise SystemExit(2) from None
+
+
+def lighter(args: argparse.Namespace) -> str:
+    """What would take less memory, of what this command has: its arguments are the fields of `args`."""
+    found = [
+        advice
+        for name, advice in (
+            ("batch_size", "fewer slices at once (--batch-size)"),
+            ("unet_batch", "fewer windows at once (--unet-batch)"),
+            ("crop", "smaller windows (--crop)"),
+            ("unet_crop", "smaller windows for the U-Nets (--unet-crop)"),
+            ("data", "smaller slices, which `python -m natural2nanoscale prepare --size` cuts"),
+            ("images", "smaller slices (--images)"),
+            ("size", "smaller tiles (--size)"),
+        )
+        if name in args
+    ]
+    if getattr(args, "device", "cpu") != "cpu":
+        found.append("--device cpu")
+    return f"take {', or '.join(found)}" if found else "free some, or take a larger machine"
 
 
 class Help(argparse.HelpFormatter):
@@ -93,10 +116,20 @@ def settings_from(args: argparse.Namespace, settings: type[T], **given: object) 
     return settings(**{name: getattr(args, flag) for name, flag in flags.items()} | given)
 
 
+class Parser(argparse.ArgumentParser):
+    """The one kind of parser of scripts and verbs. A flag is written in full: an abbreviated one is unknown, for what
+    asks whether a flag was given, as --resume does, would not see it."""
+
+    def __init__(self, **options: object):
+        super().__init__(**{"formatter_class": Help, "allow_abbrev": False} | options)
+
+
 def parse_resumable(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; with --resume those that are not given are those that the run in --out began with."""
     args = parser.parse_args()
     if args.resume:
+        from natural2nanoscale.files import read_config  # brings numpy, which --help does without
+
         saved = read_config(args.out).get("arguments", {})
         if any(word.startswith("--epochs") for word in sys.argv):  # else a --max-steps of old would go before it
             saved.pop("max_steps", None)
@@ -109,20 +142,6 @@ def resumable(args: argparse.Namespace) -> dict:
     """The arguments as JSON for config.json, without those that a resumed run may not take over."""
     named = {name: value for name, value in vars(args).items() if name not in ("resume", "out", "device")}
     return {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a folder; {} where there is none, InputError where it is not readable."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): name another folder, or restore the file") from error
-    return config
 
 
 def size(text: str) -> tuple[int, int]:
@@ -149,6 +168,22 @@ def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def command(start: str, *words: object, **flags: object) -> str:
+    """A command line to be copied, quoted for the shell: `start`, the words, and the flags that have a value.
+
+    `data` and `controlnet`, which all commands have in common, are left out where they are the default.
+    """
+    known = {"data": DATA, "controlnet": CONTROLNET_RUN}
+    told = {name: value for name, value in flags.items() if value is not None and value != known.get(name)}
+    pairs = [part for name, value in told.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return " ".join([start, *(shlex.quote(str(part)) for part in (*words, *pairs))])
+
+
+def this_call() -> str:
+    """The command line that is running, to be copied."""
+    return shlex.join(["python", *sys.argv])
 
 
 def refuse_torchrun() -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.signals import exit_code
 
 # How long the others wait for the slowest: for samples, checkpoint and judge, which are the first one's alone. A
 # process that ends is noticed at once; this is for machines that fall silent.
@@ -72,12 +73,12 @@ def main_first() -> Iterator[None]:
 
 def any_process(flag: bool) -> bool:
     """Whether any process says so. All of them ask, and wait for each other; no device is waited for."""
-    return bool(_highest(flag)[0])
+    return bool(highest(flag)[0])
 
 
 def same(number: int) -> bool:
     """Whether all processes have the same number (int64). All of them ask, and wait for each other."""
-    high, low = _highest(number, -number)
+    high, low = highest(number, -number)
     return high == -low
 
 
@@ -95,11 +96,11 @@ def add_up_gradients(parameters: Sequence[torch.nn.Parameter], loss: torch.Tenso
 
 def agreed(error: BaseException) -> BaseException:
     """What to raise for an error that all processes come to: the first one tells, the others only leave."""
-    return error if is_main() else SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2)
+    return error if is_main() else SystemExit(exit_code(error) if isinstance(error, KeyboardInterrupt) else 2)
 
 
-def _highest(*numbers: int) -> list[int]:
-    """The largest of each number over all processes."""
+def highest(*numbers: int) -> list[int]:
+    """The largest of each number over all processes. All of them ask, and wait for each other."""
     if world_size() == 1:
         return list(numbers)
     tensor = torch.tensor(numbers, dtype=torch.int64)

@@ -1,123 +1,43 @@
-"""A run folder: config, log, atomic checkpoints, resume; and the seeds, device and signals of every loop.
+"""A run folder: config, log, checkpoints of registered state, and resume.
 
     RUN/config.json                 arguments, data fingerprints, versions, git commit
     RUN/log.jsonl                   one line per logged step
     RUN/checkpoints/step-000500/    state.safetensors, state.json, the model, and manifest.json written last
 
-A checkpoint is written under a temporary name, synced, and renamed; the older one goes only after the
-newer stands. JSON and safetensors only: nothing here reads or writes a pickle.
+JSON and safetensors only: nothing here reads or writes a pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import re
 import shutil
-import signal
 import statistics
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.cli import read_config
+from natural2nanoscale.checkpoints import Checkpoint, State, damage_of, step_of
 from natural2nanoscale.errors import InputError
-
-# ---------------------------------------------------------------------------------------------- seeds
-
-
-def seed_for(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of its parts alone, so a draw depends on nothing but its name."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def generator_for(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by `seed_for`: the same draws whatever device the work runs on."""
-    return torch.Generator().manual_seed(seed_for(*parts))
-
-
-def permutation_for(count: int, *parts: int | str) -> list[int]:
-    """A permutation of range(count), keyed by the parts."""
-    return torch.randperm(count, generator=generator_for(*parts)).tolist()
+from natural2nanoscale.files import (
+    append_lines,
+    holds_nothing,
+    new_folder,
+    read_config,
+    read_lines,
+    sha256,
+    write_json,
+    write_lines,
+)
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (ddof 1); the latter is None for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def select_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one; InputError for a device that torch cannot use.
-
-    Of several CUDA devices each process that torchrun started takes its own.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-        if device.index is not None and device.type == "cuda":
-            torch.cuda.set_device(device)  # whoever asks for the current one means it
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used here ({reason}): use auto, cpu or cuda") from error
-    return device
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on the device; from pinned memory, so that nobody waits for what a GPU still has to do."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; older GPUs emulate it, slower than float32."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-# -------------------------------------------------------------------------------------------- signals
-
-
-class Interrupted(KeyboardInterrupt):
-    """A loop stopped on request after it had saved; the message says how to go on."""
-
-
-class StopSignal:
-    """Within it the first Ctrl-C or SIGTERM only sets `requested`; a second one interrupts at once."""
-
-    def __enter__(self) -> StopSignal:
-        self.requested = False
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-# ---------------------------------------------------------------------------------------- run folders
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What was saved: `step` counts optimiser steps; `tensors` are on the CPU; `path` holds the model."""
-
-    step: int
-    tensors: dict[str, torch.Tensor]
-    state: dict
-    path: Path
 
 
 class RunFolder:
@@ -128,19 +48,11 @@ class RunFolder:
 
     def log(self, row: dict) -> None:
         """Append one line to log.jsonl."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_lines(self.path / "log.jsonl", [row])
 
     def read_log(self) -> list[dict]:
         """All whole lines of log.jsonl; a line cut off by a kill is left out."""
-        file = self.path / "log.jsonl"
-        rows = []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+        return read_lines(self.path / "log.jsonl")
 
     def save_checkpoint(
         self,
@@ -156,51 +68,60 @@ class RunFolder:
         `save_model` writes the model into the folder that it is given. Of the step-* checkpoints the newest
         `keep` stay, and older ones go once this one stands; a named checkpoint replaces only its namesake.
         """
-        parent = self.path / "checkpoints"
-        parent.mkdir(parents=True, exist_ok=True)
-        target = parent / (name or f"step-{step:06d}")
-        temporary = parent / f".tmp-{target.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary / "state.safetensors"
-        )
-        (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
-        if save_model is not None:
-            save_model(temporary)
-        files = sorted(file for file in temporary.rglob("*") if file.is_file())
-        hashes = {str(file.relative_to(temporary)): sha256(file) for file in files}
-        manifest = temporary / "manifest.json"
-        manifest.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-        for file in [*files, manifest]:
-            _sync(file)
-        if target.exists():  # a namesake: it steps aside, so that one of the two always stands
-            aside = parent / f".old-{target.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(target, aside)
-        os.replace(temporary, target)
-        _sync(parent)
-        stale = [path for path in parent.iterdir() if path.name.startswith(".old-")]
-        if name is None:  # later ones that stand here are damaged: the run went on from an earlier one
-            others = sorted(path for path in parent.glob("step-*") if path != target)
-            older = [path for path in others if path < target]
-            stale += [path for path in others if path not in older[max(0, len(older) - keep + 1) :]]
-        for path in stale:
+        target = self.path / "checkpoints" / (name or f"step-{step:06d}")
+        for path in target.parent.glob(".*.tmp"):  # half written when a run was killed
             shutil.rmtree(path)
+        cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        newest = next(iter(self.checkpoints()), None)
+        known = sum(file.stat().st_size for file in newest.rglob("*")) if newest and name is None else 0
+        with new_folder(target, max(known, sum(value.nbytes for value in cpu.values()))) as folder:
+            save_file(cpu, folder / "state.safetensors")
+            (folder / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
+            if save_model is not None:
+                save_model(folder)
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            hashes = {str(file.relative_to(folder)): sha256(file) for file in files}
+            (folder / "manifest.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+        if name is None:  # later ones that stand here are damaged: the run went on from an earlier one
+            whole = [path for path in self.checkpoints() if path.name.startswith("step-") and step_of(path) <= step]
+            for path in set(self.checkpoints()) - set(whole[:keep]):
+                shutil.rmtree(path)
         return target
+
+    def save(
+        self, state: State, save_model: Callable[[Path], None] | None = None, name: str | None = None, keep: int = 1
+    ) -> Path:
+        """`save_checkpoint` of what is registered."""
+        counts = dict(vars(state.counts))
+        return self.save_checkpoint(counts.pop("step"), state.tensors(), counts, save_model, name, keep)
+
+    def restore(self, state: State, name: str | None = None) -> Checkpoint | None:
+        """`load_checkpoint` into what is registered; None, and nothing changed, where no checkpoint was completed."""
+        checkpoint = self.load_checkpoint(name)
+        if checkpoint:
+            state.restore(checkpoint)
+        return checkpoint
+
+    def checkpoints(self) -> list[Path]:
+        """The step-* checkpoints that were completed, newest first, damaged or not."""
+        found = [p for p in (self.path / "checkpoints").glob("*step-*") if re.fullmatch(r"(\.old-)?step-\d+", p.name)]
+        return sorted(found, key=lambda path: (step_of(path), path.name.startswith("step-")), reverse=True)
+
+    def tell_beginning(self) -> None:
+        """Say so where a resumed run has nothing to go on from: it was stopped before its first checkpoint."""
+        if not self.checkpoints():
+            print(f"no checkpoint was ever completed in {self.path}: it begins at step 0")
 
     def load_checkpoint(self, name: str | None = None) -> Checkpoint | None:
         """The newest whole step-* checkpoint (or the one called `name`); None when there is none.
 
         A damaged one is passed over with a printed line. InputError when all that exist are damaged.
         """
-        parent = self.path / "checkpoints"
+        parent, candidates = self.path / "checkpoints", self.checkpoints()
         if name is not None:
             candidates = [path for path in (parent / name, parent / f".old-{name}") if path.is_dir()]
-        else:
-            candidates = sorted((p for p in parent.glob("step-*") if p.is_dir()), reverse=True)
         for path in candidates:
-            damage = _damage(path)
+            damage = damage_of(path)
             if damage:
                 print(f"{path} is passed over: {damage}")
                 continue
@@ -213,47 +134,89 @@ class RunFolder:
     def drop_log_after(self, step: int) -> None:
         """Forget log lines of steps later than `step`: a resumed log has each step once."""
         rows = [row for row in self.read_log() if row.get("step", 0) <= step]
-        temporary = self.path / ".log.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, self.path / "log.jsonl")
+        write_lines(self.path / "log.jsonl", rows)
 
 
-def open_run(out: Path, config: dict, resume: bool, may_change: Sequence[str] = ()) -> RunFolder:
+def open_run(
+    out: Path,
+    config: dict,
+    resume: bool,
+    may_change: Sequence[str] = (),
+    serves: str = "name another folder with --out",
+) -> RunFolder:
     """Start a run folder, or reopen it to resume.
 
-    `config` is JSON: {"kind": ..., "settings": {...}, "data": {...}}. On resume every entry must be as it
-    was, except the settings named in `may_change` (lengths and intervals).
+    `config` is JSON: {"kind": ..., "settings": {...}, "data": {...}, "slices": {...}}. On resume every entry must
+    be as it was, except the settings named in `may_change` (lengths and intervals). `slices` holds for each part the
+    digest of every stem, so that changed slices can be named; `serves` is what then can be done.
     Raises InputError for a non-empty folder without resume, for nothing to resume and for a changed entry.
     """
     out = Path(out)
     file = out / "config.json"
     config = json.loads(json.dumps(config))  # as it will be read back: tuples become lists
     if resume:
+        refuse_no_run(out)
         old = read_config(out)
-        if not old:
-            raise InputError(f"--resume finds no run in {out}: start it without --resume, or name its folder")
-        for part in sorted((set(config) | set(old)) - {"environments", "arguments", "learned"}):
-            before, now = old.get(part), config.get(part)
-            if not isinstance(before, dict) or not isinstance(now, dict):
-                before, now = {part: before}, {part: now}
-            for key in sorted(set(before) | set(now)):
-                if before.get(key) != now.get(key) and key not in may_change:
-                    raise InputError(
-                        f"{out} goes on as it began, but {key} was {before.get(key)} and is now {now.get(key)}: "
-                        "give the old value, or name another folder with --out"
-                    )
+        refuse_changes(out, old, config, may_change, serves)
     elif file.is_file():
         raise InputError(f"{out} already exists: go on with --resume, or name another folder with --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not holds_nothing(out):
         raise InputError(f"{out} already exists and holds no run: name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     environments = [environment()]  # of the beginning, then each other one in which the run went on
     if resume:
         environments = [known for known in old.get("environments", []) if known != environments[0]] + environments
-    temporary = out / ".config.json.tmp"
-    temporary.write_text(json.dumps(config | {"environments": environments}, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write_json(file, config | {"environments": environments})
     return RunFolder(out)
+
+
+def refuse_changes(out: Path, old: dict, config: dict, may_change: Sequence[str], serves: str) -> None:
+    """Raise InputError for the first entry of a resumed run's config that is not as it was."""
+    listed = old.get("slices", {})  # runs of older versions have no such lists
+    for part in listed:
+        changes = slice_changes(listed[part], config.get("slices", {}).get(part, {}))
+        if changes:
+            raise InputError(
+                f"{out} goes on with the slices it began with, but in {part}/ {changes}: bring the old ones back, "
+                f"or {serves}"
+            )
+    for part in sorted((set(config) | set(old)) - {"environments", "arguments", "slices", "learned"}):
+        before, now = old.get(part), config.get(part)
+        if not isinstance(before, dict) or not isinstance(now, dict):
+            before, now = {part: before}, {part: now}
+        for key in sorted(set(before) | set(now)):
+            if before.get(key) == now.get(key) or key in may_change:
+                continue
+            if part == "data" and key in listed:  # the slices are the same
+                raise InputError(
+                    f"{out} goes on as it began, but the classes in {key}/dataset.json are not as before: bring the "
+                    "old ones back, or name another folder with --out"
+                )
+            raise InputError(
+                f"{out} goes on as it began, but {key} was {before.get(key)} and is now {now.get(key)}: "
+                "give the old value, or name another folder with --out"
+            )
+
+
+def slice_changes(before: dict[str, str], now: dict[str, str]) -> str:
+    """What became of slices, given the digest of every stem, in words; empty when nothing did."""
+    kinds = {
+        "added": [stem for stem in now if stem not in before],
+        "removed": [stem for stem in before if stem not in now],
+        "changed": [stem for stem in before if now.get(stem, before[stem]) != before[stem]],
+    }
+    told = []
+    for kind, stems in kinds.items():
+        names = ", ".join(stems[:5]) + ", ..." * (len(stems) > 5)
+        if stems:
+            told.append(f"{len(stems)} {'was' if len(stems) == 1 else 'were'} {kind} ({names})")
+    return ", ".join(told)
+
+
+def refuse_no_run(out: Path) -> None:
+    """Raise InputError where there is nothing to resume."""
+    if not (out / "config.json").is_file():
+        raise InputError(f"--resume finds no run in {out}: start it without --resume, or name its folder")
 
 
 def environment() -> dict:
@@ -271,55 +234,3 @@ def environment() -> dict:
     except (OSError, subprocess.TimeoutExpired):
         commit = None
     return {"versions": versions, "git_commit": commit, "threads": torch.get_num_threads()}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as flat tensors, named optimizer.<parameter>.<entry>."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{key}": torch.as_tensor(value)
-        for index, entries in state.items()
-        for key, value in entries.items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Bring back what `optimizer_tensors` gave; other names are left alone.
-
-    Moments take the memory format of their parameters: the same arithmetic as if the run had never stopped.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            if value.shape == parameters[int(index)].shape:
-                value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None: every file of the manifest has its hash."""
-    try:
-        hashes = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "its manifest is missing or unreadable"
-    for name, expected in hashes.items():
-        file = path / name
-        if not file.is_file() or sha256(file) != expected:
-            return f"{name} is missing or does not match its hash"
-    return None

@@ -11,7 +11,9 @@ from natural2nanoscale.data.augment import (
     change_contrast,
     change_gamma,
     covering_centers,
+    deform,
     draw_window,
+    elastic_offsets,
     lower_resolution,
     warp,
 )
@@ -84,6 +86,49 @@ def test_scale_rotation_and_flip_together_equal_scipy():
     assert np.abs(image[0, 0].numpy() - expected).max() < 0.05
     ids = ndimage.affine_transform(masks[0].numpy(), matrix, offset, order=0, mode="reflect")
     assert (mask[0].numpy() != ids).mean() < 0.005
+
+
+def test_offsets_equal_scipys_interpolation_at_the_moved_places():
+    images, masks = slices(2, 30, 41)
+    images = torch.from_numpy(ndimage.gaussian_filter(images.numpy(), (0, 0, 2, 2)))
+    offsets = elastic_offsets(torch.tensor([1, 2]), (30, 41), sigma=6.0, strength=1.5)
+    image, mask = warp(images, masks, torch.zeros(2), middle((30, 41), 2), (30, 41), offsets=offsets)
+    y, x = np.mgrid[:30, :41]
+    for i in range(2):
+        places = y + offsets[i, 1].numpy(), x + offsets[i, 0].numpy()
+        expected = ndimage.map_coordinates(images[i, 0].numpy(), places, order=1, mode="reflect")
+        assert np.abs(image[i, 0].numpy() - expected).max() < 0.05
+        ids = ndimage.map_coordinates(masks[i].numpy(), places, order=0, mode="reflect")
+        assert (mask[i].numpy() != ids).mean() < 0.005
+
+
+def test_elastic_offsets_are_white_noise_under_scipys_gaussian():
+    """Deviation and correlation by distance, in windows whose sides are no multiples of the grid's spacing."""
+    offsets = elastic_offsets(torch.arange(400), (50, 33), sigma=8.0, strength=2.0)
+    assert offsets.shape == (400, 2, 50, 33) and abs(offsets.std().item() - 2.0) < 0.05
+    assert offsets.std(0).min() > 1.7 and offsets.std(0).max() < 2.3  # the same everywhere, at the edges too
+    impulse = np.zeros(161)
+    impulse[80] = 1.0
+    kernel = ndimage.gaussian_filter1d(impulse, 8.0)
+    for lag in (4, 8, 16, 30):
+        expected = (kernel[lag:] * kernel[: len(kernel) - lag]).sum() / (kernel**2).sum()
+        for a, b in ((offsets[:, :, lag:], offsets[:, :, :-lag]), (offsets[..., lag:], offsets[..., :-lag])):
+            assert abs((a * b).mean().item() / 4 - expected) < 0.06
+    assert abs((offsets[:, 0] * offsets[:, 1]).mean()) < 0.2  # the two components know nothing of each other
+
+
+def test_deformed_slices_keep_their_ids_do_not_fold_and_depend_on_their_seed_alone():
+    images, masks = slices(3, 64, 48)
+    image, mask = deform(images, masks, torch.tensor([5, 6, 7]))
+    assert image.shape == images.shape and mask.dtype == masks.dtype
+    assert set(mask.unique().tolist()) <= set(masks.unique().tolist()) and not torch.equal(mask, masks)
+    one, ids = deform(images[1:2], masks[1:2], torch.tensor([6]))
+    torch.testing.assert_close(one[0], image[1], rtol=0, atol=1e-3)
+    assert (ids[0] != mask[1]).float().mean() < 0.001
+    x, y = elastic_offsets(torch.arange(200), (64, 48), 4.8, 0.96).unbind(1)
+    across, down = 1 + x.diff(dim=2)[:, :-1], 1 + y.diff(dim=1)[:, :, :-1]
+    area = across * down - x.diff(dim=1)[:, :, :-1] * y.diff(dim=2)[:, :-1]
+    assert (area > 0).float().mean() > 0.9999
 
 
 def test_blur_equals_scipy():

@@ -1,9 +1,11 @@
 """Every way in which a lab may hold a backbone: each tensor is right, or the reason is one sentence."""
 
 import json
+import shlex
 import shutil
 import socket
 import time
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -16,13 +18,14 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from natural2nanoscale.diffusion import hub
-from natural2nanoscale.diffusion.backbone import EMBEDDED, STABLE_DIFFUSION, load_backbone
+from natural2nanoscale.diffusion.backbone import EMBEDDED, STABLE_DIFFUSION, backbone_name, load_backbone
 from natural2nanoscale.diffusion.stable_diffusion import STABLE_DIFFUSION_15
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.workshop.architecture import RECOMMENDED
 
 CPU = torch.device("cpu")
-PATIENCE = hub.PATIENCE  # the real one
+PARTS = ("unet", "vae", "text_encoder")
+PATIENCE, PATIENCE_WITH_NETWORK = hub.PATIENCE, hub.PATIENCE_WITH_NETWORK  # the real ones
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +36,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hub, "PATIENCE", 0.5)
+    monkeypatch.setattr(hub, "PATIENCE_WITH_NETWORK", 0.5)
+    monkeypatch.setattr(hub, "getproxies", dict)
     return folder
 
 
@@ -141,7 +146,7 @@ def test_other_tensors_are_refused(message, tensors, one_file):
         load_backbone(str(one_file(edited)), CPU, configs=SMALL)
 
 
-def test_files_of_other_kinds_are_refused(tensors, one_file, tmp_path):
+def test_files_of_other_kinds_are_refused(tensors, one_file, tmp_path, monkeypatch):
     some = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage_model.")}
     with pytest.raises(InputError, match="holds no VAE"):
         load_backbone(str(one_file(some)), CPU, configs=SMALL)
@@ -151,8 +156,17 @@ def test_files_of_other_kinds_are_refused(tensors, one_file, tmp_path):
     file.write_bytes(one_file(tensors).read_bytes()[:-100])
     with pytest.raises(InputError, match="cannot be read as safetensors"):
         load_backbone(str(file), CPU, configs=SMALL)
-    with pytest.raises(InputError, match="expected a .safetensors file"):
-        load_backbone(str(file.rename(tmp_path / "model.ckpt")), CPU, configs=SMALL)
+    # what can run code is refused before anything else is asked for, such as a tokenizer; the tensors can be had
+    shutil.rmtree(tmp_path / "tokenizer")
+    torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match="expected a .safetensors file") as refusal:
+        load_backbone(str(tmp_path / "model.ckpt"), CPU, configs=SMALL)
+    file.unlink()
+    run_printed(str(refusal.value), monkeypatch)
+    assert load_file(file).keys() == tensors.keys()
+    for name in ("none.ckpt", "none.bin"):
+        with pytest.raises(InputError, match="neither a folder, nor a .safetensors file"):
+            load_backbone(name, CPU)
 
 
 def test_tokenizer_of_one_file(tensors, one_file, tmp_path, cache):
@@ -199,13 +213,50 @@ def test_names_of_2022(tmp_path, small_backbone):
         assert_same_weights(getattr(backbone, part), reference)
 
 
-def test_folder_of_halves(tmp_path):
+@pytest.mark.parametrize(
+    "dtype, options",
+    [
+        (torch.float16, {"variant": "fp16"}),
+        (torch.bfloat16, {"variant": "bf16"}),
+        (torch.float16, {"variant": "fp16", "max_shard_size": "10KB"}),
+        (torch.float32, {"max_shard_size": "20KB"}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_folder_of_a_variant_or_shards(dtype, options, tmp_path):
     folder = save_backbone(tmp_path / "backbone", TINY)
-    for part, module in zip(("unet", "vae", "text_encoder"), make_parts(TINY), strict=True):
+    for part, module in zip(PARTS, make_parts(TINY), strict=True):
         shutil.rmtree(folder / part)
-        module.half().save_pretrained(folder / part, variant="fp16")
+        module.to(dtype).save_pretrained(folder / part, **options)
+    assert len(list((folder / "unet").glob("*.safetensors"))) == 1 or "max_shard_size" in options
     backbone = load_backbone(str(folder), CPU)
-    assert_same_weights(backbone.unet, make_parts(TINY)[0].half().float())
+    for part, module in zip(PARTS, make_parts(TINY), strict=True):
+        assert_same_weights(getattr(backbone, part), module.to(dtype).float())
+
+
+@pytest.mark.parametrize("part, name", [("unet", "diffusion_pytorch_model.bin"), ("text_encoder", "pytorch_model.bin")])
+def test_pickled_weights_are_refused_and_their_conversion_named(part, name, tmp_path, monkeypatch):
+    folder = save_backbone(tmp_path / "my backbone", TINY)
+    file = next((folder / part).glob("*.safetensors"))
+    weights = load_file(file)
+    torch.save(weights, folder / part / name)
+    file.unlink()
+    with pytest.raises(InputError, match=f"holds its weights as {name}, which can run code") as refusal:
+        load_backbone(str(folder), CPU)
+    run_printed(str(refusal.value), monkeypatch)
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in load_file(file).items())
+    load_backbone(str(folder), CPU)
+    (folder / part / name).unlink()
+    file.unlink()
+    with pytest.raises(InputError, match=f"{part} holds no weights, found config.json: expected"):
+        load_backbone(str(folder), CPU)
+
+
+def run_printed(text: str, monkeypatch) -> None:
+    """Run the `python -c` that a message names, in this process."""
+    python, flag, code = shlex.split(text.split("`")[1])
+    assert (python, flag) == ("python", "-c")
+    exec(code, {})
 
 
 def edit_config(folder, part, **values) -> None:
@@ -288,17 +339,57 @@ def test_another_model_is_refused_before_its_weights_are_fetched(monkeypatch, tm
 
 
 def test_a_hub_that_keeps_silent_is_asked_once_and_not_for_long(monkeypatch):
+    """A first start on an offline machine, whose firewall swallows what is sent, is answered within two seconds."""
     monkeypatch.setattr(hub, "PATIENCE", PATIENCE)
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes the call, never answers
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         started = time.monotonic()
         with pytest.raises(InputError, match="--backbone embedded"):
-            load_backbone("lab/none", CPU)
+            load_backbone(backbone_name("auto", "prepared"), CPU)
         assert PATIENCE <= time.monotonic() - started < 2  # which is promised
         server.settimeout(0.1)
         server.accept()[0].close()
         with pytest.raises(TimeoutError):
             server.accept()
+
+
+def test_who_has_a_network_is_given_time(monkeypatch):
+    """A proxy may take seconds for its first answer; so may a hub that was asked for by name."""
+    monkeypatch.setattr(hub, "PATIENCE_WITH_NETWORK", PATIENCE_WITH_NETWORK)
+    monkeypatch.setattr(hub, "PATIENCE", PATIENCE)
+    assert hub.patience(STABLE_DIFFUSION) == PATIENCE < 2 and hub.patience("lab/small") >= 10
+    monkeypatch.setattr(hub, "getproxies", lambda: {"no": "localhost"})
+    assert hub.patience(STABLE_DIFFUSION) == PATIENCE
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy:3128"})
+    assert hub.patience(STABLE_DIFFUSION) >= 10
+
+
+def test_weights_are_fetched_in_one_variant(monkeypatch, tiny_backbone):
+    fetched = []
+    files = {
+        "unet": ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"],
+        "vae": ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.bf16.safetensors"],
+        "text_encoder": ["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"],
+    }
+
+    def snapshot(name: str, allow_patterns: list) -> str:
+        fetched.extend(pattern for pattern in allow_patterns if "safetensors" in pattern)
+        return str(tiny_backbone)
+
+    def info(*_, **__):
+        names = [f"{part}/{name}" for part, names in files.items() for name in names]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    load_backbone("lab/mixed", CPU)
+    texts = [f"text_encoder/{name}" for name in files["text_encoder"]]
+    assert sorted(fetched) == sorted([f"unet/{files['unet'][0]}", f"vae/{files['vae'][1]}", *texts])
+    del files["vae"][1]
+    with pytest.raises(
+        InputError, match="no safetensors weights in vae/ on the hub, found diffusion_pytorch_model.bin"
+    ):
+        load_backbone("lab/mixed", CPU)
 
 
 def test_embedded_backbone_carries_what_the_recipe_says():

@@ -20,7 +20,8 @@ from natural2nanoscale.diffusion.controlnet import (
     make_controlnet,
     predict_noise,
 )
-from natural2nanoscale.diffusion.sampling import SamplingSettings, ddim_scheduler, sample
+from natural2nanoscale.diffusion.sampling import ddim_scheduler, sample
+from natural2nanoscale.diffusion.settings import SamplingSettings
 
 CPU = torch.device("cpu")
 
@@ -164,3 +165,9 @@ def test_moments_are_those_of_the_vae(backbone):
     scale = backbone.vae.config.scaling_factor
     assert torch.allclose(mean, posterior.mean * scale, atol=1e-6)
     assert torch.allclose(std, posterior.std * scale, atol=1e-6)
+
+
+def test_the_share_of_steps_is_not_cut_by_rounding():
+    """50 * 0.58 is a hair below 29 in floating point; what lies between two steps is rounded down as ever."""
+    for steps, start, taken in ((50, 0.58, 29), (50, 0.57, 28), (20, 0.8, 16), (20, 0.33, 6), (7, 1.0, 7)):
+        assert SamplingSettings(steps=steps, start=start).steps_taken == taken

@@ -45,7 +45,8 @@ def test_round_trip_is_exact(name, beside, tensors, controlnet, tmp_path, verb, 
     file = saved(tmp_path / name, tensors, **beside)
     monkeypatch.setattr(module.convert, "__defaults__", (SMALL,))  # the verb knows Stable Diffusion 1.5 alone
     out = tmp_path / "controlnet"
-    assert f"--controlnet-init {out}" in verb("convert", file, "--out", out).stdout
+    printed = verb("convert", file, "--out", out).stdout
+    assert f"next: python train_controlnet.py --controlnet-init {out}\n" in printed
     weights = load_file(out / "diffusion_pytorch_model.safetensors")
     reference = controlnet.state_dict()
     assert weights.keys() == reference.keys()
@@ -81,8 +82,25 @@ def test_what_is_no_controlnet_for_stable_diffusion_15_is_refused(tensors, tmp_p
         edited = {name: tensor for name, tensor in (tensors | edit).items() if tensor is not None}
         with pytest.raises(InputError, match=message):
             convert(saved(tmp_path / "a.safetensors", edited), SMALL)
-    with pytest.raises(InputError, match="holds no ControlNet"):
+    with pytest.raises(InputError, match="holds no ControlNet: expected tensors named") as refusal:
         convert(saved(tmp_path / "a.safetensors", {"zero_convs.0.0.bias": torch.zeros(3)}))
+    assert "natural2nanoscale convert" not in str(refusal.value)  # which has just been called
+
+
+def test_bare_names_and_those_of_diffusers_are_taken_too(tensors, controlnet, tmp_path):
+    prefix = "control_model."
+    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    ours = {name: tensor.clone().contiguous() for name, tensor in controlnet.state_dict().items()}
+    for name, named in (("bare.pth", bare), ("diffusers.safetensors", ours)):
+        converted = convert(saved(tmp_path / name, named), SMALL).state_dict()
+        assert converted.keys() == ours.keys()
+        assert all(torch.equal(converted[key], ours[key]) for key in ours)
+        some = dict(list(named.items())[:-1])
+        with pytest.raises(InputError, match="1 missing tensor"):
+            convert(saved(tmp_path / name, some), SMALL)
+    wide = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    with pytest.raises(InputError, match="is Stable Diffusion 2"):
+        convert(saved(tmp_path / "bare.pth", bare | {wide: torch.zeros(8, 1024)}), SMALL)
 
 
 class Opened:

@@ -5,12 +5,21 @@ import shutil
 
 import pytest
 
-from natural2nanoscale.study.table import compare, verdict
+from natural2nanoscale.data.folders import fingerprint, open_pairs
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.phantom.volume import PhantomSettings
+from natural2nanoscale.seeds import seed_for
+from natural2nanoscale.study.comparisons import compare, verdict
+from natural2nanoscale.study.training_sets import redraw_root
 
 TOY = [
     *("--slices", 2, "--redraws", 2, "--seeds", 1, "--controlnet-steps", 2, "--per-mask", 2, "--crop", "32x32"),
     *("--unet-width", 4, "--unet-crop", "32x32", "--unet-steps", 4, "--unet-batch", 2, "--validations", 2),
 ]
+
+
+def without_seconds(lines):
+    return [json.loads(line) | {"seconds": None} for line in lines]
 
 
 def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_path):
@@ -20,38 +29,60 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     rows = json.loads((out / "results.json").read_text())
     assert len(rows) == 2 * 5 and len({row["condition"] for row in rows}) == 5
     report = (out / "report.md").read_text()
-    assert report in printed and "redraw-1.png" in report
+    assert report in printed and "redraw-1/given-2.png" in report
     assert report.splitlines()[2].strip("*") in (out / "report.html").read_text()
     for row in rows:  # each cell of the table is the mean of what the log holds
         pair = [other["miou"] for other in rows if other["condition"] == row["condition"]]
         assert f"| {row['condition']} | {100 * sum(pair) / 2:.1f} ± " in report
     # redraws differ in slices, ControlNet and synthetic slices; no synthetic slice comes from another mask
-    drawn = [sorted(p.name for p in (out / f"redraw-{r}/train/images").iterdir()) for r in (0, 1)]
-    made = [sorted(p.name for p in (out / f"redraw-{r}/synthetic/images").iterdir()) for r in (0, 1)]
+    drawn = [sorted(p.name for p in (out / f"redraw-{r}/given-2/train/images").iterdir()) for r in (0, 1)]
+    made = [sorted(p.name for p in (out / f"redraw-{r}/given-2/synthetic/images").iterdir()) for r in (0, 1)]
     assert all(len(names) == 2 for names in drawn) and all(len(names) == 4 for names in made)
     assert {name[:10] for name in made[0]} == {name[:10] for name in drawn[0]}
+    assert not set(drawn[0]) & set(drawn[1])  # two times two of four
+    configs = [json.loads((out / f"redraw-{r}/given-2/controlnet/config.json").read_text()) for r in (0, 1)]
+    assert [config["settings"]["seed"] for config in configs] == [seed_for(0, "redraw", r) for r in (0, 1)]
 
     # a stopped demo goes on: the cell that is missing comes back as it was, the others are left alone
     log = (out / "log.jsonl").read_text().splitlines()
     (out / "log.jsonl").write_text("\n".join(log[:-1]) + "\n")
     verb(*command)
     again = (out / "log.jsonl").read_text().splitlines()
-    assert again == log
+    assert again[:-1] == log[:-1] and without_seconds(again) == without_seconds(log)
     # so does one that was killed before the first checkpoint, or while it wrote the slices it drew
     (out / "log.jsonl").write_text("\n".join(log[:5]) + '\n{"redraw": 1, "cond')
-    shutil.rmtree(out / "redraw-1/controlnet/checkpoints")
-    (out / "redraw-1/train/dataset.json").unlink()
-    shutil.rmtree(out / "redraw-1/synthetic")
+    shutil.rmtree(out / "redraw-1/given-2/controlnet/checkpoints")
+    (out / "redraw-1/given-2/train/dataset.json").unlink()
+    shutil.rmtree(out / "redraw-1/given-2/synthetic")
     verb(*command)
-    assert (out / "log.jsonl").read_text().splitlines() == log
+    again = (out / "log.jsonl").read_text().splitlines()
+    assert again[:5] == log[:5] and without_seconds(again) == without_seconds(log)
     # and refuses other settings
     assert "was" in verb(*command, "--per-mask", 3, expect=2).stderr
+
+
+@pytest.mark.parametrize("name", ["demo", "experiments"])
+def test_studies_take_bfloat16_where_the_device_is_made_for_it(verb, monkeypatch, tmp_path, name):
+    def show(name, device, dtype=None):
+        raise InputError(f"it takes {dtype}")
+
+    monkeypatch.setattr("natural2nanoscale.device.native_bfloat16", lambda device: True)
+    monkeypatch.setattr("natural2nanoscale.diffusion.backbone.load_backbone", show)
+    assert "it takes torch.bfloat16" in verb(name, "--out", tmp_path / "out", expect=2).stderr
+
+
+def test_no_redraw_is_the_first_of_another_seed(tmp_path):
+    small = PhantomSettings((64, 32), 1, 1, 1)
+    roots = [redraw_root(tmp_path / f"{seed}-{i}", None, small, seed, i) for seed in (0, 1) for i in (0, 1)]
+    assert len({fingerprint(open_pairs(root / "test")) for root in roots}) == 4
 
 
 def test_too_few_slices_is_one_sentence(verb, data_folder, tiny_backbone, tmp_path):
     command = ["demo", "--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "demo"]
     assert "expected at least --slices 9" in verb(*command, "--slices", 9, expect=2).stderr
     assert "multiples" in verb(*command, "--slices", 2, "--crop", "33x32", expect=2).stderr
+    alone = verb("demo", "--slices", 33, "--out", tmp_path / "demo", expect=2).stderr
+    assert "the phantom has 32 slices, expected at least --slices 33" in alone
     test = data_folder / "test" / "dataset.json"
     test.write_text(test.read_text().replace('"nucleus"', '"vesicle"'))
     assert "vesicle" in verb(*command, "--slices", 2, expect=2).stderr

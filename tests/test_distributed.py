@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion import training
-from natural2nanoscale.runs import RunFolder, select_device
+from natural2nanoscale.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 # forks of a process that has imported everything and computed nothing: two at the price of one import
@@ -63,7 +64,8 @@ def common(data_folder, tiny_backbone):
         (data_folder / "train" / part / "slice_0003.png").unlink()
     return (
         *("--data", data_folder, "--backbone", tiny_backbone, "--device", "cpu", "--lr", 1e-5),
-        *("--latent-variants", 2, "--clip", 1e9, "--checkpoint-every", 2, "--keep", 9, "--batch-size"),
+        *("--precision", "fp32", "--latent-variants", 2, "--clip", 1e9, "--checkpoint-every", 2, "--keep", 9),
+        "--batch-size",
     )
 
 
@@ -133,8 +135,8 @@ def test_lost_process_ends_the_run_with_its_newest_checkpoint(two, script, commo
 
 
 def test_signal_to_one_process_stops_all_in_the_same_step(two, tmp_path):
-    codes, (told, silent) = two("--out", tmp_path / "run", "--max-steps", 9, number=signal.SIGTERM)
-    assert codes == [130, 130]
+    codes, (told, silent) = two("--out", tmp_path / "run", "--max-steps", 9, number=signal.SIGUSR1)
+    assert codes == 2 * [128 + signal.SIGUSR1]
     assert "interrupted at step 3 of 9" in told and silent == ""
     assert RunFolder(tmp_path / "run").load_checkpoint().step == 3
 

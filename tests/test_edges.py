@@ -15,9 +15,9 @@ from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion import training
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows
-from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import draw_slices
-from natural2nanoscale.diffusion.training import FineTuning, fine_tune
+from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.runs import RunFolder
 
 CPU = torch.device("cpu")

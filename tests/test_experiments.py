@@ -11,14 +11,15 @@ import pytest
 
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion import validation
-from natural2nanoscale.diffusion.sampling import SamplingSettings
-from natural2nanoscale.runs import Interrupted
+from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import load_slices
-from natural2nanoscale.study import cells, experiments, standard
-from natural2nanoscale.study.presets import BOTH, COPIES, EXPERIMENTS, MIXED, PRESETS, Condition, Preset, conditions
-from natural2nanoscale.study.results import TITLES, gap_table
-from natural2nanoscale.study.standard import rotated_copies
+from natural2nanoscale.signals import Interrupted
+from natural2nanoscale.study import trial, unets
+from natural2nanoscale.study.conditions import BOTH, COPIES, MIXED, Condition, conditions
+from natural2nanoscale.study.presets import EXPERIMENTS, PRESETS, Preset
+from natural2nanoscale.study.summary import TITLES, gap_table
+from natural2nanoscale.study.training_sets import PARTS, rotated_copies, split_at_random
 
 EQUAL = Settings(
     width=4, depth=2, max_steps=4, batch_size=2, full_batches=True, balance=0.5, crop=(32, 32), validate_every=2,
@@ -40,8 +41,7 @@ def quick_sampling(monkeypatch):
     """Two denoising steps in place of twenty."""
     quick = partial(SamplingSettings, steps=2)
     monkeypatch.setattr(validation, "SamplingSettings", quick)
-    for module in (cells, standard):
-        monkeypatch.setattr(module, "sampling_settings", lambda backbone: quick())
+    monkeypatch.setattr(trial, "sampling_settings", lambda backbone: quick())
 
 
 def test_experiments_go_on_after_a_kill_and_report(
@@ -50,7 +50,7 @@ def test_experiments_go_on_after_a_kill_and_report(
     monkeypatch.setitem(PRESETS, "embedded", TOY)
     out = tmp_path / "out"
     command = ["experiments", "--data", data_folder, "--backbone", tiny_backbone, "--out", out]
-    score_unet, calls = experiments.score_unet, []
+    score_unet, calls = unets.score_unet, []
 
     def killed_at_the_third(*arguments):
         calls.append(arguments)
@@ -58,7 +58,7 @@ def test_experiments_go_on_after_a_kill_and_report(
             raise Interrupted("at step 2")
         return score_unet(*arguments)
 
-    monkeypatch.setattr(experiments, "score_unet", killed_at_the_third)
+    monkeypatch.setattr(unets, "score_unet", killed_at_the_third)
     assert "the same command goes on there" in verb(*command, expect=130).stderr
     assert len(without_seconds(out)) == 2
     printed = verb(*command).stdout
@@ -66,7 +66,7 @@ def test_experiments_go_on_after_a_kill_and_report(
     assert (
         len(rows)
         == len(conditions(TOY, TOY.experiments))
-        == len({tuple(row[key] for key in experiments.KEY) for row in rows})
+        == len({tuple(row[key] for key in unets.KEY) for row in rows})
     )
     # what several experiments ask for was trained once: real slices alone, in all experiments but table2
     real = [row for row in rows if row["condition"] == "real" and row["budget"] == "equal" and row["slices"] == 4]
@@ -88,7 +88,8 @@ def test_experiments_go_on_after_a_kill_and_report(
     report = (out / "report.md").read_text()
     assert report in printed
     assert report.splitlines()[2].startswith("**One repetition cannot tell what synthetic slices are worth: ")
-    for title in TITLES.values():
+    for experiment in EXPERIMENTS:
+        title = TITLES[experiment]
         assert f"## {title}" in report
     with (out / "tables/figure-6-growing-training-sets.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -96,7 +97,7 @@ def test_experiments_go_on_after_a_kill_and_report(
     line = next(line for line in table if line["training set"].startswith(BOTH) and int(line["size"]) == row["size"])
     assert float(line["mIoU"]) == pytest.approx(100 * row["miou"], abs=0.051)
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "Figure 4" in page  # two strips and a sheet
+    assert page.count("data:image/png;base64,") == 3 and "Progress of ControlNet" in page  # two strips and a sheet
 
     # cells that are missing come back as they were
     lines = (out / "log.jsonl").read_text().splitlines()
@@ -108,10 +109,10 @@ def test_experiments_go_on_after_a_kill_and_report(
 
 
 def test_random_split_deals_the_same_slices_anew(data_folder, tmp_path):
-    root = experiments.split_at_random(data_folder, tmp_path / "random", seed=1)
-    dealt = {part: open_pairs(root / part) for part in experiments.PARTS}
-    assert [len(dealt[part].stems) for part in experiments.PARTS] == [4, 2, 2]
-    before = [open_pairs(data_folder / part).image(s).tobytes() for part in experiments.PARTS
+    root = split_at_random(data_folder, tmp_path / "random", seed=1)
+    dealt = {part: open_pairs(root / part) for part in PARTS}
+    assert [len(dealt[part].stems) for part in PARTS] == [4, 2, 2]
+    before = [open_pairs(data_folder / part).image(s).tobytes() for part in PARTS
               for s in open_pairs(data_folder / part).stems]  # fmt: skip
     after = [folder.image(stem).tobytes() for folder in dealt.values() for stem in folder.stems]
     assert sorted(before) == sorted(after) and before != after
@@ -150,7 +151,7 @@ def test_conditions_of_the_paper_have_its_sizes():
 )
 def test_training_that_still_improves_is_unconverged(mious, losses, by_miou, by_loss):
     rows = [{"val_miou": miou, "val_loss": loss} for miou, loss in zip(mious, losses, strict=True)]
-    assert (cells.still_improves(rows, "miou"), cells.still_improves(rows, "loss")) == (by_miou, by_loss)
+    assert (unets.still_improves(rows, "miou"), unets.still_improves(rows, "loss")) == (by_miou, by_loss)
 
 
 def test_share_of_the_gap():
@@ -166,8 +167,8 @@ def test_share_of_the_gap():
 def test_affordable_copies_follow_the_measured_times():
     seconds = {"synthetic": 0.5, "disk": 0.01, "memory": 0.001}
     on_disk, in_memory = (c for c in conditions(TOY, ("table2",)) if c.copies == math.inf)
-    assert experiments.affordable(on_disk, 4, TOY, seconds) == 400  # 8 synthetic slices take 4 s
-    assert experiments.affordable(in_memory, 4, TOY, seconds) == 4000
+    assert unets.affordable(on_disk, 4, TOY, seconds) == 400  # 8 synthetic slices take 4 s
+    assert unets.affordable(in_memory, 4, TOY, seconds) == 4000
 
 
 def test_as_many_slices_as_the_scarcest_leave_scarcity_out(

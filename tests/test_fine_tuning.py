@@ -1,7 +1,9 @@
 """The fine-tuning loop and the synthesis, through the scripts' own entry points, on a tiny backbone."""
 
 import json
+import shlex
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +13,18 @@ import torch.nn.functional as F
 from backbones import disturbed
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.data.folders import open_pairs, read_gray, save_png
+from natural2nanoscale.checkpoints import SavingTimer
+from natural2nanoscale.data.folders import open_pairs, read_gray, read_info
+from natural2nanoscale.diffusion import latents, synthesis
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.command import read_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, predict_noise
-from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept
-from natural2nanoscale.diffusion.sampling import SamplingSettings
+from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept, variants_visited
+from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import draw_slices
-from natural2nanoscale.diffusion.training import FineTuning
 from natural2nanoscale.diffusion.validation import Validation
+from natural2nanoscale.files import save_png
+from natural2nanoscale.runs import RunFolder
 
 
 @pytest.fixture
@@ -38,10 +43,16 @@ def train(script, data_folder, tiny_backbone, tmp_path):
     return run
 
 
+@pytest.fixture
+def no_strips(monkeypatch):
+    """Sample strips take most of a short run."""
+    monkeypatch.setattr(Validation, "write_samples", lambda *_: None)
+
+
 def test_eight_steps_equal_four_and_four_more(train, tmp_path):
     train("whole", "--max-steps", 8)
     train("parts", "--max-steps", 4)
-    train("parts", "--max-steps", 8, "--resume")
+    train("parts", "--max-steps", 8, "--resume", "--keep", 1)
     for file in ("state.safetensors", "controlnet/diffusion_pytorch_model.safetensors"):
         one = load_file(tmp_path / "whole/checkpoints/step-000008" / file)
         two = load_file(tmp_path / "parts/checkpoints/step-000008" / file)
@@ -57,13 +68,17 @@ def test_eight_steps_equal_four_and_four_more(train, tmp_path):
     assert finals[0] == finals[1]
 
 
-def test_no_silent_start_and_no_silent_resume(train, tmp_path):
+def test_no_silent_start_and_no_silent_resume(train, data_folder, tmp_path):
     assert "--resume finds no run" in train("run", "--max-steps", 1, "--resume", expect=2).stderr
     assert not (tmp_path / "run").exists()
     train("run", "--max-steps", 1)
     assert "already exists" in train("run", "--max-steps", 2, expect=2).stderr
     error = train("run", "--max-steps", 2, "--lr", 0.5, "--resume", expect=2).stderr
     assert "learning_rate was 0.001 and is now 0.5" in error and "Traceback" not in error
+    (data_folder / "train/images/slice_0003.png").unlink()
+    (data_folder / "train/masks/slice_0003.png").unlink()
+    error = train("run", "--max-steps", 2, "--resume", expect=2).stderr
+    assert "in train/ 1 was removed (slice_0003)" in error and f"--controlnet-init {tmp_path / 'run'}" in error
 
 
 def test_damaged_checkpoint_is_refused_in_a_sentence(train, tmp_path):
@@ -105,6 +120,67 @@ def test_generation(script, train, data_folder, tmp_path):
     difference = np.stack([np.abs(again.image(s).astype(int) - pairs.image(s)) for s in pairs.stems])
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
     assert {json.dumps(row) for row in rows} == set((tmp_path / "again/manifest.jsonl").read_text().splitlines())
+
+
+def test_a_killed_generation_is_no_pair_folder_until_a_call_completes_it(
+    script, train, data_folder, tmp_path, monkeypatch
+):
+    train("run", "--max-steps", 1)
+    out = data_folder / "a folder"
+    make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 1, "--batch-size", 1)
+    make += ("--out", out)
+    learn = ("train_unet.py", "--data", data_folder, "--synthetic", out, "--max-steps", 1, "--seeds", 1)
+
+    def killed_after(count: int, *arguments: object) -> None:
+        drawn, left = synthesis.draw_slices, iter(range(count))
+
+        def draw(*inputs):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return drawn(*inputs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(synthesis, "draw_slices", draw)
+            script(*make, *arguments, expect=130)
+
+    def refused() -> str:
+        assert not (out / "dataset.json").exists()
+        error = script(*learn, "--out", tmp_path / "unet", expect=2).stderr
+        assert "is unfinished" in error and error.count("\n") == 1 and not (tmp_path / "unet").exists()
+        return error.split("`")[1]
+
+    killed_after(0)  # before the first slice
+    killed_after(3)
+    assert "another guidance" in script(*make, "--guidance", 3, expect=2).stderr  # its settings are known
+    python, *finish = shlex.split(refused())
+    assert python == "python" and "1 new slices" in script(*finish).stdout
+    complete = read_info(out)
+    assert not (out / "generation.json").exists() and len(open_pairs(out).stems) == 4
+
+    # on the way to more it is unfinished again; a call for fewer makes what it was asked for and no more
+    killed_after(5, "--per-mask", 3)
+    assert "--per-mask 3" in refused()
+    script(*make, "--per-mask", 2)
+    finish = shlex.split(refused())[1:]
+    assert "--per-mask 3" in " ".join(finish)
+    script(*finish)
+    assert len(open_pairs(out).stems) == 12 and read_info(out) == complete
+
+    # a folder of before, killed: dataset.json alone
+    for part in ("images", "masks"):
+        (out / part / "slice_0001_s002.png").unlink()
+    killed_after(0, "--per-mask", 3)
+    refused()
+    assert "1 new slices" in script(*make, "--per-mask", 3).stdout and read_info(out) == complete
+
+
+def test_what_a_full_disk_leaves_of_the_first_file_is_no_folder(script, train, data_folder, tmp_path):
+    train("run", "--max-steps", 1)
+    out = data_folder / "synthetic"
+    out.mkdir()
+    (out / ".generation.json.tmp").touch()
+    script("generate.py", "--data", data_folder, "--controlnet", tmp_path / "run", "--steps", 1)
+    assert len(open_pairs(out).stems) == 4
 
 
 def test_sizes_off_the_grid_keep_their_size(script, train, data_folder, tmp_path):
@@ -173,19 +249,87 @@ def test_cached_latents_are_those_of_encoding_every_step(tiny_backbone, data_fol
     assert torch.equal(cached.batch([0], epoch=4)[0], cached.batch([0], epoch=0)[0])
 
 
+def test_only_windows_that_will_be_visited_are_encoded(tiny_backbone, data_folder, monkeypatch):
+    backbone, folder = load_backbone(str(tiny_backbone), torch.device("cpu")), open_pairs(data_folder / "train")
+    encoded, moments = [], latents.latent_moments
+
+    def counted(backbone, pixels):
+        encoded.append(len(pixels))
+        return moments(backbone, pixels)
+
+    monkeypatch.setattr(latents, "latent_moments", counted)
+    settings = FineTuning((32, 32), 1e-3, max_steps=5)  # four slices, two a step: two epochs and a half
+    assert variants_visited(folder.shapes, settings) == [0, 1, 2]
+    short = LatentCache(backbone, folder, settings)
+    assert sum(encoded) == 3 * 4
+    long = replace(settings, max_steps=400)
+    assert variants_visited(folder.shapes, long) == variants_visited(folder.shapes, long, step=7) == list(range(16))
+    assert variants_visited(folder.shapes, replace(settings, latent_variants=0)) == []
+    # on the way from step 30 to 36, epochs 15, 16 and 17 are seen; what they see depends on no length, bit for bit
+    late = replace(settings, max_steps=36)
+    assert variants_visited(folder.shapes, late, step=30) == [0, 1, 15]
+    whole, resumed = LatentCache(backbone, folder, long), LatentCache(backbone, folder, late, step=30)
+    for cache, epochs in ((short, (0, 1, 2)), (resumed, (15, 16, 17))):
+        for epoch in epochs:
+            for one, two in zip(cache.batch([1, 3], epoch)[:3], whole.batch([1, 3], epoch)[:3], strict=True):
+                assert torch.equal(one, two)
+
+
+@pytest.mark.usefixtures("no_strips")
 def test_killed_run_resumes(train, tmp_path):
     """A checkpoint half written by kill -9 stands under a temporary name and is never loaded."""
     train("run", "--max-steps", 4)
     checkpoints = tmp_path / "run/checkpoints"
-    shutil.copytree(checkpoints / "step-000004", checkpoints / ".tmp-step-000008")
-    (checkpoints / ".tmp-step-000008" / "state.json").write_text('{"step": 8, "state": {}}')
+    shutil.copytree(checkpoints / "step-000004", checkpoints / ".step-000008.tmp")
+    (checkpoints / ".step-000008.tmp" / "state.json").write_text('{"step": 8, "state": {}}')
     train("whole", "--max-steps", 5)
     (tmp_path / "run/log.jsonl").open("a").write('{"step": 5, "lo')
-    train("run", "--max-steps", 5, "--resume")
-    assert [path.name for path in checkpoints.glob("step-*")] == ["step-000005"]
+    train("run", "--max-steps", 5, "--resume", "--keep", 1)
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000005"]
     weights = "checkpoints/step-000005/controlnet/diffusion_pytorch_model.safetensors"
     one, two = load_file(tmp_path / "run" / weights), load_file(tmp_path / "whole" / weights)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.usefixtures("no_strips")
+def test_run_stopped_before_its_first_checkpoint_begins_again(train, tmp_path, monkeypatch):
+    """Killed while the slices are encoded, or later: config.json stands, and log lines that nothing was saved for."""
+    train("whole", "--max-steps", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentCache, "__init__", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert "interrupted" in train("run", "--max-steps", 2, expect=130).stderr
+    run = tmp_path / "run"
+    assert (run / "config.json").is_file() and not (run / "checkpoints").exists()
+    (run / "checkpoints/.step-000001.tmp").mkdir(parents=True)  # half written
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    told = train("run", "--max-steps", 2, "--resume").stdout
+    assert f"no checkpoint was ever completed in {run}: it begins at step 0" in told and "disk: " in told
+    rows = [[row | {"seconds": 0} for row in RunFolder(tmp_path / name).read_log()] for name in ("run", "whole")]
+    assert rows[0] == rows[1]
+    weights = "checkpoints/step-000002/controlnet/diffusion_pytorch_model.safetensors"
+    one, two = load_file(run / weights), load_file(tmp_path / "whole" / weights)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
+
+
+@pytest.mark.usefixtures("no_strips")
+def test_checkpoints_by_the_clock_change_nothing(train, tmp_path, monkeypatch):
+    saved, save = [], RunFolder.save
+    monkeypatch.setattr(
+        RunFolder, "save", lambda run, state, *a, **k: saved.append(state.counts.step) or save(run, state, *a, **k)
+    )
+    train("steps", "--max-steps", 3, "--checkpoint-every", 9, "--checkpoint-minutes", 0)
+    assert saved == [3]
+    monkeypatch.setattr(SavingTimer, "FIRST", 0.0)  # due after the first step, then after ten minutes
+    saved.clear()
+    train("clock", "--max-steps", 3, "--checkpoint-every", 9)
+    assert saved == [1, 3]
+    shutil.rmtree(tmp_path / "clock/checkpoints/step-000003")
+    train("clock", "--max-steps", 3, "--resume")
+    rows = [[row | {"seconds": 0} for row in RunFolder(tmp_path / name).read_log()] for name in ("clock", "steps")]
+    assert rows[0] == rows[1]
+    one, two = (load_file(tmp_path / name / "checkpoints/step-000003/state.safetensors") for name in ("clock", "steps"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_padding_carries_no_loss(small_backbone, data_folder):
@@ -266,19 +410,30 @@ def test_a_wrong_start_leaves_no_phantom_behind(script, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_training_starts_from_another_controlnet(script, train, data_folder, tiny_backbone, small_backbone, tmp_path):
+@pytest.mark.usefixtures("no_strips")
+def test_training_starts_from_another_controlnet(train, data_folder, small_backbone, tmp_path):
     train("first", "--max-steps", 1)
     weights = "controlnet/diffusion_pytorch_model.safetensors"
-    folder = tmp_path / "first/checkpoints/step-000001"
+    folder = shutil.copytree(tmp_path / "first/checkpoints/step-000001", tmp_path / "kept")
     # a run folder, and the diffusers folder in it, are one ControlNet: a learning rate of 0 leaves it as it is
     for number, init in enumerate((tmp_path / "first", folder / "controlnet")):
         train(f"next{number}", "--max-steps", 1, "--lr", 0, "--controlnet-init", init)
         one, two = load_file(folder / weights), load_file(tmp_path / f"next{number}/checkpoints/step-000001" / weights)
         assert all(torch.equal(one[key], two[key]) for key in one)
-    # the weights are on record: a resumed run must start from the same
+    # a run with a checkpoint needs them no more: the other run may go on, or go; what it was is on record
+    before = json.loads((tmp_path / "next0/config.json").read_text())["controlnet_init"]
+    train("first", "--max-steps", 2, "--resume")
     train("next0", "--max-steps", 2, "--resume")
+    (tmp_path / "first").rename(tmp_path / "away")
+    train("next0", "--max-steps", 3, "--resume")
+    (tmp_path / "away").rename(tmp_path / "first")
+    assert json.loads((tmp_path / "next0/config.json").read_text())["controlnet_init"] == before
     train("other", "--max-steps", 1, "--seed", 5)
-    error = train("next0", "--max-steps", 3, "--controlnet-init", tmp_path / "other", "--resume", expect=2).stderr
+    for resume in (("--controlnet-init", tmp_path / "other"), ("--controlnet-init", tmp_path / "nowhere")):
+        error = train("next0", "--max-steps", 4, *resume, "--resume", expect=2).stderr
+        assert "--controlnet-init was" in error
+    shutil.rmtree(tmp_path / "next0/checkpoints")  # at step 0 it does need them, and the same
+    error = train("next0", "--max-steps", 3, "--resume", expect=2).stderr
     assert "controlnet_init was" in error
 
     def refusal(init) -> str:

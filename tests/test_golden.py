@@ -11,7 +11,7 @@ from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet
 from natural2nanoscale.phantom.volume import volume
-from natural2nanoscale.runs import generator_for, permutation_for, seed_for
+from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
 from natural2nanoscale.segmentation.unet import UNet, initialize, normalize
 
 

@@ -1,6 +1,7 @@
 """What holds the house together: import directions, quick help, exit codes."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natural2nanoscale.plots import plot_progress
+from natural2nanoscale.charts import plot_progress
+from natural2nanoscale.cli import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "natural2nanoscale"
@@ -122,12 +124,56 @@ def test_help_does_not_wait_for_torch(command):
     assert result.stdout.startswith("usage:") and result.stderr.strip() == "False"
 
 
+def test_no_parser_takes_abbreviations(script, verb, tmp_path, monkeypatch):
+    """--epoch in place of --epochs would be taken, and with --resume then be ignored."""
+    built = []
+
+    def parse(parser: Parser, *_: object) -> None:
+        built.append(parser)
+        raise SystemExit(7)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parser, "parse_args", parse)
+        for file in ROOT.glob("*.py"):
+            if file.name != "setup.py":
+                script(file.name, expect=7)
+        verb(expect=7)
+        (choices,) = [action.choices for action in built[-1]._actions if action.choices]
+        for name in choices:
+            verb(name, expect=7)
+            built.extend([action.choices for action in built[-1]._actions if action.choices][0].values())
+    assert len(built) > 90 and all(type(parser) is Parser and not parser.allow_abbrev for parser in built)
+    makers = [file for file in [*ROOT.glob("*.py"), *PACKAGE.rglob("*.py")] if "ArgumentParser(" in file.read_text()]
+    assert not makers
+    error = script("train_controlnet.py", "--out", tmp_path, "--resume", "--epoch", 3, expect=2).stderr
+    assert "unrecognized arguments: --epoch 3" in error
+
+
 def test_wrong_path_is_one_sentence_and_exit_code_2(script, tmp_path):
     for name in ("train_controlnet.py", "train_unet.py"):
         out = tmp_path / name
         error = script(name, "--data", tmp_path / "nowhere", "--out", out, expect=2).stderr
         assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
         assert not out.exists()
+
+
+def test_out_of_memory_names_only_what_the_command_has(monkeypatch, script, verb, tmp_path):
+    import torch
+
+    def exhausted(name: str) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    for module in ("device", "segmentation.evaluation"):
+        monkeypatch.setattr(f"natural2nanoscale.{module}.select_device", exhausted)
+    for command, has in (
+        (("demo",), {"--unet-batch", "--crop", "--unet-crop", "--device"}),
+        (("experiments",), {"--crop", "--device"}),
+        (("evaluate", tmp_path, "--data", tmp_path), {"--device"}),
+    ):
+        monkeypatch.setattr("natural2nanoscale.segmentation.evaluation.open_pairs", lambda path: None)
+        error = verb(*command, expect=2).stderr
+        named = set(re.findall(r"--[a-z-]+", error)) - {"--size"}  # that one is of `prepare`
+        assert error.startswith("error: out of memory (no room): take ") and named == has
 
 
 def test_one_process_scripts_refuse_torchrun(script, tmp_path, monkeypatch):

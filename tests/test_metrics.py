@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from natural2nanoscale.data.classes import IGNORE_ID
-from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present
+from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present, miou
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7, 64])
@@ -45,3 +45,9 @@ def test_all_ignored_gives_an_empty_matrix():
     matrix = confusion(torch.full((4,), IGNORE_ID), torch.zeros(4, dtype=torch.long), 3)
     assert matrix.shape == (3, 3) and matrix.sum() == 0
     assert math.isnan(mean_present(iou(matrix)))
+
+
+def test_mean_iou_of_many_matrices_leaves_out_the_absent_class_of_each():
+    matrices = torch.tensor([[[5, 0, 0], [1, 4, 0], [0, 0, 0]], [[0] * 3] * 3])
+    assert miou(matrices)[0] == pytest.approx((5 / 6 + 4 / 5) / 2) and miou(matrices)[1].isnan()
+    assert torch.equal(iou(matrices)[0].nan_to_num(-1), iou(matrices[0]).nan_to_num(-1))

@@ -9,8 +9,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from natural2nanoscale.data.folders import save_png
-from natural2nanoscale.study.figures import bottom_axis, curves, dot_plot, interval_plot, ticks
+from natural2nanoscale.charts import bottom_axis, curves, dot_plot, interval_plot, ticks
+from natural2nanoscale.files import save_png
 from natural2nanoscale.study.report import POLICY, Figure, Pictures, Report, Table, write_report
 
 NAMES = ("real + synthetic + rotation − real + rotation", "synthetic − real")

@@ -4,24 +4,19 @@ import json
 import os
 import signal
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from natural2nanoscale import runs
+from natural2nanoscale import runs, signals
+from natural2nanoscale.checkpoints import State, load_optimizer_tensors, optimizer_tensors
+from natural2nanoscale.cli import main_guard
+from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import (
-    RunFolder,
-    StopSignal,
-    generator_for,
-    load_optimizer_tensors,
-    mean_std,
-    open_run,
-    optimizer_tensors,
-    permutation_for,
-    seed_for,
-    select_device,
-)
+from natural2nanoscale.runs import RunFolder, mean_std, open_run
+from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
+from natural2nanoscale.signals import Interrupted, StopSignal
 
 CONFIG = {"kind": "unet", "settings": {"lr": 0.1, "epochs": 3}, "data": {"train": "abc"}}
 
@@ -119,6 +114,29 @@ def test_resume_refuses_what_has_changed(tmp_path, monkeypatch):
         open_run(out, longer | {"data": {"train": "xyz"}}, resume=True)
 
 
+def test_changed_slices_are_named(tmp_path):
+    out, first = tmp_path / "run", {"train": {"a": "1", "b": "2", "c": "3"}, "val": {"v": "1"}}
+    config = CONFIG | {"data": {"train": "abc", "val": "x"}, "slices": first}
+    open_run(out, config, resume=False)
+
+    def refusal(train: dict, **options: str) -> str:
+        changed = config | {"data": {"train": "xyz", "val": "x"}, "slices": first | {"train": train}}
+        with pytest.raises(InputError) as refused:
+            open_run(out, changed, resume=True, **options)
+        return str(refused.value)
+
+    told = refusal({"a": "1", "b": "9"} | {f"new{i}": "1" for i in range(7)}, serves="begin anew")
+    assert "in train/ 7 were added (new0, new1, new2, new3, new4, ...), 1 was removed (c), 1 was changed (b)" in told
+    assert told.endswith("bring the old ones back, or begin anew")
+    assert "the classes in train/dataset.json" in refusal(first["train"])
+    # a run from before slices were listed
+    file = out / "config.json"
+    saved = json.loads(file.read_text())
+    del saved["slices"]
+    file.write_text(json.dumps(saved))
+    assert "train was abc and is now xyz" in refusal({})
+
+
 def test_log_forgets_later_steps_and_survives_a_torn_line(tmp_path):
     run = RunFolder(tmp_path)
     for step in (1, 2, 3):
@@ -154,15 +172,59 @@ def test_optimizer_goes_on_as_if_it_had_never_stopped():
     assert torch.equal(whole, parts)
 
 
-def test_first_signal_asks_second_interrupts():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_first_signal_asks_second_interrupts(number, monkeypatch, capsys):
+    before = signal.getsignal(number)
     with StopSignal() as stop:
         assert not stop.requested
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+        os.kill(os.getpid(), number)
+        assert stop.requested and stop.number == number
+        os.kill(os.getpid(), number)  # the same notice, by another way
+        monkeypatch.setattr(signals, "ECHO", 0.0)
+        with pytest.raises(Interrupted) as left:
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+    def leave(_):
+        raise left.value
+
+    with pytest.raises(SystemExit) as code:
+        main_guard(dict, leave)
+    assert code.value.code == 128 + number and capsys.readouterr().err.startswith("interrupted")
+
+
+def test_another_signal_interrupts_and_an_ignored_one_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_registered_state_comes_back_into_the_same_tensors(tmp_path):
+    def start(value: float) -> State:
+        model = torch.nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last)
+        torch.nn.init.constant_(model.weight, value)
+        optimizer = torch.optim.Adam(model.parameters())
+        model(torch.ones(1, 3, 4, 4)).sum().backward()
+        optimizer.step()
+        counts = SimpleNamespace(step=int(value), best={"loss": value})
+        return State(counts, model=model, optimizer=optimizer, sums=torch.full((2,), value), kept={"a": torch.ones(1)})
+
+    run, saved, other = RunFolder(tmp_path), start(7.0), start(3.0)
+    assert run.restore(other) is None and other.counts.step == 3
+    run.save(saved)
+    places = {name: value.data_ptr() for name, value in other.tensors().items() if "optimizer" not in name}
+    assert run.restore(other).step == other.counts.step == 7 and other.counts.best == {"loss": 7.0}
+    assert all(torch.equal(value, other.tensors()[name]) for name, value in saved.tensors().items())
+    assert all(other.tensors()[name].data_ptr() == place for name, place in places.items())
+    assert other.parts["model"].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_unusable_device_is_one_sentence():

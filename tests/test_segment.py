@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.segmentation import segment
 from natural2nanoscale.segmentation.inference import predict_mask, tile_spans
-from natural2nanoscale.segmentation.unet import UNet, UNetInfo, normalize, save_unet
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, move_to, normalize, save_unet
 
 CLASSES = Classes.named("background", "cytoplasm", "nucleus")
 
@@ -25,7 +26,7 @@ def make_run(path, window=None, seeds=2):
     models = []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        models.append(UNet(3, width=4, depth=2).eval())
+        models.append(move_to(UNet(3, width=4, depth=2), torch.device("cpu")).eval())
         info = UNetInfo(4, 2, CLASSES, window, {"seed": seed})
         save_unet(path / f"seed-{seed}" / "best", models[-1], info)
     return models
@@ -106,16 +107,16 @@ def test_a_stopped_call_goes_on_and_other_networks_are_refused(tmp_path, verb, m
         asked = 0
 
         @property
-        def requested(self):
+        def number(self):
             Stopping.asked += 1
-            return Stopping.asked > 2
+            return signal.SIGTERM if Stopping.asked > 2 else 0
 
-        @requested.setter
-        def requested(self, value): ...
+        @number.setter
+        def number(self, value): ...
 
     with monkeypatch.context() as patch:
         patch.setattr(segment, "StopSignal", Stopping)
-        assert "with 2 slices to go" in verb(*call, expect=130).stderr
+        assert "with 2 slices to go" in verb(*call, expect=143).stderr
     first = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "masks").iterdir()}
     assert sorted(first) == ["s0.png", "s1.png"]
     assert "4 slices, 2 to segment" in verb(*call).stdout

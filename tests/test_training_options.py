@@ -1,8 +1,10 @@
 """Memory, speed and training options of the fine-tuning: what may change the result, and what must not."""
 
+import runpy
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 from backbones import disturbed
 from safetensors.torch import load_file
 
+from natural2nanoscale import measure
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.diffusion import memory, synthesis, training
+from natural2nanoscale.diffusion import memory, synthesis, training, validation
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone, weights_hash
 from natural2nanoscale.diffusion.controlnet import (
     decoder_state,
@@ -21,13 +24,15 @@ from natural2nanoscale.diffusion.controlnet import (
     predict_noise,
     unlock_decoder,
 )
-from natural2nanoscale.diffusion.memory import kept_bytes, moved, needed_bytes, plan
+from natural2nanoscale.diffusion.memory import moved, plan
 from natural2nanoscale.diffusion.saving import load_trained
-from natural2nanoscale.diffusion.training import FineTuning, fine_tune
+from natural2nanoscale.diffusion.settings import FineTuning
+from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.runs import RunFolder
-from natural2nanoscale.study import judge
+from natural2nanoscale.segmentation import judge
 
 CPU = torch.device("cpu")
+counting = runpy.run_path(str(Path(__file__).with_name("benchmarks") / "memory.py"))
 
 
 @pytest.fixture
@@ -110,6 +115,8 @@ def test_compiled_prediction_is_used_and_gradients_have_their_own_memory(tune, m
 
 
 def test_memory_grows_with_the_pixels_as_counted(backbone):
+    """What tests/benchmarks/memory.py counts for the table of cards."""
+    kept_bytes = counting["kept_bytes"]
     controlnet = make_controlnet(backbone)
     side = backbone.grid
     for checkpointing in (False, True):
@@ -120,6 +127,7 @@ def test_memory_grows_with_the_pixels_as_counted(backbone):
 
 
 def test_estimated_memory(backbone):
+    kept_bytes, needed_bytes = counting["kept_bytes"], counting["needed_bytes"]
     settings = FineTuning((16 * backbone.grid, 8 * backbone.grid), 1e-3)
     controlnet = make_controlnet(backbone)
     trained, frozen = (sum(p.numel() for p in model.parameters()) for model in (controlnet, backbone.unet))
@@ -136,12 +144,21 @@ def test_estimated_memory(backbone):
 def test_plan_times_a_step_and_leaves_no_trace(backbone, monkeypatch):
     settings = FineTuning((16 * backbone.grid, 8 * backbone.grid), 1e-3, accumulate=3, gradient_checkpointing=True)
     controlnet = make_controlnet(backbone)
-    ticks = iter([0, 50, 60, 62])  # the first batch of all warms up
-    monkeypatch.setattr(memory, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    assert "1000 steps of 6 slices in about 0.0 GB and 1.7 h" in plan(backbone, controlnet, 9, 9, 1000, settings)
+    before = weights_hash(controlnet, backbone.unet)
+    ticks = iter([0, 50, 60, 62, 0, 0, 0, 0])  # the first batch of all warms up
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(measure, "peak_bytes", lambda device: 3_000_000_000)
+    latents = 9 * 2 * 4 * 4 * settings.crop[0] * settings.crop[1] // backbone.downsampling**2
+    monkeypatch.setattr(memory, "gigabytes", lambda peak: f"{peak - latents} bytes and the cache")
+    expected = "1000 steps of 6 slices in about 3000000000 bytes and the cache and 1.7 h"
+    assert expected in plan(backbone, controlnet, 9, 9, 1000, settings)
     assert all(p.grad is None for p in (*controlnet.parameters(), *backbone.unet.parameters()))
-    assert controlnet.is_gradient_checkpointing
-    assert [memory.duration(seconds) for seconds in (0.4, 89, 90, 5399, 5400)] == [
+    assert controlnet.is_gradient_checkpointing and weights_hash(controlnet, backbone.unet) == before
+    # where the system does not tell, the plan says so
+    monkeypatch.undo()
+    monkeypatch.setattr(measure, "resource", None)
+    assert "an unknown amount of memory" in plan(backbone, controlnet, 9, 9, 1000, settings)
+    assert [measure.duration(seconds) for seconds in (0.4, 89, 90, 5399, 5400)] == [
         "0 s",
         "89 s",
         "2 min",
@@ -280,13 +297,15 @@ def test_newest_checkpoints_stay(tune):
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == names
 
 
-def test_best_by_mask_agreement_is_kept_and_survives_a_resume(tune, backbone):
+def test_best_by_mask_agreement_is_kept_and_survives_a_resume(tune, backbone, data_folder):
     scores = iter([0.2, 0.6, 0.4])
     seen = []
+    held_out = open_pairs(data_folder / "val")
+    middles = np.stack([held_out.mask(stem)[:, 16:48] for stem in held_out.stems])
 
     def agreement(images: np.ndarray, masks: np.ndarray) -> float:
         seen.append(images)
-        assert images.shape == masks.shape == (4, 32, 32) and images.dtype == masks.dtype == np.uint8
+        assert np.array_equal(masks, middles) and images.shape == masks.shape and images.dtype == np.uint8
         return next(scores)
 
     common = {"sample_every": 1, "agreement": agreement}
@@ -324,3 +343,37 @@ def test_judge_through_the_scripts(script, data_folder, tiny_backbone, tmp_path,
     images, masks = (np.stack(arrays) for arrays in train.load())
     assert agreement(images, masks) > 0.9 > agreement(images[:, ::-1].copy(), masks)
     assert agreement(images, np.full_like(masks, 255)) == 0.0
+
+
+def test_the_judge_never_sees_a_real_slice_shine_through(tune, backbone, monkeypatch):
+    """What is judged begins at pure noise, also over a backbone whose generation begins at the masks' real slices."""
+    drawn, starts = validation.sample, []
+
+    def watched(*arguments, **options):
+        starts.append(arguments[6].start)
+        assert len(arguments) == 7 and not options  # no real slices are handed in
+        return drawn(*arguments)
+
+    monkeypatch.setattr(validation, "sample", watched)
+    object.__setattr__(backbone, "recommended", replace(backbone.recommended, start=0.5))
+    tune("run", agreement=lambda images, masks: 0.5)
+    assert starts == [1.0]
+
+
+def test_peak_is_that_of_the_process():
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("no /proc to compare with")
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    largest = 1024 * int(lines["VmHWM"].split()[0])  # kB: the kernel's own count of the same
+    assert measure.peak_bytes(CPU) == pytest.approx(largest, rel=0.02)
+    cost = measure.measure(lambda: None, CPU)
+    assert cost.peak >= largest and cost.seconds >= 0
+
+
+def test_fewer_epochs_on_resume_leave_nothing_to_do(script, data_folder, tiny_backbone, tmp_path):
+    common = ("train_controlnet.py", "--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "run")
+    script(*common, "--max-steps", 3)
+    printed = script(*common, "--max-steps", 1, "--resume").stdout
+    assert "is at step 3 of 1: nothing is left to do" in printed and "-2 steps" not in printed
+    assert RunFolder(tmp_path / "run").load_checkpoint().step == 3

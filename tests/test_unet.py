@@ -8,9 +8,20 @@ from safetensors.torch import save_file
 
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import generator_for
-from natural2nanoscale.segmentation.unet import UNet, UNetInfo, initialize, load_unet, normalize, save_unet
+from natural2nanoscale.seeds import generator_for
+from natural2nanoscale.segmentation import unet
+from natural2nanoscale.segmentation.unet import (
+    UNet,
+    UNetInfo,
+    initialize,
+    load_unet,
+    move_to,
+    normalize,
+    save_unet,
+    select_precision,
+)
 
+CPU = torch.device("cpu")
 CLASSES = Classes.named("background", "cytoplasm", "nucleus")
 
 
@@ -53,8 +64,43 @@ def test_initial_weights_keep_the_signal_and_depend_on_the_seed_alone():
     assert not torch.equal(kernel, other.down[1][0].weight)
 
 
+def test_bfloat16_is_of_the_arithmetic_alone():
+    """Weights, gradients and logits stay float32; what lies between is rounded, and no more than that."""
+    model = UNet(3, 8, 2, "bfloat16")
+    initialize(model, generator_for("precision"))
+    images, seen = torch.rand(2, 1, 32, 32, generator=generator_for("images")), []
+    model.bottom[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    logits = model(images)
+    logits.square().sum().backward()
+    assert seen == [torch.bfloat16] and logits.dtype == torch.float32
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+    model.precision = "float32"
+    exact = model(images)
+    assert seen[1] == torch.float32 and not torch.equal(exact, logits)
+    assert (exact - logits).abs().mean() < 0.02 * exact.std()
+
+
+def test_auto_is_bfloat16_where_the_device_computes_in_it(monkeypatch):
+    for native, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+        assert select_precision("auto", CPU) == expected
+        assert select_precision("float32", CPU) == "float32" and select_precision("bfloat16", CPU) == "bfloat16"
+
+
+def test_a_network_is_loaded_in_the_precision_of_its_training_where_that_is_native(tmp_path, monkeypatch):
+    save_unet(tmp_path, UNet(3, 4, 2), UNetInfo(4, 2, CLASSES, precision="bfloat16"))
+    for native, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(unet, "native_bfloat16", lambda device, native=native: native)
+        model, info = load_unet(tmp_path)
+        assert (model.precision, info.precision) == (expected, "bfloat16")
+    save_unet(tmp_path, UNet(3, 4, 2), UNetInfo(4, 2, CLASSES))
+    monkeypatch.setattr(unet, "native_bfloat16", lambda device: True)
+    assert load_unet(tmp_path)[0].precision == "float32"
+
+
 def test_saved_network_knows_itself_and_computes_the_same(tmp_path):
-    model = UNet(3, width=4, depth=2).eval()
+    model = move_to(UNet(3, width=4, depth=2), torch.device("cpu")).eval()
     save_unet(tmp_path / "best", model, UNetInfo(4, 2, CLASSES, (12.5, 900.0), {"step": 7}))
     for path in (tmp_path / "best", tmp_path / "best" / "unet.safetensors"):
         loaded, info = load_unet(path)

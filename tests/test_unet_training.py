@@ -1,7 +1,9 @@
 """U-Net training: exact micro-batches and resume, seeded order, mixing, early stopping, reports, refusals."""
 
 import json
+import re
 import runpy
+import shutil
 import signal
 import sys
 from argparse import Namespace
@@ -14,18 +16,27 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from natural2nanoscale.checkpoints import SavingTimer
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
 from natural2nanoscale.data.roots import learned_by_synthetic, refuse_unfit
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, RunFolder, generator_for
-from natural2nanoscale.segmentation.batches import DeviceSlices, check, draw_batch, read_batch
+from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.seeds import generator_for
+from natural2nanoscale.segmentation.batches import (
+    DeviceSlices,
+    check,
+    draw_batch,
+    read_batch,
+    steps_between_validations,
+)
 from natural2nanoscale.segmentation.command import choose_settings
 from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, combine, load_slices, spread_evenly
 from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate
-from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet
+from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet, select_precision
+from natural2nanoscale.signals import Interrupted
 
 CLASSES = Classes.named("background", "cell")
 CPU = torch.device("cpu")
@@ -58,7 +69,7 @@ def write(path: Path, slices: Slices, origin: str = "prepared", split: dict | No
 def test_micro_batches_give_the_gradient_of_the_big_batch(weights):
     model = UNet(2, 8, 2).double()  # in float32 a rounding may turn a ReLU or a maximum over: another gradient
     initialize(model, generator_for("gradient"))
-    images, masks = read_batch(DeviceSlices(blobs(8, 1), CPU), [(0, i) for i in range(8)], SMALL)
+    images, masks = read_batch(DeviceSlices(blobs(8, 1), CPU), torch.tensor([(0, i) for i in range(8)]), SMALL)
     images = images.double()
     masks[2, :10] = IGNORE_ID
     masks[6:] = IGNORE_ID  # with micro-batches of two, one holds no label at all
@@ -98,9 +109,12 @@ def test_training_learns():
 # -------------------------------------------------------------------------------------------- resume
 
 
-def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path, precision):
     training, validation = blobs(6, 1), blobs(3, 2)
-    settings = replace(SMALL, validate_every=3)  # 4 is no multiple: the resumed run must not see its end
+    settings = replace(
+        SMALL, validate_every=3, precision=precision
+    )  # 4 is no multiple: the resumed run must not see its end
     once, twice = tmp_path / "once", tmp_path / "twice"
     for folder in (once, twice):
         folder.mkdir()
@@ -112,7 +126,8 @@ def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path):
     a, b = (load_file(file) for file in last)
     assert a.keys() == b.keys() and any(name.startswith("best.") for name in a)
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert resumed.best["step"] == whole.best["step"]
+    assert resumed.best["step"] == whole.best["step"] and resumed.info.precision == precision
+    assert all(tensor.dtype == torch.float32 for tensor in a.values())  # master weights and moments
     rows = [[row | {"seconds": 0} for row in RunFolder(folder).read_log()] for folder in (once, twice)]
     assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [3, 6]
     one, two = (load_file(folder / "best" / "unet.safetensors") for folder in (once, twice))
@@ -120,7 +135,7 @@ def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path):
 
 
 def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
-    training, validation = blobs(6, 1), blobs(3, 2)
+    training, validation, settings = blobs(6, 1), blobs(3, 2), replace(SMALL, validate_every=2)
 
     def validate_and_stop(*args):
         signal.raise_signal(signal.SIGTERM)
@@ -129,16 +144,25 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("natural2nanoscale.segmentation.training.validate", validate_and_stop)
         with pytest.raises(Interrupted, match="at step 2 of 8, .* is saved: .*--resume"):
-            train(training, validation, SMALL, CPU, RunFolder(tmp_path), progress=False)
-    resumed = train(training, validation, SMALL, CPU, RunFolder(tmp_path), resume=True, progress=False)
-    whole = train(training, validation, SMALL, CPU, progress=False)
+            train(training, validation, settings, CPU, RunFolder(tmp_path), progress=False)
+    resumed = train(training, validation, settings, CPU, RunFolder(tmp_path), resume=True, progress=False)
+    whole = train(training, validation, settings, CPU, progress=False)
     assert resumed.best | {"seconds": 0} == whole.best | {"seconds": 0}
     one, two = resumed.model.parameters(), whole.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+def test_first_checkpoint_comes_soon_by_the_clock(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(SavingTimer, "FIRST", 0.0)
+    monkeypatch.setattr(RunFolder, "save", lambda _, state: saved.append(state.counts.step))
+    train(blobs(6, 1), blobs(3, 2), SMALL, CPU, RunFolder(tmp_path), progress=False)
+    train(blobs(6, 1), blobs(3, 2), replace(SMALL, checkpoint_minutes=0.0), CPU, RunFolder(tmp_path), progress=False)
+    assert saved == [1, 8, 8]
+
+
 def test_early_stopping_restores_the_best_weights(tmp_path):
-    settings = replace(SMALL, max_steps=300, patience=2, learning_rate=0.05, augment="none")
+    settings = replace(SMALL, max_steps=300, validate_every=1, patience=2, learning_rate=0.05, augment="none")
     trained = train(blobs(4, 1), blobs(2, 9), settings, CPU, RunFolder(tmp_path), progress=False)
     losses = [row["val_loss"] for row in trained.rows]
     assert trained.steps < 300 and len(losses) >= 3
@@ -153,11 +177,16 @@ def test_early_stopping_restores_the_best_weights(tmp_path):
 # ---------------------------------------------------------------------------------- order and mixing
 
 
+def drawn(*arguments) -> list[tuple[int, int]]:
+    """The pairs of `draw_batch` as tuples."""
+    return [tuple(pair) for pair in draw_batch(*arguments).tolist()]
+
+
 def test_plain_epoch_takes_every_slice_once_and_the_order_does_not_depend_on_the_batch_size():
     def epoch(size):
         steps = -(-10 // size)
         settings = replace(SMALL, batch_size=size)
-        return [pair for step in range(steps, 2 * steps) for pair in draw_batch(step, 10, 10, settings)]
+        return [pair for step in range(steps, 2 * steps) for pair in drawn(step, 10, 10, settings)]
 
     assert sorted(index for _, index in epoch(4)) == list(range(10))
     assert epoch(4) == epoch(3) == epoch(512) and {e for e, _ in epoch(4)} == {1}
@@ -165,22 +194,22 @@ def test_plain_epoch_takes_every_slice_once_and_the_order_does_not_depend_on_the
 
 def test_full_batches_are_full_and_see_every_slice_equally_often():
     settings = replace(SMALL, batch_size=7, full_batches=True)
-    batches = [draw_batch(step, 3, 3, settings) for step in range(9)]
+    batches = [drawn(step, 3, 3, settings) for step in range(9)]
     assert all(len(batch) == 7 for batch in batches)
-    drawn = [pair for batch in batches for pair in batch]
-    assert len(set(drawn)) == 63  # no (epoch, index) twice
-    assert np.bincount([index for _, index in drawn]).tolist() == [21, 21, 21]
+    pairs = [pair for batch in batches for pair in batch]
+    assert len(set(pairs)) == 63  # no (epoch, index) twice
+    assert np.bincount([index for _, index in pairs]).tolist() == [21, 21, 21]
 
 
 @pytest.mark.parametrize("balance", [None, 0.25], ids=["synthetic first", "both first"])
 def test_finetuning_takes_real_slices_alone_in_the_same_number_of_full_steps(balance):
     settings = replace(SMALL, batch_size=8, balance=balance, finetune_after=6)
-    batches = [draw_batch(step, 3 + 40, 3, settings) for step in range(12)]
+    batches = [drawn(step, 3 + 40, 3, settings) for step in range(12)]
     real = [sum(index < 3 for _, index in batch) for batch in batches]
     assert real == [2 if balance else 0] * 6 + [8] * 6 and {len(batch) for batch in batches} == {8}
-    drawn = [pair for batch in batches for pair in batch]
-    assert len(set(drawn)) == len(drawn)  # no slice is augmented alike twice
-    assert max(np.bincount([index for _, index in drawn])[:3]) - min(np.bincount([i for _, i in drawn])[:3]) <= 1
+    pairs = [pair for batch in batches for pair in batch]
+    assert len(set(pairs)) == len(pairs)  # no slice is augmented alike twice
+    assert max(np.bincount([index for _, index in pairs])[:3]) - min(np.bincount([i for _, i in pairs])[:3]) <= 1
 
 
 def test_early_stopping_waits_for_finetuning():
@@ -190,9 +219,19 @@ def test_early_stopping_waits_for_finetuning():
     assert train(mixed, blobs(2, 9), replace(still, finetune_after=7), CPU, progress=False).steps == 9
 
 
+def test_validation_takes_a_twentieth_of_the_time_at_most():
+    """Two slices take 2 / 2.5 of what a slice takes in training: a twentieth of four steps of four slices."""
+    few, many = blobs(2, 9), blobs(40, 9)
+    assert steps_between_validations(blobs(64, 1), few, SMALL) == 16  # an epoch
+    assert steps_between_validations(blobs(4, 1), few, SMALL) == 4
+    assert steps_between_validations(blobs(64, 1), many, SMALL) == 80
+    assert steps_between_validations(blobs(64, 1), many, replace(SMALL, crop=(16, 12))) == 320
+    assert steps_between_validations(blobs(64, 1), many, replace(SMALL, validate_every=3)) == 3
+
+
 def test_balance_gives_every_batch_its_share_of_real_slices():
     settings = replace(SMALL, batch_size=8, balance=0.5)
-    batches = [draw_batch(step, 3 + 40, 3, settings) for step in range(10)]
+    batches = [drawn(step, 3 + 40, 3, settings) for step in range(10)]
     assert all(sum(index < 3 for _, index in batch) == 4 and len(batch) == 8 for batch in batches)
     synthetic = [index for batch in batches for _, index in batch if index >= 3]
     assert sorted(synthetic) == list(range(3, 43))
@@ -202,18 +241,19 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
     small, large = blobs(2, 1), blobs(2, 2, (40, 30))
     mixed = Slices(small.images + large.images, small.masks + large.masks, CLASSES, 4)
     pool, settings = DeviceSlices(mixed, CPU), replace(SMALL, crop=(20, 16))
-    images, masks = read_batch(pool, [(3, 0), (3, 2)], settings)
+    images, masks = read_batch(pool, torch.tensor([[3, 0], [3, 2]]), settings)
     assert images.shape == (2, 1, 16, 20) and masks.shape == (2, 16, 20) and masks.dtype == torch.int64
-    alone, _ = read_batch(pool, [(3, 2)], settings)
+    alone, _ = read_batch(pool, torch.tensor([[3, 2]]), settings)
     torch.testing.assert_close(images[1:], alone, rtol=0, atol=1e-6)
-    later, _ = read_batch(pool, [(4, 2)], settings)
+    later, _ = read_batch(pool, torch.tensor([[4, 2]]), settings)
     assert not torch.equal(alone, later)
     assert set(masks.unique().tolist()) <= {0, 1}
 
 
 def test_without_augmentation_the_network_sees_the_slices_untouched():
     slices = blobs(3, 1)
-    images, masks = read_batch(DeviceSlices(slices, CPU), [(0, 2), (0, 0)], replace(SMALL, augment="none"))
+    still = replace(SMALL, augment="none")
+    images, masks = read_batch(DeviceSlices(slices, CPU), torch.tensor([[0, 2], [0, 0]]), still)
     assert np.array_equal(((images[0, 0] + 1) * 127.5).round().numpy(), slices.images[2])
     assert np.array_equal(masks[1].numpy(), slices.masks[0])
 
@@ -331,7 +371,10 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     assert "generate.py" in refused() and not (tmp_path / "run").exists()
     write(root / "synthetic", blobs(4, 4), "synthetic")
     call()
-    assert "4 real + 4 synthetic" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 real + 4 synthetic" in printed
+    assert re.search(r"memory    about \d+\.\d GB with 8 of 32x24 at once", printed)  # all there are, not all that fit
+    assert re.search(r"at most 3 steps, 1 per epoch, about \d+ s and what validation takes", printed)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [seed["seed"] for seed in report["seeds"]] == [0, 1] and 0 <= report["miou_mean"] <= 1
     assert [entry["name"] for entry in report["per_class"]] == ["background", "cell"]
@@ -342,6 +385,10 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     )
     assert "not an empty folder" in refused()  # not a second time into the same folder
     assert "width" in refused("--resume", "--width", 8)
+    trained_in = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["precision"]
+    assert trained_in == select_precision("auto", CPU) == report["seeds"][0]["precision"]
+    other = "float32" if trained_in == "bfloat16" else "bfloat16"
+    assert f"precision was {trained_in} and is now {other}" in refused("--resume", "--precision", other)
     call("--max-steps", 5, "--resume")
     assert load_unet(tmp_path / "run" / "seed-1" / "best")[1].trained["steps"] == 5
 
@@ -351,7 +398,29 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     call(*flags, "--seeds", 1)
     printed = capsys.readouterr().out
     assert "order     1 steps on synthetic slices" in printed and "enlarged  to 10 slices" in printed
-    assert "finetune_after was 1 and is now 4" in refused(*flags, "--seeds", 1, "--max-steps", 8, "--resume")
+    # a longer run keeps its beginning: what was learned in it is what would be learned again
+    call(*flags, "--seeds", 1, "--max-steps", 8, "--resume")
+    assert "order     1 steps on synthetic slices" in capsys.readouterr().out
+    assert json.loads((tmp_path / "tuned/config.json").read_text())["settings"]["finetune_after"] == 1
+    assert load_unet(tmp_path / "tuned/seed-0/best")[1].trained["steps"] == 8
+    assert "--mode was pretrain-finetune and is now joint" in refused(*flags, "--mode", "joint", "--resume")
+    image = root / "train/images/s_2.png"
+    before = image.read_bytes()
+    shutil.copy(root / "train/images/s_1.png", image)
+    assert "in train/ 1 was changed (s_2): bring the old ones back, or name another" in refused(*flags, "--resume")
+    image.write_bytes(before)
+
+    # stopped before a seed's first checkpoint, it begins that seed at step 0; a damaged checkpoint never does
+    for folder in (tmp_path / "run" / "seed-0").iterdir():
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    call("--max-steps", 5, "--resume", "--seeds", 1)
+    assert f"completed in {tmp_path / 'run' / 'seed-0'}: it begins at step 0" in capsys.readouterr().out
+    weights = next((tmp_path / "run" / "seed-0" / "checkpoints").iterdir()) / "state.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "damaged" in refused("--max-steps", 5, "--resume", "--seeds", 1)
+    (tmp_path / "run" / "config.json").rename(tmp_path / "config.json")
+    assert "--resume finds no run" in refused("--resume")
+    (tmp_path / "config.json").rename(tmp_path / "run" / "config.json")
 
     other = write(tmp_path / "other", replace(blobs(2, 5), classes=Classes.named("background", "nucleus")))
     with pytest.raises(InputError, match="nucleus"):
@@ -363,7 +432,8 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
 def test_what_an_origin_recommends_gives_way_to_flags(capsys):
     flags = dict.fromkeys(("width", "depth", "epochs", "batch_size", "patience", "crop", "decay", "class_balance"))
     flags |= dict.fromkeys(("lr", "select", "max_steps", "balance", "validate_every", "micro_batch", "enlarge_to"))
-    args = Namespace(**flags, augment="none", angle=16.0, checkpoint_every=9, compile=False, seed=3)
+    flags |= {"checkpoint_every": 9, "checkpoint_minutes": 10.0, "precision": "auto", "seed": 3}
+    args = Namespace(**flags, augment="none", angle=16.0, compile=False)
     assert choose_settings(args, "prepared") == replace(Settings(), checkpoint_every=9, seed=3)
     capsys.readouterr()
     advised = choose_settings(args, "phantom")

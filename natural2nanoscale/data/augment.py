@@ -7,6 +7,14 @@ import math
 import torch
 import torch.nn.functional as F
 
+from natural2nanoscale.draws import normal
+
+# Of elastic deformation, in shares of the slice's shorter side. Simard et al. (2003) smooth by 4 of 29 pixels and move
+# by 1.4 (4.8 %); Ronneberger et al. (2015) move by 10 of 512 pixels (2 %) on a 3x3 grid. Here: the latter's strength,
+# smoothed a little less than by either, so that a crop of a slice is bent as well and not only shifted.
+ELASTIC_SIGMA = 0.1
+ELASTIC_STRENGTH = 0.02
+
 
 def warp(
     images: torch.Tensor,
@@ -15,6 +23,7 @@ def warp(
     centers: torch.Tensor,
     size: tuple[int, int],
     scales: torch.Tensor | None = None,
+    offsets: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cut a rotated window of `size` = (height, width) pixels out of every slice and its mask.
 
@@ -22,6 +31,7 @@ def warp(
     centers (B,2): the window's centre (x, y) in pixels of the slice, pixel centres at integers;
     scales (B,2): pixels of the slice per pixel of the window along the window's x and y. Above 1 everything
     looks smaller, below 0 it is mirrored; None is 1.
+    offsets (B,2,h,w): how far from there, in pixels of the slice along its x and y, each pixel is taken; None is 0.
     Images are interpolated linearly, masks take the nearest id, so no new mask value can appear. What
     lies outside the slice is its mirror image, in image and mask alike.
     Returns (B,C,h,w) float and (B,h,w) of the masks' dtype. grid_sample's coordinates in [-1,1] are rounded,
@@ -29,6 +39,8 @@ def warp(
     """
     height, width = images.shape[-2:]
     source_x, source_y = _sources(angles, centers, size, images.device, scales)
+    if offsets is not None:
+        source_x, source_y = source_x + offsets[:, 0], source_y + offsets[:, 1]
     grid = torch.stack([(2 * source_x + 1) / width - 1, (2 * source_y + 1) / height - 1], dim=-1)
     warped = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     planes = masks.unsqueeze(1).to(torch.float32)
@@ -71,14 +83,47 @@ def draw_window(
     every pixel; a window larger than the slice is centred, to the pixel, and filled up by
     mirror images.
     """
-    draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-    angle = (2 * draws[0] - 1) * max_angle
-    center = []
-    for draw, length, window in zip(draws[1:], reversed(shape), reversed(size), strict=True):  # x, then y
-        slack = length - window
-        offset = math.floor(draw * (slack + 1)) if slack > 0 else slack // 2
-        center.append(offset + (window - 1) / 2)
-    return angle, (center[0], center[1])
+    angles, centers = place_windows(torch.rand(1, 3, generator=generator, dtype=torch.float64), shape, size, max_angle)
+    return angles.item(), tuple(centers[0].tolist())
+
+
+def place_windows(
+    draws: torch.Tensor, shape: tuple[int, int], size: tuple[int, int], max_angle: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The windows of `draw_window` for draws (B,3) float64 in [0,1): angles (B,) and centres (B,2), both float64."""
+    slack = torch.tensor([shape[1] - size[1], shape[0] - size[0]], device=draws.device)  # along x, then y
+    offsets = torch.where(slack > 0, (draws[:, 1:] * (slack + 1)).floor(), (slack / 2).floor().double())
+    return (2 * draws[:, 0] - 1) * max_angle, offsets + (torch.tensor([size[1], size[0]], device=draws.device) - 1) / 2
+
+
+def elastic_offsets(seeds: torch.Tensor, size: tuple[int, int], sigma: float, strength: float) -> torch.Tensor:
+    """Random smooth displacements (B,2,h,w) float32 along x and y, for seeds (B,) int64 and `size` = (h,w).
+
+    White noise under a Gaussian of deviation `sigma` pixels, scaled so that each component's deviation is `strength`
+    pixels (Simard, Steinkraus and Platt 2003). The noise stands on a grid of spacing sigma: the smoothed field's
+    deviation then ripples by 1e-4, and two small products of matrices give it at every pixel.
+    """
+    kernels = []  # (h,rows) and (w,columns): what a point of the grid adds to a pixel
+    for length in size:
+        points = torch.arange(-4, math.ceil(length / sigma) + 5, device=seeds.device) * sigma  # 4 sigma beyond
+        pixels = torch.arange(length, device=seeds.device)
+        kernels.append(torch.exp(-0.5 * ((pixels[:, None] - points) / sigma) ** 2))
+    rows, columns = (kernel.shape[1] for kernel in kernels)
+    noise = normal(seeds, 2 * rows * columns).view(-1, 2, rows, columns)
+    return kernels[0] @ noise @ kernels[1].T * (strength / math.sqrt(math.pi))  # per axis the squares sum to sqrt(pi)
+
+
+def deform(images: torch.Tensor, masks: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole slices and their masks, each deformed elastically by its own seed.
+
+    images (B,C,H,W) float, masks (B,H,W) integer, seeds (B,) int64 on their device; the same shapes and dtypes return.
+    """
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    offsets = elastic_offsets(seeds, (height, width), ELASTIC_SIGMA * side, ELASTIC_STRENGTH * side)
+    centers = torch.tensor([[(width - 1) / 2, (height - 1) / 2]], device=images.device).expand(len(images), 2)
+    angles = torch.zeros(len(images), device=images.device)
+    return warp(images, masks, angles, centers, (height, width), offsets=offsets)
 
 
 def covering_centers(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[float, float]]:

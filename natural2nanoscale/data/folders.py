@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,15 +11,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import refuse_non_empty, save_png, write_json
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
+GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
 
 
 @dataclass(frozen=True)
@@ -98,29 +98,6 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H,W) or (H,W,3) uint8 under a temporary name, then rename: a file that exists is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        Image.fromarray(pixels).save(file, format="PNG")
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave a renamed file without its contents
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, data: object) -> None:
-    """Write readable JSON under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def refuse_non_empty(out: Path) -> None:
-    """Raise InputError when `out` exists with anything in it: nothing of a user's is ever overwritten."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already exists and is not an empty folder: remove it or name another folder")
-
-
 def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFolder:
     """Write (stem, image (H,W) uint8, mask (H,W) uint8) triples as a new pair folder.
 
@@ -146,13 +123,29 @@ def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFo
 def read_info(path: Path) -> DatasetInfo:
     """dataset.json of a pair folder; InputError when it is missing or not of its form."""
     file = Path(path) / "dataset.json"
-    if not file.is_file():
-        raise InputError(
-            f"{path} is no pair folder, it has no dataset.json: make one with "
-            "`python -m natural2nanoscale prepare` or `phantom`"
-        )
+    if file.is_file():
+        return _parse_info(file)[0]
+    if (Path(path) / GENERATION).is_file():
+        call = read_generation(path)[2]
+        raise InputError(f"{path} is unfinished, slices are missing: " + (f"`{call}` makes them" if call else "go on"))
+    raise InputError(
+        f"{path} is no pair folder, it has no dataset.json: make one with "
+        "`python -m natural2nanoscale prepare` or `phantom`"
+    )
+
+
+def read_generation(path: Path) -> tuple[DatasetInfo, int, str | None]:
+    """Of an unfinished synthetic folder: what its dataset.json will say, how many slices per mask are planned, and the
+    call that makes those that are missing, if it is known."""
+    info, data = _parse_info(Path(path) / GENERATION)
+    per_mask, call = data.get("per_mask"), data.get("call")
+    return info, per_mask if isinstance(per_mask, int) else 0, call if isinstance(call, str) else None
+
+
+def _parse_info(file: Path) -> tuple[DatasetInfo, dict]:
     try:
-        return DatasetInfo.from_json(json.loads(file.read_text(encoding="utf-8")))
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return DatasetInfo.from_json(data), data
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, InputError) as error:
         raise InputError(f"{file} is not a valid dataset description ({error}): prepare the folder again") from error
 
@@ -206,6 +199,16 @@ def open_pairs(path: Path) -> PairFolder:
                 f"{IGNORE_ID} to ignore: map them with `prepare --map` or list the class in dataset.json"
             )
     return replace(folder, shapes=tuple(shapes))
+
+
+def pair_digests(folder: PairFolder) -> dict[str, str]:
+    """Stem -> 16 hexadecimal digits of a sha256 over the pixels of image and mask."""
+    digests = {}
+    for stem in folder.stems:
+        image = folder.image(stem)
+        content = str(image.shape).encode() + image.tobytes() + folder.mask(stem).tobytes()
+        digests[stem] = hashlib.sha256(content).hexdigest()[:16]
+    return digests
 
 
 def fingerprint(folder: PairFolder) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.cli import read_config
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.digests import mask_hash, slice_digest
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, open_pairs
 from natural2nanoscale.data.prepare.splits import PARTS
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import read_config
 
 SHOWN = 3  # slices that a refusal names
 

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from natural2nanoscale.data.classes import Classes, color_table
-from natural2nanoscale.data.folders import PairFolder, evenly_spaced, save_png
+from natural2nanoscale.data.folders import PairFolder, evenly_spaced
+from natural2nanoscale.files import save_png
 
 LINE = 18  # pixels of a line of text
 MARGIN = 4

@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from natural2nanoscale.diffusion.hub import PARTS, cached, from_hub
-from natural2nanoscale.diffusion.original import read_backbone
+from natural2nanoscale.diffusion.original import read_backbone, refuse_pickle
 from natural2nanoscale.diffusion.stable_diffusion import (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_15,
     Configs,
     refuse_other_folder,
 )
+from natural2nanoscale.diffusion.weights import load_module
 from natural2nanoscale.errors import InputError
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
@@ -100,6 +100,7 @@ def load_backbone(
         library.disable_progress_bar()
     path = EMBEDDED if name == "embedded" else Path(name)
     if path.is_file():
+        refuse_pickle(path)
         tokenizer = _load_tokenizer(tokenizer_folder or _find_tokenizer(path))  # before gigabytes are read
         vae, unet, text_encoder, scheduler = read_backbone(path, configs)
         recommended = Recommended()
@@ -156,37 +157,6 @@ def weights_hash(*modules: torch.nn.Module) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def load_module(kind: type, folder: Path) -> torch.nn.Module:
-    """from_pretrained without network, in float32, refusing any tensor that does not fit. A folder that holds
-    half-precision weights only (`*.fp16.safetensors`) serves too."""
-    halved = any(folder.glob("*.fp16.safetensors")) and not any(folder.glob("*model.safetensors"))
-    try:
-        options = {"low_cpu_mem_usage": False} if kind is not CLIPTextModel else {}
-        model, report = kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            variant="fp16" if halved else None,
-            output_loading_info=True,
-            torch_dtype=torch.float32,
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{folder} cannot be loaded as {kind.__name__} ({reason}): expected config.json and safetensors "
-            "weights of one architecture, as diffusers saves them"
-        ) from error
-    for problem in ("missing_keys", "unexpected_keys"):
-        keys = sorted(key for key in report[problem] if not key.endswith("position_ids"))
-        if keys:
-            raise InputError(
-                f"{folder} has {len(keys)} {problem.replace('_', ' ')} for {kind.__name__}, such as {keys[0]}: "
-                "the weights do not belong to this architecture"
-            )
-    return model
 
 
 def _find_tokenizer(file: Path) -> Path:

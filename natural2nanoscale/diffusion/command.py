@@ -11,9 +11,9 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
-from natural2nanoscale.cli import read_config, resumable
+from natural2nanoscale.cli import CONTROLNET_RUN, DATA, command, resumable, this_call
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, read_info, refuse_non_empty
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, pair_digests
 from natural2nanoscale.data.roots import (
     Learned,
     data_root,
@@ -23,15 +23,17 @@ from natural2nanoscale.data.roots import (
     learned_json,
     refuse_unfit,
 )
+from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.initial import load_initial
 from natural2nanoscale.diffusion.memory import out_of_memory_advice
-from natural2nanoscale.diffusion.sampling import SamplingSettings
 from natural2nanoscale.diffusion.saving import load_trained
-from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.training import MAY_CHANGE, FineTuning, fine_tune
+from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
+from natural2nanoscale.diffusion.synthesis import begun_with, synthesize
+from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, native_bfloat16, open_run, select_device
+from natural2nanoscale.files import read_config, refuse_non_empty
+from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -46,13 +48,6 @@ def read_prompts(file: Path | None) -> list[str]:
     if not prompts:
         raise InputError(f"--prompts {file} holds no prompt, expected one per line")
     return prompts
-
-
-def select_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Of the frozen U-Net: bfloat16 where the device is made for it, else float32."""
-    if precision == "auto":
-        precision = "bf16" if native_bfloat16(device) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def fitting_crop(crop: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
@@ -93,6 +88,7 @@ def controlnet_config(
         "prompts": prompts,
         "classes": train.info.classes.to_json(),
         "data": {"train": fingerprint(train), "val": fingerprint(val)},
+        "slices": {"train": pair_digests(train), "val": pair_digests(val)},
         "learned": learned_json([learned_from_folder(train), *before], train.info),
     }
 
@@ -117,7 +113,8 @@ def train_controlnet(
         if run.load_checkpoint() and not settings.gradient_checkpointing:  # which alone may change on the way
             again = f"go on with --resume --gradient-checkpointing, or {again}"
         raise InputError(f"{device} ran out of memory: {again} {out_of_memory_advice(settings)}") from None
-    print(f"done: samples in {args.out}/samples; next: python generate.py{_flags(args)}")
+    after = command("python generate.py", data=args.data, controlnet=args.out, prompts=args.prompts)
+    print(f"done: samples in {args.out}/samples; next: {after}")
 
 
 @distributed.main_first()
@@ -126,13 +123,16 @@ def prepare_training(
 ) -> tuple[RunFolder, Backbone, PairFolder, PairFolder, list[str], FineTuning, ControlNetModel | None]:
     """What `fine_tune` is to be called with, once everything is checked and the run folder is open."""
     main = distributed.is_main()
-    if main and not args.resume:
-        refuse_non_empty(args.out)
+    if main:
+        refuse_no_run(args.out) if args.resume else refuse_non_empty(args.out)
+    begun = args.resume and bool(RunFolder(args.out).checkpoints())  # its first weights count no more
     if args.prompt_dropout > 1:
         raise InputError(f"--prompt-dropout {args.prompt_dropout:g} is no share, expected 0 to 1")
     prompts = read_prompts(args.prompts)
     device = select_device(args.device)
-    if args.controlnet_init and not (args.controlnet_init / "config.json").is_file():
+    if begun:
+        refuse_other_start(args.out, args.controlnet_init)
+    elif args.controlnet_init and not (args.controlnet_init / "config.json").is_file():
         raise InputError(
             f"--controlnet-init {args.controlnet_init} is neither a run folder nor a diffusers ControlNet, "
             "expected a folder with config.json: `python -m natural2nanoscale convert` makes one from a file"
@@ -141,13 +141,15 @@ def prepare_training(
     root = data_root(args.data, ("train", "val"), make_default)
     train, val = open_pairs(root / "train"), open_pairs(root / "val")
     refuse_unfit([learned_from_folder(train)], [val])
-    before = [learned_by_run(args.controlnet_init)] if args.controlnet_init else []
+    before = [learned_by_run(args.out)] if begun else []
+    if args.controlnet_init and not begun:
+        before = [learned_by_run(args.controlnet_init)]
     if before:
         refuse_unfit(before, held_out_parts(root))
     backbone = load_backbone(
         backbone_name(args.backbone, train.info.origin), device, select_dtype(args.precision, device), args.tokenizer
     )
-    initial = load_initial(args.controlnet_init, backbone) if args.controlnet_init else None
+    initial = load_initial(args.controlnet_init, backbone) if args.controlnet_init and not begun else None
     settings = FineTuning(
         crop=fitting_crop(args.crop or backbone.recommended.crop, backbone),
         learning_rate=args.lr if args.lr is not None else backbone.recommended.learning_rate,
@@ -168,14 +170,20 @@ def prepare_training(
         compile=args.compile,
         seed=args.seed,
         checkpoint_every=args.checkpoint_every,
+        checkpoint_minutes=args.checkpoint_minutes,
         keep=args.keep,
         sample_every=args.sample_every,
     )
     config = controlnet_config(settings, backbone, prompts, train, val, args.tokenizer, initial, before)
     config["arguments"] = resumable(args)
+    if begun:
+        config["controlnet_init"] = read_config(args.out).get("controlnet_init")
     if args.judge:
         config["judge"] = True
-    run = open_run(args.out, config, args.resume, MAY_CHANGE) if main else RunFolder(args.out)
+    serves = f"learn from all of them in a run of its own, with --controlnet-init {args.out} and another --out"
+    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves) if main else RunFolder(args.out)
+    if args.resume:
+        run.tell_beginning()
     print(
         f"ControlNet over {backbone.name} on {device} ({backbone.precision}): "
         f"{len(train.stems)} slices, windows of {settings.crop[0]}x{settings.crop[1]}, "
@@ -190,13 +198,29 @@ def processes_of(out: Path) -> int:
     return read_config(out).get("settings", {}).get("processes", 1)
 
 
+def refuse_other_start(out: Path, initial: Path | None) -> None:
+    """Raise InputError when a run that has a checkpoint is to go on with another --controlnet-init.
+
+    By name: the weights behind it may have gone on since, or away, and are not needed any more.
+    """
+    arguments = read_config(out).get("arguments", {})
+    before = arguments.get("controlnet_init")
+    if arguments and (before and Path(before).resolve()) != (initial and initial.resolve()):
+        raise InputError(
+            f"{out} goes on as it began, but --controlnet-init was {before} and is now {initial}: give the old value, "
+            "or name another folder with --out"
+        )
+
+
 def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | None = None) -> None:
     """Draw slices from the masks of train/; `make_default` fills data/ where there is none."""
-    out = args.out or (args.data or Path("data")) / "synthetic"
+    out = args.out or (args.data or DATA) / "synthetic"
     if not (args.controlnet / "config.json").is_file():
+        run = None if args.controlnet == CONTROLNET_RUN else args.controlnet
+        before = command("python train_controlnet.py", data=args.data, out=run)
         raise InputError(
-            f"there is no trained ControlNet in {args.controlnet}: first run `python train_controlnet.py`, "
-            "or name its run folder with --controlnet"
+            f"there is no trained ControlNet in {args.controlnet}: first run `{before}`, or name its run folder with "
+            "--controlnet"
         )
     config = read_config(args.controlnet)
     if config.get("kind") != "controlnet":
@@ -212,8 +236,7 @@ def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | No
         )
     if condition == "mask+edges" and args.edges == "none":
         condition = "mask+boundaries"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        read_info(out)  # what is no pair folder is refused before anything is loaded
+    begun_with(out)  # what is no pair folder is refused before anything is loaded
     if args.eta > 1 or args.steps > 500:
         raise InputError(f"--eta {args.eta:g} --steps {args.steps}: expected eta from 0 to 1 and at most 500 steps")
     prompts = read_prompts(args.prompts)
@@ -238,9 +261,9 @@ def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | No
     advised = backbone.recommended
     strength = args.strength if args.strength is not None else advised.strength
     start = args.start if args.start is not None else advised.start
-    if not 1 <= args.steps * start <= args.steps:
-        raise InputError(f"--start {start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
     settings = SamplingSettings(args.steps, args.guidance, strength, args.eta, start, condition)
+    if start > 1 or settings.steps_taken < 1:
+        raise InputError(f"--start {start:g} of {args.steps} steps leaves none, expected more than 0, at most 1")
     print(
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
         f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start {settings.start:g}, "
@@ -248,20 +271,23 @@ def generate(args: argparse.Namespace, make_default: Callable[[Path], None] | No
     )
     try:
         made = synthesize(
-            out, backbone, controlnet, source, prompts, settings, args.per_mask, args.batch_size, args.seed,
+            out,
+            backbone,
+            controlnet,
+            source,
+            prompts,
+            settings,
+            args.per_mask,
+            args.batch_size,
+            args.seed,
             learned_json([learned], trained),
-        )  # fmt: skip
+            this_call(),
+        )
     except torch.OutOfMemoryError:
         fewer = "" if args.batch_size == 1 else "--batch-size 1, then with "
         raise InputError(
             f"{device} ran out of memory: call it again with {fewer}slices that `python -m natural2nanoscale prepare "
             "--size` has cut into smaller ones"
         ) from None
-    print(f"{made} new slices in {out}; next: python train_unet.py --synthetic-ratio {args.per_mask}.0")
-
-
-def _flags(args: argparse.Namespace) -> str:
-    """The non-default folders, to be repeated in the next command."""
-    data = f" --data {args.data}" if args.data else ""
-    run = f" --controlnet {args.out}" if args.out != Path("runs/controlnet") else ""
-    return data + run
+    after = command("python train_unet.py", data=args.data, synthetic=args.out, synthetic_ratio=f"{args.per_mask}.0")
+    print(f"{made} new slices in {out}; next: {after}")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 
 from natural2nanoscale.diffusion.backbone import Backbone
-from natural2nanoscale.runs import seed_for
+from natural2nanoscale.seeds import seed_for
 
 
 def make_controlnet(backbone: Backbone, seed: int = 0) -> ControlNetModel:

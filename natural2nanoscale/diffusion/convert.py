@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-import shutil
 from pathlib import Path
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
-from natural2nanoscale.data.folders import refuse_non_empty
+from natural2nanoscale.cli import command
 from natural2nanoscale.diffusion.backbone import Recommended
 from natural2nanoscale.diffusion.original import Tensors, fill, read_safetensors, split
 from natural2nanoscale.diffusion.stable_diffusion import (
@@ -24,6 +23,7 @@ from natural2nanoscale.diffusion.stable_diffusion import (
     Configs,
 )
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import new_folder, refuse_non_empty
 
 PICKLES = (".ckpt", ".pth", ".pt")
 CARD = """# ControlNet converted from {file}
@@ -41,16 +41,24 @@ def run(args: argparse.Namespace) -> None:
     refuse_non_empty(args.out)
     controlnet = convert(args.file)
     write(controlnet, args.out, args.file.name)
-    print(f"ControlNet in {args.out}; next: python train_controlnet.py --controlnet-init {args.out}")
+    print(f"ControlNet in {args.out}; next: {command('python train_controlnet.py', controlnet_init=args.out)}")
 
 
 def convert(file: Path, configs: Configs = STABLE_DIFFUSION_15) -> ControlNetModel:
-    """A file's `control_model.*` tensors -> ControlNet in float32. The rest of a whole model may stand beside them.
+    """A file's ControlNet, in float32. Its tensors are named `control_model.*`, as its authors do, and the rest of a
+    whole model may stand beside them; or the same without that prefix, or as diffusers names them, and nothing else.
 
     Raises InputError unless they are exactly those of a ControlNet over `configs.unet` that reads three channels.
     """
     tensors = read_pickle(file) if file.suffix in PICKLES else read_safetensors(file)
-    control = split(file, tensors, {CONTROLNET: "ControlNet"}, (UNET, VAE, TEXT_ENCODER))[CONTROLNET]
+    in_diffusers_names = any(name.startswith("controlnet_cond_embedding.") for name in tensors)
+    if any(name.startswith("input_hint_block.") for name in tensors):
+        tensors = {CONTROLNET + name: tensor for name, tensor in tensors.items()}
+    if in_diffusers_names:
+        control = tensors
+    else:
+        remedy = "expected tensors named control_model.* or input_hint_block.*, or as diffusers names them"
+        control = split(file, tensors, {CONTROLNET: "ControlNet"}, remedy, (UNET, VAE, TEXT_ENCODER))[CONTROLNET]
     hint = control.get(f"{CONTROLNET}input_hint_block.0.weight")
     if hint is not None and hint.shape[1] != 3:
         raise InputError(f"{file} is a ControlNet that reads {hint.shape[1]} channels, expected one that reads 3")
@@ -59,7 +67,8 @@ def convert(file: Path, configs: Configs = STABLE_DIFFUSION_15) -> ControlNetMod
             UNet2DConditionModel(**configs.unet),
             conditioning_embedding_out_channels=Recommended().conditioning_embedding_out_channels,
         )
-    fill(controlnet, convert_controlnet_checkpoint(control, controlnet.config), control, file)
+    named = control if in_diffusers_names else convert_controlnet_checkpoint(control, controlnet.config)
+    fill(controlnet, named, control, file)
     return controlnet.eval()
 
 
@@ -92,10 +101,6 @@ def read_pickle(file: Path) -> Tensors:
 
 def write(controlnet: ControlNetModel, out: Path, origin: str) -> None:
     """Weights, config and card under a temporary name, then renamed: the folder is whole or not there."""
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    controlnet.save_pretrained(temporary, safe_serialization=True)
-    (temporary / "README.md").write_text(CARD.format(file=origin), encoding="utf-8")
-    temporary.replace(out)
+    with new_folder(out.resolve()) as folder:
+        controlnet.save_pretrained(folder, safe_serialization=True)
+        (folder / "README.md").write_text(CARD.format(file=origin), encoding="utf-8")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Thread
+from urllib.request import getproxies
 
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 
-from natural2nanoscale.diffusion.stable_diffusion import refuse_other_folder
+from natural2nanoscale.diffusion.stable_diffusion import STABLE_DIFFUSION, refuse_other_folder
+from natural2nanoscale.diffusion.weights import WEIGHTS_FILE, variant_of
 from natural2nanoscale.errors import InputError
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 WEIGHTS = ("vae", "unet", "text_encoder")  # the parts that have some
-PATIENCE = 1.5  # seconds to wait for the hub's first answer
+# Seconds to wait for the hub's first answer. A closed network fails at once; one that keeps silent is waited for: long
+# by those who asked for a hub id or have a proxy, who have a network; not so by a first start on an offline machine.
+PATIENCE, PATIENCE_WITH_NETWORK = 1.5, 10.0
 
 
 def from_hub(name: str) -> Path:
@@ -23,7 +27,7 @@ def from_hub(name: str) -> Path:
         f"--backbone {name} is neither a folder, nor a .safetensors file, nor a hub id: check the path, or pass "
         "--backbone embedded for the small backbone of this package"
     )
-    if name.endswith(".safetensors"):
+    if name.endswith((".safetensors", ".ckpt", ".pth", ".pt", ".bin")):
         raise neither
     try:
         folder = cached(name, "unet/config.json")
@@ -31,12 +35,13 @@ def from_hub(name: str) -> Path:
         raise neither from None
     if folder is not None and is_complete(folder):
         return folder
-    reason = _unreachable(name)
+    answer = _ask(name)
+    reason = answer if isinstance(answer, str) else None
     try:
         if reason is None:
             refuse_other_folder(Path(huggingface_hub.snapshot_download(name, allow_patterns=["*/config.json"])))
             patterns = [f"{part}/*.{kind}" for part in PARTS for kind in ("json", "txt")]
-            patterns += [f"{part}/*model.safetensors" for part in WEIGHTS]
+            patterns += _weights(name, [sibling.rfilename for sibling in answer.siblings or ()])
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except InputError:
         raise
@@ -64,21 +69,44 @@ def is_complete(folder: Path) -> bool:
     )
 
 
-def _unreachable(name: str) -> str | None:
-    """Why the hub does not answer for `name`; None if it does.
+def _weights(name: str, files: list[str]) -> list[str]:
+    """Those of a repository's files that hold the parts' weights, in one variant each."""
+    chosen = []
+    for part in WEIGHTS:
+        names = [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")]
+        try:
+            variant = variant_of(names)
+        except LookupError:
+            raise InputError(
+                f"{name} has no safetensors weights in {part}/ on the hub, found {', '.join(names) or 'nothing'}: "
+                "expected a repository that has, as other kinds can run code when opened"
+            ) from None
+        matches = {n: WEIGHTS_FILE.fullmatch(n) for n in names}
+        chosen += [f"{part}/{n}" for n, match in matches.items() if match and match[1] == variant]
+    return chosen
+
+
+def patience(name: str) -> float:
+    """How long to wait for the hub's first answer, in seconds. Stable Diffusion is what `--backbone auto` asks for."""
+    network = name != STABLE_DIFFUSION or getproxies().keys() & {"http", "https", "all"}
+    return PATIENCE_WITH_NETWORK if network else PATIENCE
+
+
+def _ask(name: str) -> huggingface_hub.ModelInfo | str:
+    """What the hub says of `name`, or why it does not answer.
 
     Asked in a thread, as neither a name server nor a proxy that keeps silent obeys the client's timeout.
     """
-    reasons: list[str | None] = [f"no answer within {PATIENCE} s"]
+    seconds = patience(name)
+    answers: list[huggingface_hub.ModelInfo | str] = [f"no answer within {seconds:g} s"]
 
     def ask() -> None:
         try:
-            huggingface_hub.HfApi().model_info(name, timeout=PATIENCE)
-            reasons.append(None)
+            answers.append(huggingface_hub.HfApi().model_info(name, timeout=seconds))
         except Exception as error:
-            reasons.append(type(error).__name__)
+            answers.append(type(error).__name__)
 
     thread = Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
-    return reasons[-1]
+    thread.join(seconds)
+    return answers[-1]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from diffusers import ControlNetModel
 
-from natural2nanoscale.diffusion.backbone import Backbone, load_module
+from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import make_controlnet
 from natural2nanoscale.diffusion.saving import DECODER_FILE, find_checkpoint
+from natural2nanoscale.diffusion.weights import load_module
 from natural2nanoscale.errors import InputError
 
 

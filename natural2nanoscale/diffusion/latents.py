@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,13 +13,12 @@ from natural2nanoscale.data.augment import covering_centers, draw_window, inside
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.device import to_device
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import latent_moments
+from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.distributed import is_main
-from natural2nanoscale.runs import generator_for, to_device
-
-if TYPE_CHECKING:
-    from natural2nanoscale.diffusion.training import FineTuning
+from natural2nanoscale.seeds import generator_for
 
 
 def augmented_windows(
@@ -67,6 +65,14 @@ def variants_kept(shapes: Sequence[tuple[int, int]], settings: FineTuning) -> in
     return max(settings.latent_variants, 2 * cover) if settings.latent_variants else 0
 
 
+def variants_visited(shapes: Sequence[tuple[int, int]], settings: FineTuning, step: int = 0) -> list[int]:
+    """Which of them a training that goes on from `step` visits, in ascending order: epoch e visits variant e modulo
+    their number, however long the training is."""
+    count, per_epoch = variants_kept(shapes, settings), settings.steps_per_epoch(len(shapes))
+    epochs = range(step // per_epoch, -(-settings.total_steps(len(shapes)) // per_epoch))
+    return sorted({epoch % count for epoch in epochs[:count]})  # none where none are kept
+
+
 class LatentCache:
     """Posterior mean and std of the latents of augmented windows, on the backbone's device; the windows' masks, edges
     and what carries loss, on the host.
@@ -76,7 +82,8 @@ class LatentCache:
     window, the mirror images that fill it up carry no loss; the corners of rotated windows of larger ones do.
     """
 
-    def __init__(self, backbone: Backbone, folder: PairFolder, settings: FineTuning):
+    def __init__(self, backbone: Backbone, folder: PairFolder, settings: FineTuning, step: int = 0):
+        """For a training that goes on from `step`: only what it still visits is encoded."""
         self.backbone, self.settings = backbone, settings
         self.images, self.masks = folder.load()
         self.edges: list[np.ndarray | None] = [None] * len(self.images)
@@ -86,26 +93,36 @@ class LatentCache:
         size = settings.crop[1], settings.crop[0]
         self.variants = variants_kept(folder.shapes, settings)
         self.padded = [height < size[0] or width < size[1] for height, width in folder.shapes]
-        self.entries: list[tuple[torch.Tensor, ...]] = []  # per slice: mean, std, masks, share of loss, edges if seen
-        if self.variants:
-            for index in tqdm(range(len(self.images)), desc="caching latents", leave=False, disable=not is_main()):
-                self.entries.append(self._encode(index, range(self.variants)))
+        self.entries: dict[int, tuple[torch.Tensor, ...]] = {}  # of each variant, row by slice, as `_encode` gives them
+        # Slices that pass the VAE together: a few, as its activations are large, and always the same ones, so that a
+        # window's latents are the same bits whichever variants a run still visits.
+        groups = [range(first, min(first + 4, len(self.images))) for first in range(0, len(self.images), 4)]
+        visited = variants_visited(folder.shapes, settings, step)
+        total = len(visited) * len(self.images)
+        with tqdm(total=total, desc="caching latents", unit="window", leave=False, disable=not is_main()) as bar:
+            for variant in visited:
+                parts = []
+                for group in groups:
+                    parts.append(self._encode(group, variant))
+                    bar.update(len(group))
+                self.entries[variant] = tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    def _encode(self, index: int, variants: range) -> tuple[torch.Tensor, ...]:
-        means, stds, masks, shares, edges = [], [], [], [], []
-        for first in range(variants.start, variants.stop, 4):  # a few at a time: activations of the VAE are large
-            some = range(first, min(first + 4, variants.stop))
-            windows, ids, real, drawn = augmented_windows(
-                self.images[index], self.masks[index], self.settings, index, some, self.edges[index]
-            )
-            mean, std = latent_moments(self.backbone, encode_gray(windows.to(self.backbone.device)))
-            means.append(mean)
-            stds.append(std)
-            masks.append(ids)
-            real = real if self.padded[index] else torch.ones_like(real)
-            shares.append(F.avg_pool2d(real.float(), self.backbone.downsampling)[:, None])
-            edges += [] if drawn is None else [drawn]
-        return tuple(torch.cat(parts) for parts in (means, stds, masks, shares, edges) if parts)
+    def _encode(self, indices: Sequence[int], variant: int) -> tuple[torch.Tensor, ...]:
+        """Window `variant` of some slices: mean, std, masks, share of loss and, if the ControlNet sees any, edges."""
+        windows, masks, real, edges = zip(
+            *(
+                augmented_windows(
+                    self.images[i], self.masks[i], self.settings, i, range(variant, variant + 1), self.edges[i]
+                )
+                for i in indices
+            ),
+            strict=True,
+        )
+        mean, std = latent_moments(self.backbone, encode_gray(torch.cat(windows).to(self.backbone.device)))
+        real = [inner if self.padded[i] else torch.ones_like(inner) for i, inner in zip(indices, real, strict=True)]
+        share = F.avg_pool2d(torch.cat(real).float(), self.backbone.downsampling)[:, None]
+        seen = () if edges[0] is None else (torch.cat(edges),)
+        return mean, std, torch.cat(masks), share, *seen
 
     def batch(
         self, indices: list[int], epoch: int
@@ -114,11 +131,11 @@ class LatentCache:
         [0,1] of each latent that carries loss, or None where all do, and edges (B,H,W) uint8, or None where the
         ControlNet sees none."""
         if self.variants:
-            variant = epoch % self.variants
-            picked = [tuple(part[variant] for part in self.entries[index]) for index in indices]
+            kept = self.entries[epoch % self.variants]
+            mean, std, masks, share, *drawn = (torch.stack([part[i] for i in indices]) for part in kept)
         else:
-            picked = [tuple(p[0] for p in self._encode(index, range(epoch, epoch + 1))) for index in indices]
-        mean, std, masks, share, *drawn = (torch.stack(parts) for parts in zip(*picked, strict=True))
+            fresh = [self._encode([i], epoch) for i in indices]
+            mean, std, masks, share, *drawn = (torch.cat(parts) for parts in zip(*fresh, strict=True))
         device = self.backbone.device
         share = to_device(share, device) if any(self.padded) else None
         return mean, std, to_device(masks, device), share, to_device(drawn[0], device) if drawn else None

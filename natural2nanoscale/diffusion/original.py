@@ -5,6 +5,7 @@ The mapping of names is diffusers'; which tensors there must be, and in which sh
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -34,10 +35,12 @@ def read_backbone(
 
     Raises InputError unless its tensors are those of `configs`, each of them, and besides them known extras only.
     """
-    if path.suffix != ".safetensors":
-        raise InputError(f"--backbone {path}: expected a .safetensors file; other kinds can run code when opened")
     tensors = read_safetensors(path)
-    parts = split(path, tensors, {UNET: "U-Net", VAE: "VAE", TEXT_ENCODER: "text encoder"})
+    remedy = (
+        "expected tensors named {}*, as its authors name them (of a diffusers folder name the folder; of a "
+        "ControlNet's file `python -m natural2nanoscale convert` makes one)"
+    )
+    parts = split(path, tensors, {UNET: "U-Net", VAE: "VAE", TEXT_ENCODER: "text encoder"}, remedy)
     scheduler = DDPMScheduler(**configs.scheduler)
     expected, found = scheduler.alphas_cumprod, tensors.get("alphas_cumprod")
     if found is not None and (found.shape != expected.shape or (found.float() - expected).abs().max() > 1e-3):
@@ -60,6 +63,21 @@ def read_backbone(
     return vae, unet, text_encoder, scheduler
 
 
+def refuse_pickle(path: Path) -> None:
+    """Raise InputError for a backbone's file that is no `.safetensors` file."""
+    if path.suffix == ".safetensors":
+        return
+    code = (
+        f"import torch, safetensors.torch as s; t = torch.load({str(path)!r}, weights_only=True); "
+        "s.save_file({n: v.clone().contiguous() for n, v in t.get('state_dict', t).items()}, "
+        f"{str(path.with_suffix('.safetensors'))!r})"
+    )
+    raise InputError(
+        f"--backbone {path}: expected a .safetensors file, other kinds can run code when opened: name one, or "
+        f"write the tensors of a .ckpt into one by `python -c {shlex.quote(code)}`"
+    )
+
+
 def read_safetensors(path: Path) -> Tensors:
     """All tensors of a file, on the CPU; InputError if it is damaged or something else."""
     try:
@@ -68,8 +86,11 @@ def read_safetensors(path: Path) -> Tensors:
         raise InputError(f"{path} cannot be read as safetensors ({error}): fetch or copy it once more") from error
 
 
-def split(path: Path, tensors: Tensors, parts: dict[str, str], beside: tuple[str, ...] = ()) -> dict[str, Tensors]:
-    """Tensors by prefix, without known extras. `parts`: prefixes and their names; `beside`: what else there may be.
+def split(
+    path: Path, tensors: Tensors, parts: dict[str, str], remedy: str, beside: tuple[str, ...] = ()
+) -> dict[str, Tensors]:
+    """Tensors by prefix, without known extras. `parts`: prefixes and their names; `remedy`: what the error says where a
+    part is not there, with {} for its prefix; `beside`: what else there may be.
 
     Raises InputError for a relative of Stable Diffusion 1.5, for a part that is not there and for unknown tensors.
     """
@@ -77,10 +98,7 @@ def split(path: Path, tensors: Tensors, parts: dict[str, str], beside: tuple[str
     found = {p: {n: t for n, t in tensors.items() if n.startswith(p) and not is_extra(n)} for p in parts}
     for prefix, part in parts.items():
         if not found[prefix]:
-            raise InputError(
-                f"{path} holds no {part}: expected tensors named {prefix}*, as its authors name them (of a diffusers "
-                "folder name the folder; of a ControlNet's file `python -m natural2nanoscale convert` makes one)"
-            )
+            raise InputError(f"{path} holds no {part}: {remedy.format(prefix)}")
     unknown = sorted(name for name in tensors if not name.startswith((*parts, *beside)) and not is_extra(name))
     if unknown:
         raise InputError(

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from diffusers import ControlNetModel, DDIMScheduler
 
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import decode_latents, hint_once, predict_noise
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How a slice is drawn from its mask."""
-
-    steps: int = 20
-    guidance: float = 1.0  # classifier-free guidance scale; 1 is none and costs half
-    strength: float = 1.0  # scale of what ControlNet adds to the U-Net
-    eta: float = 0.0  # 0 is deterministic DDIM, 1 has the noise of DDPM
-    start: float = 1.0  # share of the steps taken; below 1 they begin at the mask's real slice, noised accordingly
-    condition: str = "mask"  # what is drawn from; "mask+boundaries" and "mask+edges": for ControlNets that see edges
+from natural2nanoscale.diffusion.settings import SamplingSettings
 
 
 def ddim_scheduler(backbone: Backbone) -> DDIMScheduler:
@@ -58,7 +45,7 @@ def sample(
         embeds = torch.cat([negative_embeds.expand(batch, -1, -1), prompt_embeds])
         cond = torch.cat([cond, cond])
 
-    timesteps = scheduler.timesteps[settings.steps - int(settings.steps * settings.start) :]
+    timesteps = scheduler.timesteps[settings.steps - settings.steps_taken :]
     latents = noise.to(device) * scheduler.init_noise_sigma
     if len(timesteps) < settings.steps:
         latents = scheduler.add_noise(real_latents, noise.to(device), timesteps[:1])

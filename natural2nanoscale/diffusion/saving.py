@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
@@ -12,11 +11,9 @@ from safetensors.torch import load_file, save_file
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import decoder_state, make_controlnet, unlock_decoder
+from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder
-
-if TYPE_CHECKING:
-    from natural2nanoscale.diffusion.training import FineTuning
 
 DECODER_FILE = "unet_decoder.safetensors"
 

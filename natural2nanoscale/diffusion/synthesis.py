@@ -14,20 +14,23 @@ from tqdm import tqdm
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
 from natural2nanoscale.data.folders import (
+    GENERATION,
     DatasetInfo,
     PairFolder,
     fingerprint,
     natural_order,
+    read_generation,
     read_info,
-    save_png,
-    write_json,
 )
 from natural2nanoscale.data.roots import digests_of
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import latent_moments
-from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.diffusion.sampling import sample
+from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, StopSignal, generator_for, seed_for
+from natural2nanoscale.files import append_lines, holds_nothing, read_lines, save_png, write_json, write_lines
+from natural2nanoscale.seeds import generator_for, seed_for
+from natural2nanoscale.signals import Interrupted, StopSignal
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ def synthesize(
     batch_size: int = 4,
     seed: int = 0,
     learned: dict | None = None,
+    call: str | None = None,
 ) -> int:
     """Make `per_mask` slices from every mask of `source` in the pair folder `out`; return how many were new.
 
     learned: what the ControlNet was trained on, as its run's config.json says.
-    What is there already is left alone. Raises InputError when `out` was made with other settings, another
-    ControlNet, backbone or source; Interrupted after a requested stop.
+    What is there already is left alone. Until all slices that were ever asked for are there, generation.json holds
+    what dataset.json will say, and `call`, the command that makes the rest. Raises InputError when `out` was made with
+    other settings, another ControlNet, backbone or source; Interrupted after a requested stop.
     """
     info = DatasetInfo(
         name=f"{source.info.name} synthetic",
@@ -97,10 +102,9 @@ def synthesize(
     planned = plan_images(source.stems, per_mask, prompts, seed)
     done = read_manifest(out)
     missing = [image for image in planned if image.stem not in done]
-    if not missing:
+    if not missing and (out / "dataset.json").is_file():
         return 0
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "dataset.json", info.to_json())  # first: a killed run is known for what it is
+    whole = plan_images(source.stems, begin(out, info, per_mask, call), prompts, seed)
     (out / "images").mkdir(exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
     # rows of a killed run whose pictures are not whole are dropped; theirs are made again
@@ -150,7 +154,11 @@ def synthesize(
             )
             bar.update(len(batch))
     if missing:
-        raise Interrupted(f"with {len(missing)} images to go: the same command makes them")
+        raise Interrupted(f"with {len(missing)} images to go: the same command makes them", stop.number)
+    now = read_manifest(out)
+    if all(image.stem in now for image in whole):
+        write_json(out / "dataset.json", info.to_json())
+        (out / GENERATION).unlink()
     return len(planned) - len([image for image in planned if image.stem in done])
 
 
@@ -200,10 +208,11 @@ def draw_slices(
 
 
 def check_continues(out: Path, info: DatasetInfo) -> None:
-    """Refuse to mix: `out` must be new, or a folder whose dataset.json says what `info` says."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    """Refuse to mix: `out` must be new, or a folder that was begun with what `info` says."""
+    begun = begun_with(out)
+    if begun is None:
         return
-    before = read_info(out).to_json()
+    before = begun.to_json()
     now = json.loads(json.dumps(info.to_json()))
     if before["origin"] != "synthetic":
         raise InputError(f"{out} holds a dataset of origin {before['origin']}: name another folder with --out")
@@ -217,28 +226,36 @@ def check_continues(out: Path, info: DatasetInfo) -> None:
         )
 
 
+def begun_with(out: Path) -> DatasetInfo | None:
+    """What a pair folder says, complete or not; None where nothing stands yet. InputError for anything else."""
+    if holds_nothing(out):
+        return None
+    if (out / GENERATION).is_file() and not (out / "dataset.json").is_file():
+        return read_generation(out)[0]
+    return read_info(out)
+
+
+def begin(out: Path, info: DatasetInfo, per_mask: int, call: str | None) -> int:
+    """Make `out`, or go on with it, as a folder that is not complete; return how many slices per mask would make it so.
+
+    They are the most that were ever asked for: a call for fewer does not complete what one before it has begun.
+    """
+    complete = out / "dataset.json"
+    if (out / GENERATION).is_file() and not complete.is_file():
+        _, most, call_for_most = read_generation(out)
+        if most > per_mask:
+            per_mask, call = most, call_for_most
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / GENERATION, info.to_json() | {"per_mask": per_mask, "call": call})
+    complete.unlink(missing_ok=True)
+    return per_mask
+
+
 def read_manifest(out: Path) -> dict[str, dict]:
     """Lines of manifest.jsonl by stem, those whose image and mask both stand."""
     file = out / "manifest.jsonl"
     rows = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
+    for row in read_lines(file):
         if (out / "images" / row["file"]).is_file() and (out / "masks" / row["file"]).is_file():
             rows[Path(row["file"]).stem] = row
     return rows
-
-
-def write_lines(file: Path, rows: list[dict]) -> None:
-    """Write JSON lines under a temporary name, then rename."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(file)
-
-
-def append_lines(file: Path, rows: list[dict]) -> None:
-    """Append JSON lines."""
-    with file.open("a", encoding="utf-8") as opened:
-        opened.writelines(json.dumps(row) + "\n" for row in rows)

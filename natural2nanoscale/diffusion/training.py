@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,72 +13,34 @@ from diffusers import ControlNetModel
 from tqdm import tqdm
 
 from natural2nanoscale import distributed
+from natural2nanoscale.charts import plot_progress
+from natural2nanoscale.checkpoints import SavingTimer, State, disk_need
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import PairFolder, fingerprint
+from natural2nanoscale.device import to_device
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet, predict_noise, unlock_decoder
-from natural2nanoscale.diffusion.latents import LatentCache, variants_kept
-from natural2nanoscale.diffusion.memory import moved, plan
+from natural2nanoscale.diffusion.latents import LatentCache, variants_visited
+from natural2nanoscale.diffusion.memory import idle_parts, moved, plan
 from natural2nanoscale.diffusion.saving import load_weights, save_trained
+from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.plots import plot_progress
-from natural2nanoscale.runs import (
-    Interrupted,
-    RunFolder,
-    StopSignal,
-    generator_for,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    permutation_for,
-    seed_for,
-    to_device,
-)
+from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
+from natural2nanoscale.signals import Interrupted, StopSignal
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """Settings of the loop; the defaults are the paper's (4.4) where it names them."""
+@dataclass
+class Counts:
+    """What a training counts, and its checkpoints hold."""
 
-    crop: tuple[int, int]  # width, height of the training windows in pixels
-    learning_rate: float  # 1e-5 for Stable Diffusion 1.5; a backbone carries its own
-    epochs: int = 600
-    max_steps: int | None = None  # replaces epochs
-    batch_size: int = 2  # slices that pass at once
-    accumulate: int = 1  # batches whose gradients add up to one step
-    processes: int = 1  # that the run began with, each with batches of its own; any number resumes it alike
-    rotation: float = 16.0  # degrees, uniform in [-rotation, rotation]; corners mirror image and mask alike
-    noise: float = 4.0  # Gaussian noise in grey levels; each window draws its own strength in [0, noise]
-    latent_variants: int = 16  # augmented windows per slice whose latents are cached; 0 encodes every step
-    condition: str = "mask"  # what the ControlNet sees: class colours, or "mask+edges", with edges drawn onto them
-    edge_dropout: float = 0.5  # share of samples without the slice's edges, so that a mask alone is enough to draw from
-    prompt_dropout: float = 0.0  # share of samples that see the empty prompt, which guidance 1 never asks for
-    max_weight: float = 1.0  # largest weight of a noisy timestep in the loss; 1 is the plain loss
-    clip: float = 1.0  # largest norm of the gradient
-    unlock_decoder: float = 0.0  # learning rate of the U-Net's decoder, in parts of learning_rate; 0: frozen
-    gradient_checkpointing: bool = False  # run layers again in the backward pass: less memory, more time
-    compile: bool = False  # torch.compile, with CUDA graphs where there is CUDA
-    seed: int = 0
-    checkpoint_every: int = 1000  # steps
-    keep: int = 1  # newest checkpoints that stay
-    sample_every: int = 1000  # steps between sample strips and validations
-
-    @property
-    def slices_per_step(self) -> int:
-        """Slices whose gradients make one step, over all processes."""
-        return self.batch_size * self.accumulate * self.processes
-
-    def steps_per_epoch(self, slices: int) -> int:
-        """Optimiser steps in which each of that many slices is seen once."""
-        return -(-slices // self.slices_per_step)
-
-    def total_steps(self, slices: int) -> int:
-        """Optimiser steps for a training set of that many slices."""
-        return self.max_steps or self.epochs * self.steps_per_epoch(slices)
+    step: int = 0
+    best: float = -1.0  # mask agreement
+    seconds: float = 0.0  # of training, over all calls
 
 
-MAY_CHANGE = ("epochs", "max_steps", "checkpoint_every", "keep", "sample_every", "gradient_checkpointing")
-JUDGED_MASKS = 8  # of train/, evenly spaced, from which slices are drawn for the mask agreement
+JUDGED_MASKS = 8  # of val/, evenly spaced, from which slices are drawn for the mask agreement
 
 
 def fine_tune(
@@ -93,11 +56,13 @@ def fine_tune(
 ) -> ControlNetModel:
     """Train a ControlNet over the backbone; everything is kept in `run`. Returns the trained model.
 
-    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `agreement` gets synthetic
-    slices (B,H,W) uint8 and the masks (B,H,W) uint8 they were drawn from and says how well they agree, at least
-    0, the more the better; the weights with the best agreement so far are kept as checkpoints/best.
+    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `agreement` gets slices
+    (B,H,W) uint8 drawn from pure noise and the validation masks (B,H,W) uint8 that they were drawn from, and says how
+    well they agree, at least 0, the more the better; the weights with the best agreement so far are kept as
+    checkpoints/best.
 
-    `initial` is trained on; without it the ControlNet starts as a copy of the U-Net's encoder.
+    `initial` is trained on; without it the ControlNet starts as a copy of the U-Net's encoder. With `resume` it goes on
+    from the newest checkpoint, or from step 0 where none was ever completed.
 
     In a process group each process takes its share of a step's slices; the first one alone looks and writes.
 
@@ -114,23 +79,17 @@ def fine_tune(
         groups.append({"params": decoder, "lr": settings.unlock_decoder * settings.learning_rate})
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.Adam(groups, lr=settings.learning_rate, fused=True)
-    step, best, seconds = 0, -1.0, 0.0  # best: mask agreement
-    if resume:
-        checkpoint = run.load_checkpoint()
-        if checkpoint is None:
-            remedy = "remove the folder and start anew"
-            if distributed.world_size() > 1:
-                remedy = f"process {distributed.rank()} needs a copy of the run folder on its machine"
-            raise InputError(f"--resume finds no checkpoint in {run.path}: {remedy}")
+    counts, losses = Counts(), torch.zeros(2, device=device)  # losses: sum and number since the last line of the log
+    state = State(counts, optimizer=optimizer, losses=losses)
+    checkpoint = run.restore(state) if resume else None
+    if checkpoint:
         load_weights(checkpoint.path, controlnet, backbone)
-        load_optimizer_tensors(optimizer, checkpoint.tensors)
-        step, best, seconds = checkpoint.step, checkpoint.state["best"], checkpoint.state["seconds"]
-        if main:
-            run.drop_log_after(step)
+    if resume and main:
+        run.drop_log_after(counts.step)
     if distributed.world_size() > 1:
         weights = weights_hash(controlnet, *([backbone.unet] if settings.unlock_decoder else []))
-        start = step, weights, backbone.fingerprint, backbone.precision, fingerprint(train), str(settings), *prompts
-        if not distributed.same(seed_for(*start)):
+        start = counts.step, weights, backbone.fingerprint, backbone.precision, fingerprint(train), str(settings)
+        if not distributed.same(seed_for(*start, *prompts)):
             raise distributed.agreed(
                 InputError(
                     f"the processes differ in arguments, slices of {train.path}, weights of {backbone.name} or of the "
@@ -140,12 +99,17 @@ def fine_tune(
             )
 
     slices, total_steps = len(train.stems), settings.total_steps(len(train.stems))
-    windows = slices * variants_kept(train.shapes, settings)
-    print(plan(backbone, controlnet, slices, windows, total_steps - step, settings))
-    cache = LatentCache(backbone, train, settings)
+    if counts.step >= total_steps:
+        print(f"{run.path} is at step {counts.step} of {total_steps}: nothing is left to do")
+        return controlnet.eval()
+    windows = slices * len(variants_visited(train.shapes, settings, counts.step))
+    print(plan(backbone, controlnet, slices, windows, total_steps - counts.step, settings))
+    trained = sum(parameter.nbytes for parameter in parameters)
+    print(f"disk: {disk_need(3 * trained, settings.keep)}")  # the weights and Adam's two moments
+    cache = LatentCache(backbone, train, settings, counts.step)
     prompt_embeds = encode_prompts(backbone, [*prompts, ""])  # (P+1,L,D), once for all; the last one is empty
     validation = Validation(backbone, val, prompts, settings)
-    judged = Validation(backbone, train, prompts, settings, JUDGED_MASKS) if agreement else None
+    judged = Validation(backbone, val, prompts, settings, JUDGED_MASKS) if agreement else None
 
     predict = predict_noise
     if settings.compile:
@@ -153,28 +117,20 @@ def fine_tune(
         for parameter in parameters:  # a CUDA graph overwrites what it gave: gradients are added into tensors of ours
             parameter.grad = torch.zeros_like(parameter)
 
-    def save(name: str | None = None) -> None:
-        state = {"best": best, "seconds": round(seconds + time.monotonic() - started, 1)}
-        tensors = optimizer_tensors(optimizer) if name is None else {}
-        run.save_checkpoint(
-            step, tensors, state, lambda folder: save_trained(folder, controlnet, backbone, train, settings, step),
-            name, settings.keep,
-        )  # fmt: skip
+    def save_model(folder: Path) -> None:
+        save_trained(folder, controlnet, backbone, train, settings, counts.step)
 
-    started = time.monotonic()
-    if main and step == 0:
+    started, timer = time.monotonic() - counts.seconds, SavingTimer(settings.checkpoint_minutes, first=counts.step == 0)
+    if main and counts.step == 0:
         validation.write_samples(controlnet, run.path / "samples", 0)
-    losses: list[torch.Tensor] = []
-    # the prompts are encoded, and so are the slices where they are cached: their encoders give way
-    idle = [backbone.text_encoder, *([backbone.vae] if cache.variants else [])]
     with (
         StopSignal() as stop,
-        tqdm(total=total_steps, initial=step, desc="ControlNet", unit="step", disable=not main) as bar,
-        moved(idle, torch.device("cpu")),
+        tqdm(total=total_steps, initial=counts.step, desc="ControlNet", unit="step", disable=not main) as bar,
+        moved(idle_parts(backbone, settings), torch.device("cpu")),
     ):
-        while step < total_steps:
+        while counts.step < total_steps:
             # which slices: a permutation that depends on seed and epoch alone, dealt to the processes
-            epoch, position = divmod(step, settings.steps_per_epoch(slices))
+            epoch, position = divmod(counts.step, settings.steps_per_epoch(slices))
             order = permutation_for(slices, settings.seed, "order", epoch)
             indices = order[position * settings.slices_per_step :][: settings.slices_per_step]
             mine = indices[distributed.rank() :: distributed.world_size()]
@@ -224,44 +180,47 @@ def fine_tune(
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=not settings.compile)
-            step += 1
+            counts.step += 1
             bar.update()
-            losses.append(step_loss)
+            losses += torch.stack([step_loss, torch.ones_like(step_loss)])
 
-            # log, look, save: the first process, for which the others wait where all meet next
-            stopping = distributed.any_process(stop.requested)
-            saving = step % settings.checkpoint_every == 0 or step == total_steps or stopping
-            if step % 20 == 0 or saving:
-                mean_loss = torch.stack(losses).mean().item()  # this waits for the device: not at every step
-                losses.clear()
+            # log, look, save: the first process, for which the others wait where all meet next; its clock is theirs
+            step, ended = counts.step, counts.step == total_steps
+            signal, due = distributed.highest(stop.number, main and timer.due())
+            logging = step % 20 == 0 or step % settings.checkpoint_every == 0 or ended or signal
+            saving = step % settings.checkpoint_every == 0 or ended or signal or due
+            if logging or saving:
+                mean_loss = (losses[0] / losses[1]).item()  # this waits for the device: not at every step
                 if not np.isfinite(mean_loss):  # before anything is saved
                     raise distributed.agreed(
                         InputError(f"the loss of {run.path} became {mean_loss} by step {step}: start with a lower --lr")
                     )
-                elapsed = round(seconds + time.monotonic() - started, 2)
+                counts.seconds = round(time.monotonic() - started, 2)
+            if logging:
+                losses.zero_()
                 if main:
-                    run.log({"step": step, "epoch": epoch, "loss": round(mean_loss, 5), "seconds": elapsed})
+                    run.log({"step": step, "epoch": epoch, "loss": round(mean_loss, 5), "seconds": counts.seconds})
                 bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-            if main and (step % settings.sample_every == 0 or step == total_steps):
+            if main and (step % settings.sample_every == 0 or ended):
                 row = {"step": step, "validation_loss": validation.loss(controlnet)}
                 with moved([backbone.vae], device):
                     validation.write_samples(controlnet, run.path / "samples", step)
                     if judged:
-                        drawn = judged.draw(controlnet, start=backbone.recommended.start)  # as generation does
-                        score = agreement(drawn, judged.masks.cpu().numpy())
+                        # from masks that nothing learned from, and pure noise: no slice that the judge knows
+                        score = agreement(judged.draw(controlnet), judged.masks.cpu().numpy())
                         row["mask_agreement"] = round(score, 5)
                 run.log(row)
                 plot_progress(
                     run.path / "progress.png", run.read_log(), [["loss", "validation_loss"], ["mask_agreement"]]
                 )
-                if row.get("mask_agreement", -1.0) > best:
-                    best = row["mask_agreement"]
-                    save("best")
+                if row.get("mask_agreement", -1.0) > counts.best:
+                    counts.best = row["mask_agreement"]
+                    run.save(State(counts), save_model, "best")
             if main and saving:
-                save()
-            if stopping and step < total_steps:
+                run.save(state, save_model, keep=settings.keep)
+                timer.saved()
+            if signal and not ended:
                 distributed.any_process(False)  # nobody leaves before the state is saved: torchrun would end the rest
-                raise distributed.agreed(
-                    Interrupted(f"at step {step} of {total_steps}: go on with --resume --out {run.path}")
-                )
+                message = f"at step {step} of {total_steps}: go on with --resume --out {run.path}"
+                raise distributed.agreed(Interrupted(message, signal))
     return controlnet.eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,11 +15,9 @@ from natural2nanoscale.data.folders import PairFolder, evenly_spaced
 from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
 from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments
-from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
-from natural2nanoscale.runs import generator_for
-
-if TYPE_CHECKING:
-    from natural2nanoscale.diffusion.training import FineTuning
+from natural2nanoscale.diffusion.sampling import sample
+from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
+from natural2nanoscale.seeds import generator_for
 
 TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
 
@@ -84,10 +81,10 @@ class Validation:
         ]
         return round(torch.stack(losses).mean().item(), 5)
 
-    def draw(self, controlnet: ControlNetModel, count: int | None = None, start: float = 1.0) -> np.ndarray:
+    def draw(self, controlnet: ControlNetModel, count: int | None = None) -> np.ndarray:
         """Synthetic slices (B,H,W) uint8 from the first `count` masks, or all, with the same noise every time.
 
-        start: as in SamplingSettings; 1 begins at pure noise, and so shows what was learned and nothing else.
+        They begin at pure noise, whatever the backbone recommends, and so show what was learned and nothing else.
         """
         count = count or len(self.masks)
         slices = []
@@ -100,8 +97,7 @@ class Validation:
                 self.conditioning(part),
                 self.prompt_embeds[part],
                 self.negative_embeds,
-                SamplingSettings(strength=self.backbone.recommended.strength, start=start),
-                real_latents=self.latents[part],
+                SamplingSettings(strength=self.backbone.recommended.strength),
             )
             slices.append(decode_gray(pixel_values).cpu().numpy())
         return np.concatenate(slices)

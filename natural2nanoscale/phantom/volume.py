@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.cli import add_settings, at_least, setting, settings_from, size
+from natural2nanoscale.cli import add_settings, at_least, command, setting, settings_from, size
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, write_pairs
+from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import new_folder, refuse_non_empty
 from natural2nanoscale.phantom import textures
 from natural2nanoscale.phantom.tissue import FIELDS, Anatomy, cut, grow_cells, paint
+from natural2nanoscale.seeds import seed_for
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,6 @@ def volume(depth: int, height: int, width: int, seed: int) -> tuple[np.ndarray, 
 
     Seed, depth and proportions decide what is there; a larger size samples the same cells more finely.
     """
-    from natural2nanoscale.runs import seed_for  # here, because it brings torch, which --help does without
-
     def rng(name: str) -> np.random.Generator:
         return np.random.default_rng(seed_for("phantom", seed, name))
 
@@ -89,17 +87,14 @@ def write_phantom(out: Path, settings: PhantomSettings) -> None:
     total = sum(counts.values()) + 2 * settings.gap
     images, masks = volume(total, height, width, settings.seed)
     classes = Classes.named("background", "cytoplasm", "nucleus")
-    partial = out.with_name(f".{out.name}.partial")  # renamed at the end: a folder that exists is whole
-    shutil.rmtree(partial, ignore_errors=True)
     first = 0
-    for part, count in counts.items():
-        split = {"rule": "block", "part": part, "first": first, "last": first + count - 1, "of": total}
-        split |= {"gap": settings.gap, "seed": settings.seed}
-        slices = ((f"slice_{i:04d}", images[i], masks[i]) for i in range(first, first + count))
-        write_pairs(partial / part, DatasetInfo("phantom", "phantom", classes, split=split), slices)
-        first += count + settings.gap
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, out)
+    with new_folder(out) as root:
+        for part, count in counts.items():
+            split = {"rule": "block", "part": part, "first": first, "last": first + count - 1, "of": total}
+            split |= {"gap": settings.gap, "seed": settings.seed}
+            slices = ((f"slice_{i:04d}", images[i], masks[i]) for i in range(first, first + count))
+            write_pairs(root / part, DatasetInfo("phantom", "phantom", classes, split=split), slices)
+            first += count + settings.gap
 
 
 def write_default(root: Path) -> None:
@@ -119,5 +114,6 @@ def run(args: argparse.Namespace) -> None:
     write_phantom(args.out, settings)
     print(
         f"{args.out}: {settings.train} training, {settings.val} validation and {settings.test} test slices of "
-        f"{settings.size[0]}x{settings.size[1]}, seed {settings.seed}"
+        f"{settings.size[0]}x{settings.size[1]}, seed {settings.seed}; "
+        f"next: {command('python train_controlnet.py', data=args.out)}"
     )

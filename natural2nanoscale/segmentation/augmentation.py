@@ -6,28 +6,40 @@ from collections.abc import Callable
 
 import torch
 
-from natural2nanoscale.data.augment import blur, change_contrast, change_gamma, draw_window, lower_resolution, warp
+from natural2nanoscale.data.augment import (
+    ELASTIC_SIGMA,
+    ELASTIC_STRENGTH,
+    blur,
+    change_contrast,
+    change_gamma,
+    elastic_offsets,
+    lower_resolution,
+    place_windows,
+    warp,
+)
+from natural2nanoscale.draws import normal, uniform
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS
 
 # The paper states the angle alone (4.3). Chosen here: flips of half of the samples along either axis, and these.
 MAX_SHIFT = 0.1  # of height and width, in whole pixels
 MAX_NOISE = 10 / 127.5  # standard deviation, 10 of 255 grey levels; each sample draws its own up to this
-DRAWS = 23  # uniform numbers that every sample draws beside its window, used or not
+DRAWS = 3 + 23  # uniform numbers that every sample draws, used or not; the first ones place its window
 
 
 def augment(
     values: torch.Tensor,
     ids: torch.Tensor,
     recipe: str,
-    generators: list[torch.Generator],
+    seeds: torch.Tensor,
     size: tuple[int, int],
     max_angle: float,
     centers: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Windows of `size` = (height, width), changed by a recipe of AUGMENTATIONS.
 
-    values (B,1,H,W) float32 in [-1,1] and ids (B,H,W) integer of slices, one generator for each; rotations
-    are uniform in [-max_angle, max_angle] degrees; centers (B,2) float puts the windows elsewhere than drawn.
+    values (B,1,H,W) float32 in [-1,1] and ids (B,H,W) integer of slices, seeds (B,) int64 on the CPU: a sample's draws
+    are a function of its seed alone. Rotations are uniform in [-max_angle, max_angle] degrees; centers (B,2) float
+    puts the windows elsewhere than drawn.
     Returns (B,1,h,w) float32 and (B,h,w). All geometry is one interpolation, ids take the nearest; what lies
     beyond the slice is its mirror image. Values stay in [-1,1], but for "nnunet", which clips nothing.
     """
@@ -36,15 +48,10 @@ def augment(
         max_angle = 15.0 if max(size) > 1.5 * min(size) else 180.0
     elif "rotation" not in parts:
         max_angle = 0.0
-    windows = [draw_window(generator, values.shape[-2:], size, max_angle) for generator in generators]
-    angles = torch.tensor([window[0] for window in windows])
-    if centers is None:
-        centers = torch.tensor([window[1] for window in windows])
-    if recipe in ("none", "rotation"):
-        return warp(values, ids, angles.to(device), centers.to(device), size)
-
-    draws = torch.stack([torch.rand(DRAWS, generator=generator) for generator in generators])  # (B,DRAWS) in [0,1)
-    seeds = torch.cat([torch.randint(2**62, (1,), generator=generator) for generator in generators])  # of the noise
+    draws = uniform(seeds, DRAWS)
+    angles, drawn = place_windows(draws[:, :3], values.shape[-2:], size, max_angle)
+    centers, draws = drawn if centers is None else centers, draws[:, 3:].float()
+    seeds, side = seeds.to(device), min(values.shape[-2:])
     scales = torch.where(draws[:, 0:2] < 0.5, -1.0, 1.0) if "flips" in parts else torch.ones(len(draws), 2)
     if "shifts" in parts:
         reach = MAX_SHIFT * torch.tensor([values.shape[-1], values.shape[-2]])
@@ -52,8 +59,12 @@ def augment(
     if recipe == "nnunet":
         angles = angles * (draws[:, 4] < 0.2)
         scales = scales * torch.where(draws[:, 5:6] < 0.2, 0.7 + 0.7 * draws[:, 6:7], 1.0)  # 1.4: smaller objects
-    deviation, mean = torch.std_mean(values, (1, 2, 3), keepdim=True)  # of whole slices
-    values, ids = warp(values, ids, angles.to(device), centers.to(device), size, scales.to(device))
+        deviation, mean = torch.std_mean(values, (1, 2, 3), keepdim=True)  # of whole slices
+    offsets = None
+    if "elastic" in parts:
+        offsets = elastic_offsets(~seeds, size, ELASTIC_SIGMA * side, ELASTIC_STRENGTH * side)
+    angles, centers, scales = (geometry.float().to(device) for geometry in (angles, centers, scales))
+    values, ids = warp(values, ids, angles, centers, size, scales, offsets)
     if "noise" in parts:
         values = add_noise(values, (MAX_NOISE * draws[:, 7]).to(device), seeds).clamp(-1, 1)
     if recipe == "nnunet":
@@ -63,10 +74,8 @@ def augment(
 
 
 def add_noise(values: torch.Tensor, deviations: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-    """(B,1,h,w) plus Gaussian noise of `deviations` (B,), drawn on the device from seeds (B,) int64."""
-    fields = torch.empty_like(values)
-    for field, seed in zip(fields, seeds.tolist(), strict=True):
-        field.normal_(generator=torch.Generator(values.device).manual_seed(seed))
+    """(B,1,h,w) plus Gaussian noise of `deviations` (B,), a function of seeds (B,) int64 on the same device."""
+    fields = normal(~seeds, values[0].numel()).view_as(values)  # ~: other numbers than the sample's own draws
     return values + deviations.view(-1, 1, 1, 1) * fields
 
 

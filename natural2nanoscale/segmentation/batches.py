@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from natural2nanoscale.data.augment import draw_window
+from natural2nanoscale.data.augment import place_windows
 from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.draws import permutations, sample_seeds, uniform
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import generator_for, native_bfloat16, permutation_for
 from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
@@ -70,33 +70,31 @@ class DeviceSlices:
 
     def __init__(self, slices: Slices, device: torch.device, enlarge_to: int | None = None):
         by_shape: dict[tuple[int, int], list[int]] = {}
-        self.place = []  # of every slice: its shape and its row in that shape's tensors
+        place = []  # of every slice: which shape, and its row in that shape's tensors
         for index, image in enumerate(slices.images):
             members = by_shape.setdefault(image.shape, [])
-            self.place.append((image.shape, len(members)))
+            place.append((list(by_shape).index(image.shape), len(members)))
             members.append(index)
         self.images = {shape: _stack(slices.images, rows, device) for shape, rows in by_shape.items()}
         self.masks = {shape: _stack(slices.masks, rows, device) for shape, rows in by_shape.items()}
         self.device = device
-        self.fixed = enlarge(slices, enlarge_to) if enlarge_to else None  # (slice, copy) of every entry
-        if self.fixed:
-            self.place = [self.place[index] for index, _ in self.fixed]
+        self.place = torch.tensor(place)
+        self.fixed = torch.tensor(enlarge(slices, enlarge_to)) if enlarge_to else None  # (slice, copy) of every entry
+        if self.fixed is not None:
+            self.place = self.place[self.fixed[:, 0]]
 
-    def original(self, index: int) -> bool:
-        """Whether this is an entry of an enlarged set that stays as it is."""
-        return self.fixed is not None and self.fixed[index][1] == 0
+    def groups(self, indices: torch.Tensor) -> Iterator[tuple[torch.Tensor, bool, torch.Tensor, torch.Tensor]]:
+        """The slices of indices (B,) int64, shape by shape, entries of an enlarged set that stay as they are apart.
 
-    def groups(self, indices: list[int]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-        """The slices of `indices`, shape by shape, originals apart from the others.
-
-        Yields (positions in `indices`, images (B,H,W) uint8, masks (B,H,W) uint8).
+        Yields (positions in `indices` (b,), whether they stay as they are, images (b,H,W) uint8, masks (b,H,W) uint8).
         """
-        alike: dict[tuple[tuple[int, int], bool], list[int]] = {}
-        for position, index in enumerate(indices):
-            alike.setdefault((self.place[index][0], self.original(index)), []).append(position)
-        for (shape, _), positions in alike.items():
-            rows = torch.tensor([self.place[indices[p]][1] for p in positions], device=self.device)
-            yield positions, self.images[shape][rows], self.masks[shape][rows]
+        kind, row = self.place[indices].unbind(1)
+        original = torch.zeros_like(kind) if self.fixed is None else (self.fixed[indices, 1] == 0).long()
+        alike = 2 * kind + original
+        for key in alike.unique().tolist():
+            positions = (alike == key).nonzero().squeeze(1)
+            shape, rows = list(self.images)[key // 2], row[positions].to(self.device)
+            yield positions, bool(key % 2), self.images[shape][rows], self.masks[shape][rows]
 
 
 def _stack(arrays: list[np.ndarray], rows: list[int], device: torch.device) -> torch.Tensor:
@@ -131,70 +129,83 @@ def slices_per_step(settings: Settings, count: int) -> int:
     return settings.batch_size if settings.full_batches else min(settings.batch_size, count)
 
 
-def draw_batch(step: int, count: int, real: int, settings: Settings) -> list[tuple[int, int]]:
-    """The (epoch, index) pairs of optimiser step `step`, counted from 0; the first `real` indices are real.
+def draw_batch(step: int, count: int, real: int, settings: Settings) -> torch.Tensor:
+    """The (epoch, index) pairs of optimiser step `step`, counted from 0, as (B,2) int64.
 
-    Plain: each epoch is a permutation of the set, cut into batches; the last one may be smaller. With
-    `balance` or `full_batches` every step is full, and the order goes on into the next epoch's permutation;
-    with `balance` real and synthetic slices are drawn from permutations of their own. With `finetune_after`
-    every step is full as well, and from that step on all slices are real.
+    The first `real` indices are real. Plain: each epoch is a permutation of the set, cut into batches; the last one
+    may be smaller. With `balance` or `full_batches` every step is full, and the order goes on into the next epoch's
+    permutation; with `balance` real and synthetic slices are drawn from permutations of their own. With
+    `finetune_after` every step is full as well, and from that step on all slices are real.
     """
     size, seed, tune = slices_per_step(settings, count), settings.seed, settings.finetune_after
     if settings.balance is None and tune is None:
         if settings.full_batches:
             return _stream("order", 0, count, step * size, size, seed)
         epoch, turn = divmod(step, math.ceil(count / size))
-        order = permutation_for(count, seed, "order", epoch)
-        return [(epoch, index) for index in order[turn * size : (turn + 1) * size]]
+        return _stream("order", 0, count, epoch * count + turn * size, min(size, count - turn * size), seed)
     share = round((settings.balance or 0.0) * size)  # real slices of a step that mixes both
     mixed = step if tune is None else min(step, tune)  # steps so far that were mixed
     wanted = share if tune is None or step < tune else size  # real slices of this one
-    return _stream("real", 0, real, mixed * share + (step - mixed) * size, wanted, seed) + _stream(
-        "synthetic", real, count - real, mixed * (size - share), size - wanted, seed
-    )
+    some = _stream("real", 0, real, mixed * share + (step - mixed) * size, wanted, seed)
+    others = _stream("synthetic", real, count - real, mixed * (size - share), size - wanted, seed)
+    return torch.cat([some, others])
 
 
-def _stream(name: str, first: int, count: int, start: int, size: int, seed: int) -> list[tuple[int, int]]:
-    """From place `start`, `size` of an endless row of permutations of the `count` indices that begin at `first`."""
-    batch: list[tuple[int, int]] = []
-    while len(batch) < size:
-        epoch, turn = divmod(start + len(batch), count)
-        order = permutation_for(count, seed, name, epoch)[turn : turn + size - len(batch)]
-        batch += [(epoch, first + index) for index in order]
-    return batch
+def _stream(name: str, first: int, count: int, start: int, size: int, seed: int) -> torch.Tensor:
+    """From place `start`, `size` of an endless row of permutations of the `count` indices that begin at `first`:
+    (epoch, index) pairs (size,2) int64."""
+    if not size:
+        return torch.empty(0, 2, dtype=torch.int64)
+    places = torch.arange(start, start + size)
+    epochs, turns = places // count, places % count
+    orders = permutations(count, torch.arange(start // count, (start + size - 1) // count + 1), seed, name)
+    return torch.stack([epochs, first + orders[epochs - epochs[0], turns]], dim=1)
 
 
-def read_batch(
-    pool: DeviceSlices, samples: list[tuple[int, int]], settings: Settings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The augmented slices of (epoch, index) pairs, each by its own draws, whatever else is in the batch.
+def read_batch(pool: DeviceSlices, samples: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """The augmented slices of (epoch, index) pairs (B,2) int64, each by its own draws, whatever else is in the batch.
 
     An entry of an enlarged set is augmented as its slice would be in the epoch of that copy's number, at every
     visit alike; only the place of its window, with `crop`, is drawn anew.
     Returns images (B,1,h,w) float32 in [-1,1] and targets (B,h,w) int64.
     """
-    images, masks = [], []
-    for positions, grey, ids in pool.groups([index for _, index in samples]):
-        chosen = [samples[position] for position in positions]
-        recipe = "none" if pool.original(chosen[0][1]) else settings.augment
+    places, images, masks = [], [], []
+    for positions, original, grey, ids in pool.groups(samples[:, 1]):
+        chosen = samples[positions]
+        recipe = "none" if original else settings.augment
         shape = (grey.shape[1], grey.shape[2])
         size = (settings.crop[1], settings.crop[0]) if settings.crop else shape
         values, centers = normalize(grey), None
-        if pool.fixed and settings.crop:
-            places = [draw_window(generator_for(settings.seed, "window", *key), shape, size, 0.0) for key in chosen]
-            centers = torch.tensor([center for _, center in places])
+        if pool.fixed is not None and settings.crop:
+            draws = uniform(sample_seeds(chosen, settings.seed, "window"), 3)
+            _, centers = place_windows(draws, shape, size, 0.0)
         if recipe != "none" or settings.crop:
-            keys = [pool.fixed[index][::-1] for _, index in chosen] if pool.fixed else chosen
-            generators = [generator_for(settings.seed, "augment", *key) for key in keys]
-            values, ids = augment(values, ids, recipe, generators, size, settings.angle, centers)
+            keys = chosen if pool.fixed is None else pool.fixed[chosen[:, 1]].flip(1)
+            seeds = sample_seeds(keys, settings.seed, "augment")
+            values, ids = augment(values, ids, recipe, seeds, size, settings.angle, centers)
+        places.append(positions)
         images.append(values)
         masks.append(ids.long())
-    return torch.cat(images), torch.cat(masks)
+    if len(places) == 1:
+        return images[0], masks[0]
+    back = torch.cat(places).argsort().to(pool.device)
+    return torch.cat(images)[back], torch.cat(masks)[back]
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 arithmetic on GPUs made for it; float32 elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device))
+def steps_between_validations(training: Slices, validation: Slices, settings: Settings) -> int:
+    """After how many steps the validation slices are looked at: as set, else once per epoch or, where that would take
+    more than a twentieth of the training's time, less often.
+
+    Counted in pixels and not in seconds, so that it is the same on every machine: per pixel a step takes at least
+    2.5 times as long as a look, which goes forward alone (measured on one core: 2.5 to 3.3).
+    """
+    if settings.validate_every:
+        return settings.validate_every
+    count = set_size(training, settings)
+    window = settings.crop[0] * settings.crop[1] if settings.crop else math.prod(training.shapes[0])
+    seen = slices_per_step(settings, count) * window
+    looked_at = sum(mask.size for mask in validation.masks)
+    return max(plan_steps(count, settings)[0], math.ceil(looked_at / (0.05 * 2.5 * seen)))
 
 
 def micro_batch_size(pixels: int, width: int, device: torch.device) -> int:

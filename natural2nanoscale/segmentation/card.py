@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from natural2nanoscale.cli import command
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.runs import environment
-from natural2nanoscale.segmentation.evaluation import percent, verdict
+from natural2nanoscale.segmentation.evaluation import verdict
+from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
 
@@ -48,8 +50,8 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         f"of a grey EM slice one of {info.classes.count} classes: {names} (ids 0 to {info.classes.count - 1}).",
         "",
         "```bash",
-        f"python -m natural2nanoscale segment {run} --images slices/ --out masks",
-        f"python -m natural2nanoscale evaluate {run} --data DIR",
+        command("python -m natural2nanoscale segment", run, images="slices/", out="masks"),
+        command("python -m natural2nanoscale evaluate", run, data="DIR"),
         "```",
         "",
         "## What they learned from",

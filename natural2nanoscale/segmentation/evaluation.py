@@ -10,31 +10,31 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.cli import read_config
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_json
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
 from natural2nanoscale.data.roots import learned_by_run, refuse_unfit
+from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import mean_std, select_device
+from natural2nanoscale.files import read_config, write_json, write_text
+from natural2nanoscale.runs import mean_std
 from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import predict_mask, slices_at_once
-from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_present
+from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, miou, percent
 from natural2nanoscale.segmentation.slices import Slices, load_slices
-from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet
+from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet, move_to
 
 
 @torch.inference_mode()
 def image_matrices(model: UNet, slices: Slices, device: torch.device) -> torch.Tensor:
     """Confusion matrix of every slice on its own: (N,K,K) int64 on the CPU. Their sum is that of the set."""
-    model = model.to(device).eval()
+    model = move_to(model, device).eval()
     pool = DeviceSlices(slices, device)
     micro_batch = slices_at_once(slices.shapes, model.width, device)
     matrices = torch.zeros(len(slices), model.classes, model.classes, dtype=torch.int64)
     for start in range(0, len(slices), micro_batch):
-        indices = list(range(start, min(start + micro_batch, len(slices))))
-        for positions, grey, masks in pool.groups(indices):
+        for positions, _, grey, masks in pool.groups(torch.arange(start, min(start + micro_batch, len(slices)))):
             for position, mask, prediction in zip(positions, masks, predict_mask([model], grey), strict=True):
-                matrices[indices[position]] = confusion(mask, prediction, model.classes).cpu()
+                matrices[start + position] = confusion(mask, prediction, model.classes).cpu()
     return matrices
 
 
@@ -42,7 +42,7 @@ def score(matrices: torch.Tensor, names: Sequence[str]) -> dict:
     """One network's scores: pooled matrix, IoU and Dice per class, mIoU, and a row per slice."""
     pooled = matrices.sum(0)
     return {
-        "miou": mean_present(iou(pooled)),
+        "miou": miou(pooled).item(),
         "iou": jsonable(iou(pooled)),
         "dice": jsonable(dice(pooled)),
         "confusion": pooled.tolist(),
@@ -90,7 +90,7 @@ def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
     folder's slices was learned from.
     """
     started = time.monotonic()
-    networks = [(best, *load_unet(best)) for best in trained_seeds(run)]
+    networks = [(best, *load_unet(best, device)) for best in trained_seeds(run)]
     knows = networks[0][2]
     names_agree = knows.classes.names == folder.info.classes.names  # a U-Net never sees the colours
     info = replace(
@@ -105,7 +105,8 @@ def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
     seeds = []
     for best, model, info in networks:
         scores = score(image_matrices(model, slices, device), folder.stems)
-        seeds.append({"seed": info.trained["seed"], "weights": str(best), "trained": info.trained} | scores)
+        facts = {"seed": info.trained["seed"], "weights": str(best), "precision": model.precision}
+        seeds.append(facts | {"trained": info.trained} | scores)
     facts = {"run": str(run), "data": str(folder.path), "dataset": folder.info.name}
     facts |= {"data_fingerprint": fingerprint(folder), "slices": len(slices)}
     summary = summarize(seeds, slices.classes)
@@ -116,7 +117,7 @@ def write_report(out: Path, report: dict) -> None:
     """Write report.json and report.md into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", report)
-    (out / "report.md").write_text(markdown(report), encoding="utf-8")
+    write_text(out / "report.md", markdown(report))
 
 
 def verdict(report: dict) -> str:
@@ -127,18 +128,12 @@ def verdict(report: dict) -> str:
     )
 
 
-def percent(mean: float | None, std: float | None = None) -> str:
-    """A share as per cent, with its standard deviation where there is one."""
-    if mean is None:
-        return "absent"
-    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
-
-
 def markdown(report: dict) -> str:
     """report.md: the verdict first, then classes, seeds, confusions and the hardest slices."""
     names = [entry["name"] for entry in report["per_class"]]
     lines = [f"**{verdict(report)}**", ""]
-    lines += ["All numbers in per cent; ± is the sample standard deviation over seeds."]
+    precision = " and ".join(sorted({seed["precision"] for seed in report["seeds"]}))
+    lines += [f"All numbers in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds."]
     lines += ["", "| class | IoU | Dice |", "|---|--:|--:|"]
     for entry in report["per_class"]:
         scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]

@@ -8,7 +8,7 @@ from types import EllipsisType
 
 import torch
 
-from natural2nanoscale.segmentation.batches import autocast, micro_batch_size
+from natural2nanoscale.segmentation.batches import micro_batch_size
 from natural2nanoscale.segmentation.unet import UNet, normalize
 
 Index = tuple[EllipsisType, slice, slice]
@@ -55,7 +55,6 @@ def predict_mask(models: Sequence[UNet], grey: torch.Tensor, tile: int = TILE, m
     """
     ids = torch.empty_like(grey)
     for window, answer, place in tiles(grey.shape[1:], tile, margin):
-        with autocast(grey.device):
-            shares = sum(model(normalize(grey[window])).float().softmax(1) for model in models)
+        shares = sum(model(normalize(grey[window])).softmax(1) for model in models)
         ids[place] = shares.argmax(1)[answer].to(torch.uint8)
     return ids

@@ -19,10 +19,15 @@ def confusion(truth: torch.Tensor, prediction: torch.Tensor, classes: int, ignor
 
 
 def iou(matrix: torch.Tensor) -> torch.Tensor:
-    """Intersection over union per class, (K,K) -> (K,) float64; NaN for a class that occurs in neither."""
+    """Intersection over union per class, (...,K,K) -> (...,K) float64; NaN for a class that occurs in neither."""
     matrix = matrix.double()
-    hits = matrix.diagonal()
-    return hits / (matrix.sum(0) + matrix.sum(1) - hits)  # 0 / 0 is NaN
+    hits = matrix.diagonal(dim1=-2, dim2=-1)
+    return hits / (matrix.sum(-1) + matrix.sum(-2) - hits)  # 0 / 0 is NaN
+
+
+def miou(matrix: torch.Tensor) -> torch.Tensor:
+    """Mean IoU over the classes that occur, (...,K,K) -> (...) float64; NaN where no class does."""
+    return iou(matrix).nanmean(-1)
 
 
 def dice(matrix: torch.Tensor) -> torch.Tensor:
@@ -34,6 +39,13 @@ def dice(matrix: torch.Tensor) -> torch.Tensor:
 def mean_present(scores: torch.Tensor) -> float:
     """Mean over the classes that occur: mIoU from `iou`. NaN when there is none."""
     return scores.nanmean().item()
+
+
+def percent(mean: float | None, std: float | None = None) -> str:
+    """A share as per cent, with its standard deviation where there is one."""
+    if mean is None:
+        return "absent"
+    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
 def jsonable(scores: torch.Tensor) -> list[float | None]:

@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from natural2nanoscale.data.folders import evenly_spaced, read_info, save_png
+from natural2nanoscale.data.folders import evenly_spaced, read_info
 from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.data.prepare.pairing import list_pages
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.sheets import colored, overlay, sheet
+from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import Interrupted, RunFolder, StopSignal, open_run, select_device, sha256
+from natural2nanoscale.files import save_png, sha256
+from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.segmentation.evaluation import trained_seeds
 from natural2nanoscale.segmentation.inference import predict_mask
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNetInfo, load_unet
+from natural2nanoscale.signals import Interrupted, StopSignal
 
 SHOWN = 6  # slices on the contact sheet
 
@@ -28,8 +31,8 @@ def run_segment(args: argparse.Namespace) -> None:
     """The verb `segment`: a mask for every slice of args.images; makes only what is missing in args.out."""
     device = select_device(args.device)
     folders = trained_seeds(args.run)
-    networks = [load_unet(folder) for folder in folders]
-    models, info = [model.to(device) for model, _ in networks], networks[0][1]
+    networks = [load_unet(folder, device) for folder in folders]
+    models, info = [model for model, _ in networks], networks[0][1]
     with Reader(args.max_pixels) as reader, Reader(args.max_pixels) as masks:
         images = args.images / "images" if (args.images / "dataset.json").is_file() else args.images
         pages = list_pages(images, reader, "--images")
@@ -48,12 +51,14 @@ def run_segment(args: argparse.Namespace) -> None:
         (run.path / "masks").mkdir(exist_ok=True)
         rows = {row["image"]: row for row in run.read_log()}
         missing = [page for page in pages if not made(run, page, rows)]
-        print(f"{len(pages)} slices, {len(missing)} to segment, by {len(models)} U-Net(s) on {device}")
+        print(f"{len(pages)} slices, {len(missing)} to segment, by {len(models)} U-Net(s)")
+        print(f"on {device}, in {models[0].precision}")
         print(RULES[rule].format(*(info.intensity_window or ())))
         with StopSignal() as stop, tqdm(missing, desc="segmenting", unit="slice") as bar:
             for count, page in enumerate(bar):
                 if stop.requested:
-                    raise Interrupted(f"with {len(missing) - count} slices to go: the same command goes on")
+                    to_go = f"with {len(missing) - count} slices to go"
+                    raise Interrupted(f"{to_go}: the same command goes on", stop.number)
                 grey, clipped = read_slice(reader, page, info, rule)
                 mask = predict_mask(models, torch.tensor(grey, device=device)[None])[0].cpu().numpy()
                 save_png(run.path / "masks" / f"{page.stem}.png", mask)

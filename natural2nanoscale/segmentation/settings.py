@@ -24,12 +24,14 @@ class Settings:
     angle: float = 16.0  # degrees: rotation is uniform in [-angle, angle] (paper 4.3); "nnunet" has its own
     enlarge_to: int | None = None  # the real slices become this many, augmented once and for all
     crop: tuple[int, int] | None = None  # (width, height) in pixels of windows cut from the training slices
-    validate_every: int | None = None  # steps; None: once per epoch
+    validate_every: int | None = None  # steps; None: once per epoch, less often where that would take long
     patience: int = 20  # validations without a better one until training stops; 0: never
     select_by: str = "loss"  # validation "loss" or "miou" names the best weights
     checkpoint_every: int = 200  # steps
+    checkpoint_minutes: float = 10.0  # and minutes, whichever come first; the first is due after one; 0: steps alone
     micro_batch: int | None = None  # slices per forward pass; None: by pixels and device
     compile: bool = False  # torch.compile of the training pass; worth its minute at the start in long trainings
+    precision: str = "auto"  # of the arithmetic, weights are float32; auto: bfloat16 where the device computes in it
     seed: int = 0
 
 
@@ -43,7 +45,7 @@ SHORT = Settings(
     decay=True,
     class_balance=0.5,  # without it, so short a training may never find a rare class, with any training set
     crop=(112, 112),  # as many steps of whole slices cost more
-    validate_every=25,
+    validate_every=40,  # eight slices of the phantom take as long as two steps: a twentieth of the time
     patience=0,
     select_by="miou",
 )
@@ -54,12 +56,21 @@ AUGMENTATIONS = {  # paper 4.3: its standard augmentation, rotation; what it fou
     "flips": ("flips",),
     "shifts": ("shifts",),
     "noise": ("noise",),
+    "elastic": ("rotation", "elastic"),  # beside rotation, as studies compare the two
     "paper-all": ("rotation", "flips", "shifts", "noise"),
     "nnunet": ("rotation", "flips"),  # and scale and intensities, by nnU-Net's published 2-D defaults
 }
 
 # What may differ on --resume.
-MAY_CHANGE = ("epochs", "max_steps", "validate_every", "patience", "checkpoint_every", "micro_batch")
+MAY_CHANGE = (
+    "epochs",
+    "max_steps",
+    "validate_every",
+    "patience",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "micro_batch",
+)
 
 # Small slices that hardly vary need neither the paper's network nor its length.
 RECOMMENDED: dict[str, dict[str, object]] = {

@@ -58,7 +58,7 @@ def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float =
     if needed > len(synthetic):
         raise InputError(
             f"--synthetic-ratio {ratio:g} of {base} real slices needs {needed} synthetic slices, found "
-            f"{len(synthetic)}: make more with `python generate.py --per-mask {math.ceil(needed / base)}`"
+            f"{len(synthetic)}: repeat the call that made them, with --per-mask {math.ceil(needed / base)}"
         )
     if needed == 0 and real is None:
         raise InputError(f"--synthetic-ratio {ratio:g} with --no-real leaves nothing to train on: raise it")

@@ -5,39 +5,52 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from natural2nanoscale.charts import plot_progress
+from natural2nanoscale.checkpoints import SavingTimer, State
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.plots import plot_progress
-from natural2nanoscale.runs import (
-    Interrupted,
-    RunFolder,
-    StopSignal,
-    generator_for,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import (
     DeviceSlices,
-    autocast,
     check,
     draw_batch,
     micro_batch_size,
     plan_steps,
     read_batch,
     set_size,
+    steps_between_validations,
 )
 from natural2nanoscale.segmentation.inference import slices_at_once, tiles
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, mean_present
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
-from natural2nanoscale.segmentation.unet import UNet, UNetInfo, initialize, normalize, save_unet
+from natural2nanoscale.segmentation.unet import (
+    UNet,
+    UNetInfo,
+    initialize,
+    move_to,
+    normalize,
+    save_unet,
+    select_precision,
+)
+from natural2nanoscale.signals import Interrupted, StopSignal
+
+
+@dataclass
+class Counts:
+    """What a training counts, and its checkpoints hold."""
+
+    step: int = 0
+    useless: int = 0  # validations since the best one
+    best: dict = field(default_factory=dict)  # the line of the best one
 
 
 @dataclass(frozen=True)
@@ -87,12 +100,11 @@ def accumulate_gradient(
     """
     loss_sum, weight_sum = 0.0, 0.0
     for images, masks in parts:
-        with autocast(images.device):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), masks, weights, ignore_index=IGNORE_ID, reduction="sum")
+        logits = model(images)
+        loss = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE_ID, reduction="sum")
         loss.backward()
         loss_sum = loss_sum + loss.detach()
-        weight_sum = weight_sum + weights[masks[masks != IGNORE_ID]].sum()
+        weight_sum = weight_sum + (torch.bincount(masks.flatten(), minlength=IGNORE_ID)[: len(weights)] * weights).sum()
     gradients = [parameter.grad for parameter in model.parameters()]
     torch._foreach_div_(gradients, weight_sum.clamp(min=1e-6))
     return loss_sum, weight_sum
@@ -106,10 +118,9 @@ def validate(model: UNet, pool: DeviceSlices, count: int, micro_batch: int) -> t
     loss_sum = torch.zeros((), device=pool.device)
     matrix = torch.zeros(model.classes, model.classes, dtype=torch.int64, device=pool.device)
     for start in range(0, count, micro_batch):
-        for _, grey, masks in pool.groups(list(range(start, min(start + micro_batch, count)))):
+        for _, _, grey, masks in pool.groups(torch.arange(start, min(start + micro_batch, count))):
             for window, answer, place in tiles(grey.shape[1:]):
-                with autocast(grey.device):
-                    logits = model(normalize(grey[window])).float()[answer]
+                logits = model(normalize(grey[window]))[answer]
                 loss_sum += F.cross_entropy(logits, masks[place].long(), ignore_index=IGNORE_ID, reduction="sum")
                 matrix += confusion(masks[place], logits.argmax(1), model.classes)
     return (loss_sum / matrix.sum().clamp(min=1)).item(), matrix.cpu()
@@ -133,10 +144,11 @@ def train(
     a loss that is no longer finite.
     """
     check(training, validation, settings)
-    info = UNetInfo(settings.width, settings.depth, training.classes, training.intensity_window)
-    model = UNet(training.classes.count, settings.width, settings.depth)
+    precision = select_precision(settings.precision, device)
+    info = UNetInfo(settings.width, settings.depth, training.classes, training.intensity_window, precision=precision)
+    model = UNet(training.classes.count, settings.width, settings.depth, precision)
     initialize(model, generator_for(settings.seed, "weights"))
-    model.to(device)
+    move_to(model, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     weights = class_weights(training, settings.class_balance).to(device)
 
@@ -145,29 +157,21 @@ def train(
     count = set_size(training, settings)
     real = count - (len(training) - training.real)
     per_epoch, total_steps = plan_steps(count, settings)
-    validate_every = settings.validate_every or per_epoch
+    validate_every = steps_between_validations(training, validation, settings)
     patience = settings.patience or math.inf
     height, width = (settings.crop[1], settings.crop[0]) if settings.crop else training.shapes[0]
     micro_batch = settings.micro_batch or micro_batch_size(height * width, settings.width, device)
     validation_batch = slices_at_once(validation.shapes, settings.width, device)
 
-    # all that moves: the weights, the optimiser's moments, and these
-    step, useless, best = 0, 0, {}  # useless: validations since the best one
-    best_weights: dict[str, torch.Tensor] = {}
+    # all that moves, and so is saved
+    counts = Counts()
+    best_weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     train_loss = torch.zeros(2, device=device)  # summed loss and weights since the last validation
+    state = State(counts, model=model, optimizer=optimizer, best=best_weights, train_loss=train_loss)
     rows: list[dict] = []
-
-    checkpoint = folder.load_checkpoint() if folder and resume else None
-    if checkpoint:
-        tensors = checkpoint.tensors
-        model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
-        load_optimizer_tensors(optimizer, tensors)
-        train_loss.copy_(tensors["train_loss"])
-        step, useless, best = checkpoint.step, checkpoint.state["useless"], checkpoint.state["best"]
-        if best:
-            best_weights = {name: tensors[f"best.{name}"].to(device) for name in model.state_dict()}
     if folder and resume:
-        folder.drop_log_after(step)
+        folder.restore(state)
+        folder.drop_log_after(counts.step)
         rows = folder.read_log()
 
     def look() -> dict:
@@ -175,10 +179,10 @@ def train(
         scores = iou(matrix)
         mean_loss = (train_loss[0] / train_loss[1].clamp(min=1e-6)).item()
         if not math.isfinite(mean_loss + val_loss):
-            raise InputError(f"the loss became {mean_loss} by step {step}: lower --lr and start again")
+            raise InputError(f"the loss became {mean_loss} by step {counts.step}: lower --lr and start again")
         return {
-            "step": step,
-            "epoch": step / per_epoch,
+            "step": counts.step,
+            "epoch": counts.step / per_epoch,
             "loss": mean_loss,
             "val_loss": val_loss,
             "val_miou": mean_present(scores),
@@ -186,28 +190,28 @@ def train(
             "seconds": round(time.monotonic() - started, 1),
         }
 
-    def save() -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in best_weights.items()}
-        tensors |= optimizer_tensors(optimizer) | {"train_loss": train_loss}
-        folder.save_checkpoint(step, tensors, {"useless": useless, "best": best})
+    def keep_best(row: dict) -> None:
+        counts.best, counts.useless = row, 0
+        for name, tensor in model.state_dict().items():
+            best_weights[name].copy_(tensor)
 
-    started = time.monotonic()
+    started, timer = time.monotonic(), SavingTimer(settings.checkpoint_minutes, first=counts.step == 0)
     label = label or f"U-Net seed {settings.seed}"
-    bar = tqdm(total=total_steps, initial=step, desc=label, unit="step", disable=not progress)
+    bar = tqdm(total=total_steps, initial=counts.step, desc=label, unit="step", disable=not progress)
     with StopSignal() as stop, bar:
-        while step < total_steps and useless < patience:
+        while counts.step < total_steps and counts.useless < patience:
             # the gradient step: summed over micro-batches, divided once
             model.train()
-            samples = draw_batch(step, count, real, settings)
+            samples = draw_batch(counts.step, count, real, settings)
             cuts = range(0, len(samples), micro_batch)
             optimizer.zero_grad()
-            optimizer.param_groups[0]["lr"] = learning_rate(step, total_steps, settings)
+            optimizer.param_groups[0]["lr"] = learning_rate(counts.step, total_steps, settings)
             loss, weight = accumulate_gradient(
                 network, (read_batch(pool, samples[cut : cut + micro_batch], settings) for cut in cuts), weights
             )
             optimizer.step()
-            step += 1
+            counts.step += 1
+            step = counts.step
             bar.update()
             train_loss += torch.stack([loss, weight])
 
@@ -216,31 +220,34 @@ def train(
                 row = look()
                 train_loss.zero_()
                 rows.append(row)
-                useless = 0 if step <= (settings.finetune_after or 0) else useless + 1  # never stop before fine-tuning
-                if is_better(row, best, settings.select_by):
-                    best, useless = row, 0
-                    best_weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                counts.useless += 1
+                if step <= (settings.finetune_after or 0):  # never stop before fine-tuning
+                    counts.useless = 0
+                if is_better(row, counts.best, settings.select_by):
+                    keep_best(row)
                 if folder:
                     folder.log(row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", mIoU=f"{row['val_miou']:.3f}", refresh=False)
 
             # save; the state does not know of an end, so a longer training can go on from it
-            ended = step == total_steps or useless >= patience
-            if folder and (stop.requested or ended or step % settings.checkpoint_every == 0):
-                save()
+            ended = step == total_steps or counts.useless >= patience
+            due = stop.requested or ended or step % settings.checkpoint_every == 0 or timer.due()
+            if folder and due:
+                folder.save(state)
+                timer.saved()
             if stop.requested:
                 where = f"{folder.path} is saved" if folder else "nothing is saved"
-                raise Interrupted(f"at step {step} of {total_steps}, {where}: go on with --resume")
+                raise Interrupted(f"at step {step} of {total_steps}, {where}: go on with --resume", stop.number)
 
     # the steps after the last regular validation count as well
-    if step % validate_every:
+    if counts.step % validate_every:
         row = look()
         rows.append(row)
-        if is_better(row, best, settings.select_by):
-            best, best_weights = row, model.state_dict()
+        if is_better(row, counts.best, settings.select_by):
+            keep_best(row)
     model.load_state_dict(best_weights)
-    info = replace(info, trained={"seed": settings.seed, "steps": step, "best": best})
+    info = replace(info, trained={"seed": settings.seed, "steps": counts.step, "best": counts.best})
     if folder:
         plot_progress(folder.path / "progress.png", rows, [["loss", "val_loss"], ["val_miou"]])
         save_unet(folder.path / "best", model, info)
-    return Trained(model.eval(), info, best, rows, step)
+    return Trained(model.eval(), info, counts.best, rows, counts.step)

@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import write_json
+from natural2nanoscale.device import native_bfloat16
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import new_file, write_json
 
+CPU = torch.device("cpu")
 WEIGHTS_NAME = "unet.safetensors"
 
 
@@ -50,12 +52,13 @@ def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
 class UNet(nn.Module):
     """Contracting path, bottleneck, expanding path: `width` channels at the top, doubled `depth` times.
 
-    `classes` is the number of classes K. The paper's network has width 64 and depth 4.
+    `classes` is the number of classes K. The paper's network has width 64 and depth 4. Weights are float32;
+    `precision` is that of the arithmetic, "float32" or, by autocast, "bfloat16".
     """
 
-    def __init__(self, classes: int, width: int = 64, depth: int = 4):
+    def __init__(self, classes: int, width: int = 64, depth: int = 4, precision: str = "float32"):
         super().__init__()
-        self.classes, self.width, self.depth = classes, width, depth
+        self.classes, self.width, self.depth, self.precision = classes, width, depth, precision
         channels = [width * 2**level for level in range(depth + 1)]  # 64, 128, 256, 512, 1024
         self.down = nn.ModuleList(
             double_conv(inputs, outputs) for inputs, outputs in zip([1, *channels[:-2]], channels[:-1], strict=True)
@@ -68,7 +71,12 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B,1,H,W) float in [-1,1], any H and W -> logits (B,K,H,W)."""
+        """images (B,1,H,W) float in [-1,1], any H and W -> logits (B,K,H,W) float32."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.logits(images).float()
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """`forward` in the precision of whoever calls it."""
         height, width = images.shape[-2:]
         x = pad_to_multiple(images, 2**self.depth)
         skips = []
@@ -93,6 +101,21 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def select_precision(name: str, device: torch.device) -> str:
+    """`auto` is bfloat16 where the device computes in it, else float32; the two others are themselves."""
+    return ("bfloat16" if native_bfloat16(device) else "float32") if name == "auto" else name
+
+
+def move_to(model: UNet, device: torch.device) -> UNet:
+    """Move the network to the device, in the memory layout that is faster there; return it.
+
+    Measured on one core with AMX, a training step in the plain layout over one in channels-last: float32 1.05, 1.08,
+    1.09 and 1.15 for width 8, 16, 32 and 64; bfloat16 0.43, 0.62, 0.97 and 1.35: its norm of few channels is slow.
+    """
+    last = device.type == "cpu" and (model.precision == "float32" or model.width >= 64)
+    return model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 def normalize(slices: torch.Tensor) -> torch.Tensor:
     """uint8 or float grey values (B,H,W) in 0..255 -> network input (B,1,H,W) float32 in [-1,1].
 
@@ -111,6 +134,7 @@ class UNetInfo:
     classes: Classes
     intensity_window: tuple[float, float] | None = None  # grey values that became 0 and 255 at conversion
     trained: dict = field(default_factory=dict)  # seed, step and validation scores of these weights
+    precision: str = "float32"  # of the arithmetic in their training
 
     def to_json(self) -> dict:
         return {
@@ -119,6 +143,7 @@ class UNetInfo:
             "depth": self.depth,
             "classes": self.classes.to_json(),
             "intensity_window": list(self.intensity_window) if self.intensity_window else None,
+            "precision": self.precision,
             "input": "grey values 0..255 mapped to [-1,1]",
             "trained": self.trained,
         }
@@ -128,15 +153,15 @@ def save_unet(folder: Path, model: UNet, info: UNetInfo) -> None:
     """Write unet.safetensors, which describes itself in its metadata, and the same facts as config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = folder / f".{WEIGHTS_NAME}.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt", "unet": json.dumps(info.to_json())})
-    temporary.replace(folder / WEIGHTS_NAME)
+    with new_file(folder / WEIGHTS_NAME, sum(tensor.nbytes for tensor in tensors.values())) as file:
+        save_file(tensors, file, metadata={"format": "pt", "unet": json.dumps(info.to_json())})
     write_json(folder / "config.json", info.to_json())
 
 
-def load_unet(path: Path) -> tuple[UNet, UNetInfo]:
-    """Load a network from its weights file or the folder that holds it; on the CPU, in eval mode.
+def load_unet(path: Path, device: torch.device = CPU) -> tuple[UNet, UNetInfo]:
+    """Load a network from its weights file or the folder that holds it; on the device, in eval mode.
 
+    It computes in the precision of its training, or in float32 on a device that does not compute in that.
     Raises InputError when the file is missing, damaged, or not one that `save_unet` wrote.
     """
     file = Path(path) / WEIGHTS_NAME if Path(path).is_dir() else Path(path)
@@ -152,12 +177,15 @@ def load_unet(path: Path) -> tuple[UNet, UNetInfo]:
                 Classes.from_json(described["classes"]),
                 (float(window[0]), float(window[1])) if window else None,
                 dict(described["trained"]),
+                described.get("precision", "float32"),  # older files do not say
             )
-            model = UNet(info.classes.count, info.width, info.depth)
+            reduced = info.precision == "bfloat16" and native_bfloat16(device)
+            precision = "bfloat16" if reduced else "float32"
+            model = UNet(info.classes.count, info.width, info.depth, precision)
             model.load_state_dict({name: weights.get_tensor(name) for name in weights.keys()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{file} is not a U-Net of this program ({reason}): train one with `python train_unet.py`"
         ) from error
-    return model.eval(), info
+    return move_to(model, device).eval(), info

@@ -1,8 +1,7 @@
-"""The experiments as data: every U-Net's training set is one line of `conditions`, every budget one of PRESETS."""
+"""The scales at which studies run: every budget is one of PRESETS."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from natural2nanoscale.phantom.volume import PhantomSettings
@@ -18,33 +17,6 @@ EXPERIMENTS = {
     "augmentation": "each kind of standard augmentation alone, rotation by its angle, and all together",
     "order": "synthetic slices beside the real ones or before them, under each standard augmentation",
 }
-REAL, SYNTHETIC, ROTATION = "real", "synthetic", "real + rotation"  # rotation: drawn anew at every visit
-COPIES, MIXED = "real + copies", "real + synthetic"  # copies: rotated, made once, the paper's standard augmentation
-BOTH, ROTATED_MIX = "real + copies + synthetic", "real + synthetic + rotation"
-THEN_REAL = "synthetic, then real"  # half of the steps each
-UNDER = {"none": (REAL, MIXED), "rotation": (ROTATION, ROTATED_MIX), "nnunet": ("real + nnunet", f"{MIXED} + nnunet")}
-ON_DISK, IN_MEMORY = f"{COPIES}, as PNG", f"{COPIES}, in memory"
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One training set of a U-Net, and the budget it is given. Shares are per annotated slice."""
-
-    experiment: str
-    name: str
-    synthetic: float = 0.0
-    copies: float = 0.0  # infinity: as many as the time takes in which the synthetic slices are made
-    real: bool = True  # with the annotated slices themselves
-    augment: str = "none"  # Settings.augment
-    angle: float = Settings.angle  # of rotation, in degrees
-    finetune: bool = False  # half of the steps on the synthetic slices, half on the real ones
-    slices: int | None = None  # annotated ones; None: all that the preset takes
-    split: str = "given"  # or "random"
-    budget: str = ""  # "": the preset's first
-
-    def counts(self, slices: int) -> tuple[int, int]:
-        """How many rotated copies and how many synthetic slices there are beside `slices` annotated ones."""
-        return math.floor(self.copies * slices + 0.5), math.floor(self.synthetic * slices + 0.5)
 
 
 @dataclass(frozen=True)
@@ -65,6 +37,7 @@ class Preset:
     most_copies: int = 34592  # rotated slices of table2: with 233 real ones the paper's 34,825
     block: int = 4  # consecutive test slices that the bootstrap keeps together
     phantom: PhantomSettings = PhantomSettings()
+    crop: tuple[int, int] | None = None  # ControlNet's window, width and height in pixels; None: the backbone's
 
 
 EQUAL = replace(SHORT, balance=0.5)
@@ -118,55 +91,3 @@ PRESETS = {
         ),
     )
 }
-
-
-def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
-    """All training sets of the experiments named in `only`. Equal ones are trained once, whoever asks for them."""
-    last = max(preset.ratios)
-    found = [
-        Condition("table1", REAL),
-        Condition("table1", ROTATION, augment="rotation"),
-        Condition("table1", SYNTHETIC, synthetic=1, real=False),
-        Condition("figure6", REAL),
-        Condition("table2", MIXED, synthetic=last),
-        Condition("table2", ON_DISK, copies=math.inf),
-        Condition("table2", IN_MEMORY, copies=math.inf),
-        Condition("scarcity", REAL),
-        Condition("scarcity", ROTATION, augment="rotation"),
-    ]
-    for ratio in preset.ratios:
-        found += [
-            Condition("figure6", COPIES, copies=ratio),
-            Condition("figure6", MIXED, synthetic=ratio),
-            Condition("figure6", BOTH, copies=ratio / 2, synthetic=ratio / 2),
-        ]
-    for budget in preset.budgets:
-        found.append(Condition("budget", REAL, budget=budget))
-        for ratio in sorted({min(preset.ratios), last}):
-            found.append(Condition("budget", COPIES, copies=ratio, budget=budget))
-            found.append(Condition("budget", MIXED, synthetic=ratio, budget=budget))
-    for split in ("given", "random"):
-        found += [
-            Condition("split", REAL, split=split),
-            Condition("split", COPIES, copies=min(preset.ratios), split=split),
-            Condition("split", MIXED, synthetic=min(preset.ratios), split=split),
-        ]
-    for count in preset.scarce:
-        found += [
-            Condition("scarcity", REAL, slices=count),
-            Condition("scarcity", ROTATION, augment="rotation", slices=count),
-            Condition("scarcity", MIXED, synthetic=preset.scarce_ratio, slices=count),
-            Condition("scarcity", ROTATED_MIX, synthetic=preset.scarce_ratio, augment="rotation", slices=count),
-        ]
-    kinds = ("flips", "shifts", "noise", "rotation", "paper-all", "nnunet")
-    found.append(Condition("augmentation", REAL))
-    found += [Condition("augmentation", f"real + {kind}", augment=kind) for kind in kinds]
-    for angle in (8, 45, 180):
-        found.append(Condition("augmentation", f"{ROTATION} by {angle}°", augment="rotation", angle=angle))
-    for augment, (plain, mixed) in UNDER.items():
-        found += [
-            Condition("order", plain, augment=augment),
-            Condition("order", mixed, synthetic=last, augment=augment),
-            Condition("order", f"{THEN_REAL} + {augment}", synthetic=last, augment=augment, finetune=True),
-        ]
-    return [condition for condition in found if condition.experiment in only]

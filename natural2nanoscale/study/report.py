@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from natural2nanoscale.files import write_text
+
 
 @dataclass(frozen=True)
 class Table:
@@ -62,9 +64,7 @@ def write_report(out: Path, report: Report) -> str:
             with (out / "tables" / f"{slug(part.title)}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(csv_rows(part))
     for name, content in (("report.md", text), ("report.html", page(report))):
-        temporary = out / f".{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, out / name)
+        write_text(out / name, content)
     return text
 
 

@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from natural2nanoscale.segmentation.metrics import miou
+
+FEWEST_BLOCKS = 10  # of neighbouring test slices, of all test sets; with fewer, an interval over them covers too little
+FEWEST_OF_ONE = 4  # blocks of each test set
 
 
 @dataclass(frozen=True)
@@ -24,13 +30,18 @@ class Difference:
         return self.half_width is None or self.mean - self.half_width <= 0
 
 
-def paired_difference(with_it: Sequence[float], without: Sequence[float]) -> Difference:
-    """95 % t interval of the mean of with_it[i] - without[i]."""
+def paired_difference(with_it: Sequence[float], without: Sequence[float], overlap: float = 0.0) -> Difference:
+    """95 % t interval of the mean of with_it[i] - without[i].
+
+    overlap: share in [0,1) of its slices that a repetition has in common with another one. Such repetitions are
+    correlated by it, so their spread s understates the error of the mean of J: its variance is
+    s^2 (1/J + overlap / (1 - overlap)) (Nadeau & Bengio 2003, "Inference for the generalization error").
+    """
     differences = [a - b for a, b in zip(with_it, without, strict=True)]
     count = len(differences)
     if count < 2:
         return Difference(differences[0], None, count)
-    error = statistics.stdev(differences) / math.sqrt(count)
+    error = statistics.stdev(differences) * math.sqrt(1 / count + overlap / (1 - overlap))
     return Difference(statistics.fmean(differences), t_quantile(0.975, count - 1) * error, count)
 
 
@@ -79,6 +90,10 @@ def block_bootstrap(
     cut into ceil(N / block) runs of neighbours, which are not independent; runs are drawn with replacement, their
     matrices added up, and the mIoU of every repetition is taken from the sum. Repetitions with the same number in
     `volumes` (R,) saw the same test slices and share their draws.
+
+    Resampling B blocks narrows the spread by sqrt((B-1)/B), and normal quantiles stand where t quantiles belong; the
+    percentiles are taken further out by both (the expanded percentile interval of Hesterberg 2014, "What teachers
+    should know about the bootstrap", section 3.4). Show it where `enough_blocks` says so.
     """
     starts = np.arange(0, with_it.shape[1], block)
     groups = np.unique(np.asarray(volumes), return_inverse=True)[1]
@@ -88,16 +103,15 @@ def block_bootstrap(
     scores = []
     for matrices in (with_it, without):
         blocks = np.add.reduceat(matrices.astype(np.float64), starts, axis=1)  # (R,blocks,K,K)
-        scores.append(miou(np.einsum("drb,rbij->drij", times, blocks)))
-    low, high = np.nanpercentile((scores[0] - scores[1]).mean(axis=1), [2.5, 97.5])
+        scores.append(miou(torch.from_numpy(np.einsum("drb,rbij->drij", times, blocks))).numpy())
+    freedom = len(starts) - 1  # of each volume
+    reach = math.sqrt(1 + 1 / freedom) * t_quantile(0.975, freedom * (groups.max() + 1)) if freedom else math.inf
+    tail = statistics.NormalDist().cdf(-reach)
+    low, high = np.nanquantile((scores[0] - scores[1]).mean(axis=1), [tail, 1 - tail])
     return float(low), float(high)
 
 
-def miou(matrices: np.ndarray) -> np.ndarray:
-    """Mean IoU over the classes that occur, (...,K,K) counts -> (...); NaN where no class does."""
-    hits = np.diagonal(matrices, axis1=-2, axis2=-1)
-    unions = matrices.sum(-1) + matrices.sum(-2) - hits
-    occurs = unions > 0
-    ious = np.divide(hits, unions, out=np.zeros(unions.shape), where=occurs)
-    with np.errstate(invalid="ignore"):
-        return ious.sum(-1) / occurs.sum(-1)
+def enough_blocks(slices: int, block: int, volumes: int) -> bool:
+    """Whether an interval over test slices covers what it says: `volumes` test sets of `slices` slices each."""
+    blocks = math.ceil(slices / block)
+    return blocks >= FEWEST_OF_ONE and blocks * volumes >= FEWEST_BLOCKS

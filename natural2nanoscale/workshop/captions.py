@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from natural2nanoscale import runs
 from natural2nanoscale.data.sheets import sheet
+from natural2nanoscale.seeds import generator_for
 
 SHEET_GUIDANCE = (1.0, 3.0, 6.0)
 SHEET_CAPTIONS = (  # one that the others change in one respect
@@ -34,7 +34,7 @@ def caption_sheet(backbone: Path, path: Path) -> None:
     """Save what the backbone makes of a few captions, unguided and guided: a row each, from the same noise."""
     pipeline, columns = text_to_image(backbone), []
     for guidance in SHEET_GUIDANCE:
-        generators = [runs.generator_for("caption sheet") for _ in SHEET_CAPTIONS]
+        generators = [generator_for("caption sheet") for _ in SHEET_CAPTIONS]
         settings = {"height": 128, "width": 224, "num_inference_steps": 30, "guidance_scale": guidance}
         columns.append(pipeline(list(SHEET_CAPTIONS), generator=generators, output_type="np", **settings).images)
     rows = [[(255 * column[i]).round().astype(np.uint8) for column in columns] for i in range(len(SHEET_CAPTIONS))]

@@ -4,7 +4,7 @@ model of natural images (Lee, Mumford & Huang 2001; Baradad et al. 2021). No EM 
 import numpy as np
 
 from natural2nanoscale.phantom.textures import blur
-from natural2nanoscale.runs import seed_for
+from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.workshop.scenes import SHAPES, TEXTURES, Scene, caption, draw_scene
 
 # ----------------------------------------------------------------------------------------------------------------

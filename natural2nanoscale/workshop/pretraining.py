@@ -9,6 +9,7 @@ import argparse
 import math
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
+from natural2nanoscale.checkpoints import State
 from natural2nanoscale.cli import settings_from
+from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion.backbone import load_module
+from natural2nanoscale.seeds import generator_for, seed_for
 from natural2nanoscale.workshop.architecture import (
     make_scheduler,
     make_text_encoder,
@@ -77,10 +81,12 @@ def noise_loss(
 
 def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, device: torch.device):
     """Trains the autoencoder, going on from the run's checkpoint "vae" if there is one; returns it rounded to fp16."""
-    torch.manual_seed(runs.seed_for(settings.seed, "vae"))
+    torch.manual_seed(seed_for(settings.seed, "vae"))
     vae = make_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    first = restore(run, "vae", {"vae": vae}, optimizer)
+    state = State(SimpleNamespace(step=0), vae=vae, optimizer=optimizer)
+    run.restore(state, "vae")
+    first = state.counts.step
     if first < settings.vae_steps:  # else the log has lines of the U-Net, which drops its own
         run.drop_log_after(first)
     started, progress = (
@@ -89,7 +95,7 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
     )
     for step in progress:
         # a batch of crops, turned and mirrored: every draw is a function of (seed, step)
-        rng = np.random.default_rng(runs.seed_for(settings.seed, "vae batch", step))
+        rng = np.random.default_rng(seed_for(settings.seed, "vae batch", step))
         images, _ = bank[SHAPES[int(rng.random() < 0.3)]]
         crop, (height, width) = settings.vae_crop, images.shape[2:]
         crops = []
@@ -101,7 +107,7 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
 
         # one gradient step
         posterior = vae.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=runs.generator_for(settings.seed, "vae noise", step))
+        noise = torch.randn(posterior.mean.shape, generator=generator_for(settings.seed, "vae noise", step))
         latents = posterior.mean + posterior.std * noise.to(device)
         loss = vae_loss(pixels, vae.decode(latents).sample, posterior, settings.kl_weight)
         optimizer.param_groups[0]["lr"] = warm_cosine(step, settings.vae_steps, settings.vae_learning_rate)
@@ -120,7 +126,8 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
             run.log({"stage": "vae", "step": step + 1, **row, "seconds": time.time() - started})
             progress.set_postfix({key: f"{value:.3f}" for key, value in row.items()})
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.vae_steps:
-            save(run, "vae", step + 1, {"vae": vae}, optimizer)
+            state.counts.step = step + 1
+            run.save(state, name="vae")
     return vae.half().float().eval().requires_grad_(False)  # users run the fp16-rounded weights
 
 
@@ -135,7 +142,7 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     token_bank = {shape: tokenize(tokenizer, texts) for shape, (_, texts) in bank.items()}
     no_caption = tokenize(tokenizer, [""])
 
-    torch.manual_seed(runs.seed_for(settings.seed, "unet"))
+    torch.manual_seed(seed_for(settings.seed, "unet"))
     unet = make_unet().to(device, memory_format=torch.channels_last)
     # The text encoder stays as it is drawn: at random its states tell all words apart, which the U-Net learns to read.
     # When it learned as well, its states grew alike within 2,500 steps, and captions had no effect on anything.
@@ -143,8 +150,9 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     readers = [parameter for name, parameter in unet.named_parameters() if ".attn2." in name]  # of the captions
     others = [parameter for name, parameter in unet.named_parameters() if ".attn2." not in name]
     optimizer = torch.optim.AdamW([{"params": others}, {"params": readers}], betas=(0.9, 0.99), weight_decay=1e-3)
-    models = {"unet": unet}
-    first = restore(run, "unet", models, optimizer)
+    state = State(SimpleNamespace(step=0), unet=unet, optimizer=optimizer)
+    run.restore(state, "unet")
+    first = state.counts.step
     run.drop_log_after(settings.vae_steps + first)
     started, progress = (
         time.time(),
@@ -152,12 +160,12 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     )
     for step in progress:
         # a batch of latents, sampled anew from their posteriors, with captions
-        rng = np.random.default_rng(runs.seed_for(settings.seed, "unet batch", step))
+        rng = np.random.default_rng(seed_for(settings.seed, "unet batch", step))
         shape = SHAPES[int(rng.random() < 0.3)]
         means, stds = latent_bank[shape]
         count = max(settings.batch_size * SHAPES[0][0] * SHAPES[0][1] // (shape[0] * shape[1]), 1)
         index = torch.from_numpy(rng.integers(len(means), size=count))
-        draws = runs.generator_for(settings.seed, "unet noise", step)
+        draws = generator_for(settings.seed, "unet noise", step)
         spread, noise = torch.randn(2, count, *means.shape[1:], generator=draws)
         noise = noise + settings.noise_offset * torch.randn(count, means.shape[1], 1, 1, generator=draws)
         latents = (means[index].float() + stds[index].float() * spread) * vae.config.scaling_factor
@@ -186,29 +194,9 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
                      "seconds": time.time() - started})  # fmt: skip
             progress.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.unet_steps:
-            save(run, "unet", step + 1, models, optimizer)
+            state.counts.step = step + 1
+            run.save(state, name="unet")
     write_backbone(run.path / "backbone", vae, unet, text_encoder, tokenizer, scheduler)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Disk
-
-
-def save(run: runs.RunFolder, name: str, step: int, models: dict, optimizer) -> None:
-    """Writes checkpoints/<name>: the models' tensors and the optimiser's."""
-    tensors = {f"{key}.{entry}": value for key, model in models.items() for entry, value in model.state_dict().items()}
-    run.save_checkpoint(step, tensors | runs.optimizer_tensors(optimizer), {}, name=name)
-
-
-def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
-    """Copies checkpoints/<name> into the models and the optimiser; the number of steps done, 0 without one."""
-    checkpoint = run.load_checkpoint(name)
-    if checkpoint is None:
-        return 0
-    for key, model in models.items():
-        model.load_state_dict({entry: checkpoint.tensors[f"{key}.{entry}"] for entry in model.state_dict()})
-    runs.load_optimizer_tensors(optimizer, checkpoint.tensors)
-    return checkpoint.step
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -218,7 +206,7 @@ def restore(run: runs.RunFolder, name: str, models: dict, optimizer) -> int:
 def run(args: argparse.Namespace) -> None:
     """Trains the VAE, then the U-Net, into args.out."""
     settings = settings_from(args, PretrainingSettings)
-    device = runs.select_device(args.device)
+    device = select_device(args.device)
     folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume,
                           may_change=("unet_steps",))  # fmt: skip
     bank = image_bank(settings)

@@ -18,14 +18,17 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from natural2nanoscale.data.encoders import decode_gray, encode_gray
+from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone
 from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
+from natural2nanoscale.phantom.volume import PhantomSettings
+from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.study.cells import make_synthetic
-from natural2nanoscale.study.demo import DemoSettings, draw_folders
+from natural2nanoscale.study.training_sets import draw_train, redraw_root
+from natural2nanoscale.study.trial import make_synthetic
 
 CPU = torch.device("cpu")
 
@@ -67,12 +70,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--out", type=Path, default=Path("runs/backbone-benchmark"))
     args = parser.parse_args()
-    settings = DemoSettings(slices=args.slices, seed=args.seed, controlnet_steps=args.steps, per_mask=1)
     backbone = load_backbone("embedded", CPU)
     ratios = []
     for turn in range(args.seeds):
-        folders = draw_folders(args.out / f"seed-{turn}", args.data, settings, turn)
+        here = args.out / f"seed-{turn}"
+        root = redraw_root(here, args.data, PhantomSettings(), args.seed, turn)
+        folders = {part: open_pairs(root / part) for part in ("train", "val", "test")}
+        folders["train"] = draw_train(here / "train", folders["train"], args.slices, args.seed, turn)
         slices = {part: load_slices(folder) for part, folder in folders.items()}
+        seed = seed_for(args.seed, "redraw", turn)
         judge = train(
             slices["train"],
             slices["val"],
@@ -96,7 +102,7 @@ def main() -> None:
         )
         for name, model in (("frozen", backbone), ("random", random_unet(backbone, turn))):
             drawn = load_slices(
-                make_synthetic(args.out / f"seed-{turn}" / name, model, folders, args.steps, 1, args.seed + turn, None)
+                make_synthetic(here / name, model, folders, args.steps, 1, seed, None)
             )
             found = scores(drawn)
             shares = [f"{100 * a / b:.1f}" for a, b in zip(found["iou"], real["iou"], strict=True) if a and b]

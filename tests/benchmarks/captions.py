@@ -14,7 +14,7 @@ import numpy as np
 from diffusers import StableDiffusionPipeline
 
 from natural2nanoscale.diffusion.backbone import EMBEDDED
-from natural2nanoscale.runs import generator_for
+from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.workshop.captions import text_to_image
 from natural2nanoscale.workshop.dead_leaves import render
 from natural2nanoscale.workshop.scenes import caption, draw_scene

@@ -14,7 +14,8 @@ from natural2nanoscale.data.classes import palette
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments, make_controlnet
-from natural2nanoscale.diffusion.sampling import SamplingSettings, sample
+from natural2nanoscale.diffusion.sampling import sample
+from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.phantom.volume import PhantomSettings, volume
 
 KINDS = {  # part of an operation's name in torch: what it is

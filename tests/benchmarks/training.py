@@ -38,7 +38,8 @@ from natural2nanoscale.data.encoders import encode_gray, encode_mask
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, write_pairs
 from natural2nanoscale.diffusion.backbone import EMBEDDED, Backbone, Recommended, load_backbone
 from natural2nanoscale.diffusion.latents import augmented_windows
-from natural2nanoscale.diffusion.training import FineTuning, fine_tune
+from natural2nanoscale.diffusion.settings import FineTuning
+from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.phantom.volume import volume
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.workshop.architecture import make_scheduler

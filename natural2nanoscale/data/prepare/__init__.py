@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import add_settings, settings_from
+from natural2nanoscale.cli import DATA, add_settings, command, settings_from
 from natural2nanoscale.data.prepare.settings import Preparation
 
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, required=True, metavar="PATH", help=slices)
     masks = "their masks: equal file names, or a stack of as many pages; class ids, 0 and 255, or colours"
     add("--masks", type=Path, required=True, metavar="PATH", help=masks)
-    add("--out", type=Path, default=Path("data"), metavar="DIR", help="data root to make")
+    add("--out", type=Path, default=DATA, metavar="DIR", help="data root to make")
     add_settings(parser, Preparation)
 
 
@@ -27,3 +27,4 @@ def run(args: argparse.Namespace) -> None:
     prepare(settings)
     report(settings.out)
     print(f"contact sheet: {settings.out / 'contact.png'}")
+    print(f"next: {command('python train_controlnet.py', data=settings.out)}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.data.digests import slice_digest
-from natural2nanoscale.data.folders import DatasetInfo, refuse_non_empty, write_pairs
+from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare import splits
 from natural2nanoscale.data.prepare.codes import LabelRule
 from natural2nanoscale.data.prepare.intensity import to_bytes
@@ -32,6 +30,7 @@ from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.prepare.survey import label_rule, read_masks, survey
 from natural2nanoscale.data.sheets import contact_sheet
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import new_folder, refuse_non_empty
 
 Pair = tuple[Page, Page]  # a slice and its mask
 
@@ -56,23 +55,14 @@ def prepare(settings: Preparation) -> None:
         window, pixel_size = survey(settings, pairs, parts, images)
         info = DatasetInfo(out.name, "prepared", rule.classes, window, pixel_size, description)
 
-        # beside `out`, so that the rename stays on one file system; a leftover is one of an earlier crash
-        temporary = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
+        with new_folder(out) as root:
             folders = {}
             for part in dict.fromkeys(parts):
                 chosen = [(s, p) for s, p, of in zip(stems, pairs, parts, strict=True) if of == part]
                 part_info = replace(info, split=description | {"part": part, "slices": len(chosen)})
                 items = convert(settings, chosen, part, rule, window, images, masks)
-                folders[part] = write_pairs(temporary / part, part_info, items)
-            contact_sheet(folders, temporary / "contact.png")
-            if out.exists():
-                out.rmdir()
-            os.rename(temporary, out)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+                folders[part] = write_pairs(root / part, part_info, items)
+            contact_sheet(folders, root / "contact.png")
 
 
 def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pair]:

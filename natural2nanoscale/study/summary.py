@@ -1,16 +1,28 @@
-"""The experiments' report: the paper's tables and figures from the lines of the log."""
+"""The report of a study: the paper's tables and figures, or the demo's short form, from the lines of the log."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from natural2nanoscale.charts import curves, dot_plot
 from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.runs import RunFolder, mean_std
-from natural2nanoscale.study.figures import curves
-from natural2nanoscale.study.presets import (
+from natural2nanoscale.study.comparisons import (
+    compare_all,
+    difference_parts,
+    headline,
+    label_consistency,
+    mious,
+    pick,
+    score_cells,
+    verdict,
+)
+from natural2nanoscale.study.conditions import (
     BOTH,
     COPIES,
-    EXPERIMENTS,
     IN_MEMORY,
     MIXED,
     ON_DISK,
@@ -18,22 +30,14 @@ from natural2nanoscale.study.presets import (
     ROTATED_MIX,
     ROTATION,
     SYNTHETIC,
-    THEN_REAL,
-    UNDER,
-    Preset,
+    contrasts,
 )
+from natural2nanoscale.study.presets import EXPERIMENTS, Preset
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table, run_facts
-from natural2nanoscale.study.table import (
-    Comparison,
-    compare,
-    difference_parts,
-    label_consistency,
-    mious,
-    score_cells,
-    verdict,
-)
+from natural2nanoscale.study.trial import sampling_settings
 
 TITLES = {
+    "demo": "Training sets",
     "table1": "Table 1: pure synthetic slices",
     "figure6": "Figure 6: growing training sets",
     "table2": "Table 2: equal generation time",
@@ -60,12 +64,13 @@ SMALLEST_GAP = 1.0  # points of mIoU, below which its shares mean nothing
 COLUMNS = {"split": "split", "budget": "budget", "slices": "annotated"}  # shown where they vary
 
 
-def experiments_report(run: RunFolder, timing: dict[str, float], preset: Preset, test: PairFolder) -> Report:
+def study_report(
+    run: RunFolder, preset: Preset, test: PairFolder, timing: dict[str, float], backbone: Backbone
+) -> Report:
     """Everything that the log holds so far. `timing`: seconds per slice, empty if not measured."""
     rows, names = run.read_log(), test.info.classes.names
     parts: list[Table | Figure | Pictures] = []
-    headlines = headline(rows, preset)
-    for experiment, what in EXPERIMENTS.items():
+    for experiment, title in TITLES.items():
         own = [row for row in rows if row["experiment"] == experiment]
         if not own or (experiment == "scarcity" and not preset.scarce):
             continue
@@ -73,83 +78,68 @@ def experiments_report(run: RunFolder, timing: dict[str, float], preset: Preset,
             parts.append(size_figure(experiment, own))
         if experiment == "table2":
             parts.append(time_table(own, timing, preset))
-        parts.append(score_table(experiment, own, names, f"{what[0].upper()}{what[1:]}.", preset))
+        parts.append(score_table(experiment, own, names, preset))
         if experiment == "scarcity":
             parts.append(gap_table(own, preset))
-        compared = [one for _, one in comparisons(experiment, own, preset)]
+        compared = [one for _, one in compare_all(contrasts(preset, experiment), own, preset.block)]
         if compared:
-            parts += difference_parts(f"{TITLES[experiment]}, differences", compared, preset.block)
+            title = "Differences" if experiment == "demo" else f"{title}, differences"
+            parts += difference_parts(title, compared, preset.block, own)
+    if preset.name == "demo":
+        parts = demo_parts(parts, rows, preset, test, backbone)
+    headlines = headline(rows, preset)
+    consistency = label_consistency([row for row in rows if row["experiment"] in ("demo", "table1")], names)
     return Report(
-        f"What synthetic slices are worth: {test.info.name}, preset {preset.name}",
+        f"What synthetic slices are worth: {test.info.name}" + f", preset {preset.name}" * (preset.name != "demo"),
         verdict(headlines) if headlines else "The experiments have no comparison yet.",
-        [*parts, *picture_parts(run, label_consistency([row for row in rows if row["experiment"] == "table1"], names))],
+        [*parts, *picture_parts(run, consistency)],
         run_facts(run.path),
     )
 
 
-def pick(rows: Sequence[dict], name: str, **fields: object) -> list[dict]:
-    """The rows of one training set."""
-    return [row for row in rows if row["condition"] == name and all(row[key] == fields[key] for key in fields)]
+def demo_parts(
+    parts: Sequence[Table | Figure], rows: Sequence[dict], preset: Preset, test: PairFolder, backbone: Backbone
+) -> list[Table | Figure]:
+    """The demo's short form: the differences first, and in one note all that a reader has to know of their making."""
+    scores, *differences = parts
+    names = dict.fromkeys(row["condition"] for row in rows)
+    dots = [(name, [100 * value for value in mious(pick(rows, name))]) for name in names]
+    chart = dot_plot(dots, "test mIoU, per cent")
+    repetitions = Figure("Every repetition", chart, "Large dots: means. Small dots: repetitions.")
+    note = f"{scores.note} {how_made(rows, preset, test, backbone)}"
+    return [*differences[:1], replace(scores, note=note), repetitions, *differences[1:]]
 
 
-def comparisons(experiment: str, rows: Sequence[dict], preset: Preset) -> list[tuple[str, Comparison]]:
-    """What an experiment is about, as (circumstance, paired difference); the first ones matter most."""
-    last, first = max(preset.ratios), min(preset.ratios)
-    wanted: list[tuple[str, str, list[dict], list[dict]]] = []
-
-    def add(where: str, suffix: str, with_it: str, without: str, ours: dict, theirs: dict) -> None:
-        label = f"{with_it} − {without}{suffix}"
-        wanted.append((where, label, pick(rows, with_it, **ours), pick(rows, without, **theirs)))
-
-    if experiment == "table1":
-        add("in place of the real slices", "", SYNTHETIC, REAL, {}, {})
-    elif experiment == "figure6":
-        for ratio in sorted(preset.ratios, reverse=True):
-            at = {"ratio": ratio}
-            add("beside the real slices", f", {ratio:.3g} to 1", MIXED, REAL, at, {})
-            add("in place of half of the rotated copies", f", {ratio:.3g} to 1", BOTH, COPIES, at, at)
-            add("in place of rotated copies", f", {ratio:.3g} to 1", MIXED, COPIES, at, at)
-    elif experiment == "table2":
-        add("in place of rotated copies made in the same time", "", MIXED, ON_DISK, {}, {})
-    elif experiment == "budget":
-        for budget in preset.budgets:
-            at = {"budget": budget}
-            for ratio in sorted({first, last}):
-                own = at | {"ratio": ratio}
-                add("beside the real slices", f", {ratio:.3g} to 1, {budget}", MIXED, REAL, own, at)
-                add("in place of rotated copies", f", {ratio:.3g} to 1, {budget}", MIXED, COPIES, own, own)
-    elif experiment == "split":
-        for split in ("given", "random"):
-            at = {"split": split}
-            add("beside the real slices", f", {split} split", MIXED, REAL, at, at)
-            add("in place of rotated copies", f", {split} split", MIXED, COPIES, at, at)
-    elif experiment == "augmentation":
-        for name in dict.fromkeys(row["condition"] for row in rows if row["condition"] != REAL):
-            add("", "", name, REAL, {}, {})
-    elif experiment == "order":
-        for augment, (plain, mixed) in UNDER.items():
-            add("beside the real slices", "", mixed, plain, {}, {})
-            add("before the real slices", "", f"{THEN_REAL} + {augment}", plain, {}, {})
-    else:
-        for count in preset.scarce:
-            at = {"slices": count}
-            add(f"beside {count} real slices", f", {count} slices", MIXED, REAL, at, at)
-            add(f"on top of the rotation of {count}", f", {count} slices", ROTATED_MIX, ROTATION, at, at)
-    found = [(where, compare(label, ours, theirs, preset.block)) for where, label, ours, theirs in wanted]
-    return [(where, one) for where, one in found if one]
+def how_made(rows: Sequence[dict], preset: Preset, test: PairFolder, backbone: Backbone) -> str:
+    """What the demo's slices and U-Nets were made with, in a few sentences."""
+    (budget,), sampling = preset.budgets.values(), sampling_settings(backbone)
+    looks = math.ceil(budget.max_steps / budget.validate_every)
+    unfinished = sum(row["unconverged"] for row in rows)
+    began = ""
+    if sampling.start < 1:
+        began = (
+            f", of which the first {100 * (1 - sampling.start):.0f} % are left out: sampling begins at the mask's own "
+            "slice, noised to that level"
+        )
+    return (
+        f"{len(test.stems)} real test slices of {test.info.name}. {preset.slices} annotated slices; "
+        f"{max(preset.ratios):g} synthetic per mask, by a ControlNet fine-tuned on the same slices for "
+        f"{preset.controlnet_steps} steps over the backbone {backbone.name}, in {sampling.steps} DDIM steps at "
+        f"strength {sampling.strength:g}{began}. Every U-Net (width {budget.width}) takes {budget.max_steps} steps of "
+        f"{budget.batch_size} windows of {budget.crop[0]}x{budget.crop[1]} pixels, half of them from real slices where "
+        f"both are mixed, at a learning rate that rises to {budget.learning_rate:g} and falls to 0, and class balance "
+        f"{budget.class_balance:g}, without early stopping; the best of {looks} validations is tested. "
+        f"Rotation: ±{budget.angle:g} degrees. "
+        f"Validation still improved at the end of {unfinished} of {len(rows)} trainings."
+    )
 
 
-def headline(rows: Sequence[dict], preset: Preset) -> list[tuple[str, Comparison]]:
-    """The two comparisons of the verdict, from the experiment that says most."""
-    for experiment in ("figure6", "scarcity", "table2", "split", "budget", "table1"):
-        found = comparisons(experiment, [row for row in rows if row["experiment"] == experiment], preset)
-        if found:
-            return found[:2]
-    return []
-
-
-def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], what: str, preset: Preset) -> Table:
+def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], preset: Preset) -> Table:
     """mIoU and IoU of every training set of an experiment; columns that are the same everywhere are left out."""
+    if experiment == "demo":
+        sets = {row["condition"]: pick(rows, row["condition"]) for row in rows}
+        lines = [[name, *score_cells(group, len(names))] for name, group in sets.items()]
+        return Table(TITLES[experiment], ("training set", "mIoU", *names), lines, score_note(rows))
     shown = [key for key in COLUMNS if len({row[key] for row in rows}) > 1]
     groups: dict[tuple, list[dict]] = {}
     for row in sorted(rows, key=lambda row: (row["slices"], row["ratio"])):
@@ -162,7 +152,8 @@ def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], wha
         steps = sum(row["steps"] for row in group) / len(group)
         cells = [name + mark, *map(str, fields), f"{size:,}", *score_cells(group, len(names)), f"{steps:,.0f}"]
         lines.append(cells + ([PAPER.get((experiment, name, size), "–")] if paper else []))
-    note = f"{what} Test IoU in per cent, mean ± sample standard deviation over {repetitions_of(rows)}."
+    what = EXPERIMENTS[experiment]
+    note = f"{what[0].upper()}{what[1:]}. {score_note(rows)}"
     if any("copies" in row["condition"] for row in rows):
         note += " Copies are rotated by up to 16 degrees."
     if any(row["unconverged"] for row in rows):
@@ -172,12 +163,16 @@ def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], wha
     return Table(TITLES[experiment], header + ["the paper"] * paper, lines, note)
 
 
+def score_note(rows: Sequence[dict]) -> str:
+    return f"Test IoU in per cent, mean ± sample standard deviation over {repetitions_of(rows)}."
+
+
 def repetitions_of(rows: Sequence[dict]) -> str:
     redraws, seeds = len({row["redraw"] for row in rows}), len({row["seed"] for row in rows})
     if redraws > 1:
         what = "ControlNets, U-Nets and, where not all are taken, annotated slices"
         return f"{redraws} redraws of {what}" + (f", {seeds} U-Nets each" if seeds > 1 else "")
-    return f"{seeds} U-Net seed(s) on one draw of slices and one ControlNet"
+    return f"{seeds} U-Net seed{'s' * (seeds > 1)} on one draw of slices and one ControlNet"
 
 
 def size_figure(experiment: str, rows: Sequence[dict]) -> Figure:
@@ -234,7 +229,7 @@ def gap_table(rows: Sequence[dict], preset: Preset) -> Table:
 
 
 def picture_parts(run: RunFolder, note: str) -> list[Pictures]:
-    """The paper's Figures 4 and 5 from the ControlNet that knows most slices."""
+    """What the paper shows in its Figures 5 and 4, from the ControlNet that knows most slices."""
     known = sorted(
         run.path.glob("redraw-0/given-*/controlnet/samples"), key=lambda path: int(path.parts[-3].split("-")[1])
     )
@@ -244,6 +239,6 @@ def picture_parts(run: RunFolder, note: str) -> list[Pictures]:
     strips = [(f"step {int(file.stem.split('-')[1]):,}", file) for file in sorted(known[-1].glob("step-*.png"))]
     sheets = [(path.parent.name, path) for path in sorted(run.path.glob(f"redraw-*/{group}.png"))][:2]
     return [
-        Pictures("Figure 5: real, mask, synthetic", sheets, note),
-        Pictures("Figure 4: progress of ControlNet", strips, "Validation slices, the same noise at every step."),
+        Pictures("Real, mask, synthetic", sheets, note),
+        Pictures("Progress of ControlNet", strips, "Validation slices, the same noise at every step."),
     ]

@@ -1,28 +1,21 @@
-"""From a log's lines to tables: means, spreads, paired differences; and the demo's report."""
+"""What the lines of a log say of two training sets: means, spreads, paired differences, and a verdict."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from natural2nanoscale.charts import interval_plot
 from natural2nanoscale.runs import mean_std
-from natural2nanoscale.study.figures import dot_plot, interval_plot
-from natural2nanoscale.study.report import Figure, Pictures, Report, Table
-from natural2nanoscale.study.statistics import Difference, block_bootstrap, paired_difference
+from natural2nanoscale.segmentation.metrics import percent
+from natural2nanoscale.study.conditions import Contrast, contrasts
+from natural2nanoscale.study.presets import Preset
+from natural2nanoscale.study.report import Figure, Table
+from natural2nanoscale.study.statistics import Difference, block_bootstrap, enough_blocks, paired_difference
 
 POSITIONS = {"better": "above zero", "worse": "below zero", "open": "reaches below zero"}  # of an interval
-BLOCK = 4  # consecutive test slices that the bootstrap keeps together
-FEWEST_BLOCKS = 4  # below, there is no interval over test slices
-COMPARISONS = (
-    ("real + synthetic", "real"),
-    ("real + synthetic + rotation", "real + rotation"),
-    ("real + synthetic", "real + rotation"),
-    ("synthetic", "real"),
-)
 
 
 @dataclass(frozen=True)
@@ -71,24 +64,61 @@ def compare(label: str, with_it: Sequence[dict], without: Sequence[dict], block:
     both = [key for key in ours if key in theirs]
     if not both:
         return None
-    change = paired_difference([ours[key] for key in both], [theirs[key] for key in both])
+    overlap = shared_slices(with_it) if unit == "redraw" else 0.0
+    change = paired_difference([ours[key] for key in both], [theirs[key] for key in both], overlap)
     there = {(row["redraw"], row["seed"]): row for row in without}
     pairs = [(row, there[row["redraw"], row["seed"]]) for row in with_it if (row["redraw"], row["seed"]) in there]
     slices = [len(row.get("images", ())) for pair in pairs for row in pair]
-    if min(slices) <= (FEWEST_BLOCKS - 1) * block:  # so few say next to nothing of others
-        return Comparison(label, change, None)
-    matrices = [np.array([pair[side]["images"] for pair in pairs]) for side in (0, 1)]
     tests = [row.get("test", row["redraw"]) for row, _ in pairs]
     volumes = [tests.index(test) for test in tests]
+    if not enough_blocks(min(slices), block, len(set(volumes))):
+        return Comparison(label, change, None)
+    matrices = [np.array([pair[side]["images"] for pair in pairs]) for side in (0, 1)]
     return Comparison(label, change, block_bootstrap(*matrices, block, volumes))
+
+
+def pick(rows: Sequence[dict], name: str, **fields: object) -> list[dict]:
+    """The rows of one training set."""
+    return [row for row in rows if row["condition"] == name and all(row[key] == fields[key] for key in fields)]
+
+
+def compare_all(wanted: Sequence[Contrast], rows: Sequence[dict], block: int) -> list[tuple[str, Comparison]]:
+    """(circumstance, comparison) of every contrast of which both sides are in the log."""
+    found = []
+    for one in wanted:
+        sides = pick(rows, one.with_it, **one.ours), pick(rows, one.without, **one.theirs)
+        found.append((one.where, compare(f"{one.with_it} − {one.without}{one.suffix}", *sides, block)))
+    return [(where, comparison) for where, comparison in found if comparison]
+
+
+def headline(rows: Sequence[dict], preset: Preset) -> list[tuple[str, Comparison]]:
+    """The two comparisons of the verdict, from the experiment that says most."""
+    for experiment in ("demo", "figure6", "scarcity", "table2", "split", "budget", "table1"):
+        own = [row for row in rows if row["experiment"] == experiment]
+        found = compare_all(contrasts(preset, experiment), own, preset.block)
+        if found:
+            return found[:2]
+    return []
+
+
+def shared_slices(rows: Sequence[dict]) -> float:
+    """The share of its annotated slices that a redraw has in common with another one, on average: drawn / pool.
+
+    0 where every redraw has a pool of its own, and where the pool has enough for disjoint sets; and where all of a pool
+    are taken every time: then nothing is drawn, and an interval over redraws is for these very slices.
+    """
+    row = rows[0]
+    drawn, pool = row.get("slices"), row.get("pool")
+    if pool is None or drawn >= pool:
+        return 0.0
+    redraws = len({row["redraw"] for row in rows})
+    disjoint = row["split"] == "given" and redraws * drawn <= pool  # a random split is dealt anew each time
+    return 0.0 if disjoint else drawn / pool
 
 
 def spread(values: Sequence[float]) -> str:
     """Shares as per cent: mean and, of several, sample standard deviation."""
-    if not values:
-        return "absent"
-    mean, std = mean_std(values)
-    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
+    return percent(*mean_std(values)) if values else percent(None)
 
 
 def points(share: float) -> str:
@@ -110,14 +140,16 @@ def score_cells(rows: Sequence[dict], classes: int) -> list[str]:
     return [spread(values) for values in (mious(rows), *per_class)]
 
 
-def difference_parts(title: str, comparisons: Sequence[Comparison], block: int) -> list[Table | Figure]:
-    """The same differences as a chart and as a table."""
+def difference_parts(
+    title: str, comparisons: Sequence[Comparison], block: int, rows: Sequence[dict]
+) -> list[Table | Figure]:
+    """The same differences, of the log's `rows`, as a chart and as a table."""
     header = ("difference in mIoU", "mean", "95 % t interval", "95 % over test slices", "pairs", "t interval is")
-    rows, chart = [], []
+    lines, chart = [], []
     for one in comparisons:
         position = POSITIONS[one.verdict] if one.interval else "–"
         cells = [range_of(one.interval), range_of(one.over_blocks), str(one.change.pairs), position]
-        rows.append([one.label, points(one.change.mean), *cells])
+        lines.append([one.label, points(one.change.mean), *cells])
         bars = [bar and (100 * bar[0], 100 * bar[1]) for bar in (one.interval, one.over_blocks)]
         chart.append((one.label, 100 * one.change.mean, bars))
     note = (
@@ -125,7 +157,27 @@ def difference_parts(title: str, comparisons: Sequence[Comparison], block: int) 
         f"other test slices, blocks of {block} neighbours drawn anew, matrices pooled before mIoU is taken."
     )
     figure = Figure(title, interval_plot(chart, "difference in mIoU, percentage points"), note)
-    return [figure, Table(f"{title}, in numbers", header, rows)]
+    return [figure, Table(f"{title}, in numbers", header, lines, scope(rows))]
+
+
+def scope(rows: Sequence[dict]) -> str:
+    """What the t intervals of these rows hold for, and what they allow for."""
+    several = len({row["redraw"] for row in rows}) > 1
+    if several and all(row["pool"] is None for row in rows):
+        return ""  # every redraw has a volume of its own: the intervals are for volumes like these
+    notes = ["The t intervals are for this test set only."]
+    draws: dict[tuple, list[dict]] = {}
+    for row in rows:
+        draws.setdefault((row["split"], row["slices"]), []).append(row)
+    share = max(map(shared_slices, draws.values()))
+    if several and share:
+        notes.append(
+            f"Redraws have up to {100 * share:.0f} % of their annotated slices in common, and the intervals are "
+            "widened for that."
+        )
+    if several and any(row["slices"] == row["pool"] for row in rows):
+        notes.append("Where all annotated slices are taken, the intervals are for these slices only.")
+    return " ".join(notes)
 
 
 def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
@@ -163,71 +215,4 @@ def label_consistency(rows: Sequence[dict], names: Sequence[str]) -> str:
         "the masks that these were made from, in per cent of their IoU on the real test slices: "
         + ", ".join(f"{name} {share}" for name, share in zip(names, shares, strict=True))
         + "."
-    )
-
-
-def demo_report(
-    rows: Sequence[dict],
-    settings: dict,
-    sampling: dict,
-    backbone: str,
-    folders: dict,
-    redrawn: bool,
-    pictures: Sequence[Path],
-    facts: Sequence[tuple[str, str]],
-) -> Report:
-    """Verdict, mIoU and IoU per condition, paired differences, and how all this was made.
-
-    `rows` have redraw, seed, condition, miou and iou (per class, null where absent). `redrawn`: whether every redraw
-    has other annotated slices, which it has not when it takes all there are.
-    """
-    names = folders["train"].info.classes.names
-    groups = {
-        name: [row for row in rows if row["condition"] == name] for name in dict.fromkeys(r["condition"] for r in rows)
-    }
-    scores = [[name, *score_cells(group, len(names))] for name, group in groups.items()]
-    compared = [compare(f"{a} − {b}", groups[a], groups[b], BLOCK) for a, b in COMPARISONS]
-    redraws = len({row["redraw"] for row in rows})
-    repeats = (
-        f"{redraws} redraws of {'slices, ' if redrawn else ''}ControlNet, synthetic slices and U-Nets"
-        if redraws > 1
-        else f"{settings['seeds']} U-Net seeds on one draw of slices, ControlNet and synthetic slices"
-    )
-    looks = math.ceil(settings["unet_steps"] / (settings["unet_steps"] // settings["validations"]))
-    began = ""
-    if sampling["start"] < 1:
-        began = (
-            f", of which the first {100 * (1 - sampling['start']):.0f} % are left out: sampling begins at the mask's "
-            "own slice, noised to that level"
-        )
-    made = (
-        f"Test IoU in per cent on {len(folders['test'].stems)} real slices of {folders['test'].info.name}, mean ± "
-        f"sample standard deviation over {repeats}. {settings['slices']} annotated slices; "
-        f"{settings['per_mask']} synthetic per mask, by a ControlNet fine-tuned on the same "
-        f"slices for {settings['controlnet_steps']} steps over the backbone {backbone}, in {sampling['steps']} DDIM "
-        f"steps at strength {sampling['strength']:g}{began}. Every U-Net (width {settings['unet_width']}) takes "
-        f"{settings['unet_steps']} steps of {settings['unet_batch']} windows of {settings['unet_crop'][0]}x"
-        f"{settings['unet_crop'][1]} pixels, half of them from real slices where both are mixed, at a learning rate "
-        f"that rises to {settings['unet_learning_rate']:g} and falls to 0, and class balance "
-        f"{settings['class_balance']:g}, without early stopping; the best of {looks} "
-        "validations is tested. Rotation: ±16 degrees."
-    )
-    chart = dot_plot([(name, [100 * v for v in mious(group)]) for name, group in groups.items()], "test mIoU, per cent")
-    where = "beside the real slices", "on top of rotation"
-    differences, numbers = difference_parts("Differences", compared, BLOCK)
-    return Report(
-        f"What synthetic slices are worth: {folders['train'].info.name}",
-        verdict(list(zip(where, compared[:2], strict=True))),
-        [
-            differences,
-            Table("Training sets", ("training set", "mIoU", *names), scores, made),
-            Figure("Every repetition", chart, "Large dots: means. Small dots: repetitions."),
-            numbers,
-            Pictures(
-                "Real, mask, synthetic",
-                [(f"redraw {i}", path) for i, path in enumerate(pictures)],
-                label_consistency(rows, names),
-            ),
-        ],
-        facts,
     )

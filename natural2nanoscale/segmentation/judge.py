@@ -12,7 +12,7 @@ import torch
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.segmentation.evaluation import image_matrices
-from natural2nanoscale.segmentation.metrics import iou, mean_present
+from natural2nanoscale.segmentation.metrics import miou
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
@@ -30,7 +30,8 @@ def train_judge(
     """Train a U-Net in `out`, or take the one that is there; return the mask agreement it measures.
 
     The mask agreement of slices (B,H,W) uint8 with masks (B,H,W) uint8 is the mIoU in [0,1] between what the U-Net
-    sees in the slices and the masks; 0 when no pixel carries a label.
+    sees in the slices and the masks; 0 when no pixel carries a label. It is meant for slices drawn from the validation
+    masks: the training slices themselves, which the U-Net has learned by heart, would flatter what resembles them.
     """
     best = out / "best"
     if not (best / WEIGHTS_NAME).is_file():
@@ -46,7 +47,7 @@ def train_judge(
             seed=seed,
         )
         train(training, validation, settings, device, RunFolder(out), resume=True)
-    model, info = load_unet(best)
+    model, info = load_unet(best, device)
     score = info.trained["best"]["val_miou"]
     print(
         f"the judge's own mIoU on {val_folder.path}: {score:.3f}; mask agreement of synthetic slices can hardly pass it"
@@ -54,6 +55,6 @@ def train_judge(
 
     def agreement(images: np.ndarray, masks: np.ndarray) -> float:
         matrices = image_matrices(model, Slices(list(images), list(masks), info.classes, 0), device)
-        return float(np.nan_to_num(mean_present(iou(matrices.sum(0)))))
+        return float(miou(matrices.sum(0)).nan_to_num())
 
     return agreement

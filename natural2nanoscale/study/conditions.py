@@ -1,0 +1,154 @@
+"""The experiments as data: a U-Net's training set is one line of `conditions`, what is compared one of `contrasts`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.study.presets import Preset
+
+REAL, SYNTHETIC, ROTATION = "real", "synthetic", "real + rotation"  # rotation: drawn anew at every visit
+COPIES, MIXED = "real + copies", "real + synthetic"  # copies: rotated, made once, the paper's standard augmentation
+BOTH, ROTATED_MIX = "real + copies + synthetic", "real + synthetic + rotation"
+THEN_REAL = "synthetic, then real"  # half of the steps each
+UNDER = {"none": (REAL, MIXED), "rotation": (ROTATION, ROTATED_MIX), "nnunet": ("real + nnunet", f"{MIXED} + nnunet")}
+ON_DISK, IN_MEMORY = f"{COPIES}, as PNG", f"{COPIES}, in memory"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One training set of a U-Net, and the budget it is given. Shares are per annotated slice."""
+
+    experiment: str
+    name: str
+    synthetic: float = 0.0
+    copies: float = 0.0  # infinity: as many as the time takes in which the synthetic slices are made
+    real: bool = True  # with the annotated slices themselves
+    augment: str = "none"  # Settings.augment
+    angle: float = Settings.angle  # of rotation, in degrees
+    finetune: bool = False  # half of the steps on the synthetic slices, half on the real ones
+    slices: int | None = None  # annotated ones; None: all that the preset takes
+    split: str = "given"  # or "random"
+    budget: str = ""  # "": the preset's first
+
+    def counts(self, slices: int) -> tuple[int, int]:
+        """How many rotated copies and how many synthetic slices there are beside `slices` annotated ones."""
+        return math.floor(self.copies * slices + 0.5), math.floor(self.synthetic * slices + 0.5)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two training sets of an experiment whose difference is reported; the fields of rows tell them apart."""
+
+    with_it: str
+    without: str
+    where: str = ""  # the circumstance, as the verdict says it
+    suffix: str = ""  # of its label
+    ours: dict = field(default_factory=dict)
+    theirs: dict = field(default_factory=dict)
+
+
+def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
+    """All training sets of the experiments named in `only`. Equal ones are trained once, whoever asks for them."""
+    last = max(preset.ratios)
+    found = [
+        Condition("demo", REAL),
+        Condition("demo", SYNTHETIC, synthetic=last, real=False),
+        Condition("demo", ROTATION, augment="rotation"),
+        Condition("demo", MIXED, synthetic=last),
+        Condition("demo", ROTATED_MIX, synthetic=last, augment="rotation"),
+        Condition("table1", REAL),
+        Condition("table1", ROTATION, augment="rotation"),
+        Condition("table1", SYNTHETIC, synthetic=1, real=False),
+        Condition("figure6", REAL),
+        Condition("table2", MIXED, synthetic=last),
+        Condition("table2", ON_DISK, copies=math.inf),
+        Condition("table2", IN_MEMORY, copies=math.inf),
+        Condition("scarcity", REAL),
+        Condition("scarcity", ROTATION, augment="rotation"),
+    ]
+    for ratio in preset.ratios:
+        found += [
+            Condition("figure6", COPIES, copies=ratio),
+            Condition("figure6", MIXED, synthetic=ratio),
+            Condition("figure6", BOTH, copies=ratio / 2, synthetic=ratio / 2),
+        ]
+    for budget in preset.budgets:
+        found.append(Condition("budget", REAL, budget=budget))
+        for ratio in sorted({min(preset.ratios), last}):
+            found.append(Condition("budget", COPIES, copies=ratio, budget=budget))
+            found.append(Condition("budget", MIXED, synthetic=ratio, budget=budget))
+    for split in ("given", "random"):
+        found += [
+            Condition("split", REAL, split=split),
+            Condition("split", COPIES, copies=min(preset.ratios), split=split),
+            Condition("split", MIXED, synthetic=min(preset.ratios), split=split),
+        ]
+    for count in preset.scarce:
+        found += [
+            Condition("scarcity", REAL, slices=count),
+            Condition("scarcity", ROTATION, augment="rotation", slices=count),
+            Condition("scarcity", MIXED, synthetic=preset.scarce_ratio, slices=count),
+            Condition("scarcity", ROTATED_MIX, synthetic=preset.scarce_ratio, augment="rotation", slices=count),
+        ]
+    kinds = ("flips", "shifts", "noise", "rotation", "paper-all", "nnunet")
+    found.append(Condition("augmentation", REAL))
+    found += [Condition("augmentation", f"real + {kind}", augment=kind) for kind in kinds]
+    for angle in (8, 45, 180):
+        found.append(Condition("augmentation", f"{ROTATION} by {angle}°", augment="rotation", angle=angle))
+    for augment, (plain, mixed) in UNDER.items():
+        found += [
+            Condition("order", plain, augment=augment),
+            Condition("order", mixed, synthetic=last, augment=augment),
+            Condition("order", f"{THEN_REAL} + {augment}", synthetic=last, augment=augment, finetune=True),
+        ]
+    return [condition for condition in found if condition.experiment in only]
+
+
+def contrasts(preset: Preset, experiment: str) -> list[Contrast]:
+    """The differences that an experiment is about; the first ones matter most."""
+    beside, instead = "beside the real slices", "in place of rotated copies"
+    last, first = max(preset.ratios), min(preset.ratios)
+    found = []
+    if experiment == "demo":
+        found += [
+            Contrast(MIXED, REAL, beside),
+            Contrast(ROTATED_MIX, ROTATION, "on top of rotation"),
+            Contrast(MIXED, ROTATION),
+            Contrast(SYNTHETIC, REAL),
+        ]
+    elif experiment == "table1":
+        found.append(Contrast(SYNTHETIC, REAL, "in place of the real slices"))
+    elif experiment == "figure6":
+        for ratio in sorted(preset.ratios, reverse=True):
+            at, suffix = {"ratio": ratio}, f", {ratio:.3g} to 1"
+            found.append(Contrast(MIXED, REAL, beside, suffix, at))
+            found.append(Contrast(BOTH, COPIES, "in place of half of the rotated copies", suffix, at, at))
+            found.append(Contrast(MIXED, COPIES, instead, suffix, at, at))
+    elif experiment == "table2":
+        found.append(Contrast(MIXED, ON_DISK, f"{instead} made in the same time"))
+    elif experiment == "budget":
+        for budget in preset.budgets:
+            at = {"budget": budget}
+            for ratio in sorted({first, last}):
+                own, suffix = at | {"ratio": ratio}, f", {ratio:.3g} to 1, {budget}"
+                found.append(Contrast(MIXED, REAL, beside, suffix, own, at))
+                found.append(Contrast(MIXED, COPIES, instead, suffix, own, own))
+    elif experiment == "split":
+        for split in ("given", "random"):
+            at, suffix = {"split": split}, f", {split} split"
+            found += [Contrast(MIXED, REAL, beside, suffix, at, at), Contrast(MIXED, COPIES, instead, suffix, at, at)]
+    elif experiment == "augmentation":
+        names = dict.fromkeys(condition.name for condition in conditions(preset, (experiment,)))
+        found += [Contrast(name, REAL) for name in names if name != REAL]
+    elif experiment == "order":
+        for augment, (plain, mixed) in UNDER.items():
+            found.append(Contrast(mixed, plain, beside))
+            found.append(Contrast(f"{THEN_REAL} + {augment}", plain, "before the real slices"))
+    else:
+        for count in preset.scarce:
+            at, suffix = {"slices": count}, f", {count} slices"
+            found.append(Contrast(MIXED, REAL, f"beside {count} real slices", suffix, at, at))
+            found.append(Contrast(ROTATED_MIX, ROTATION, f"on top of the rotation of {count}", suffix, at, at))
+    return found
