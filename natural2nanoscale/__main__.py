@@ -65,7 +65,8 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     elif verb == "segment":
         add = parser.add_argument
         add("run", type=Path, help="folder of a U-Net run; the probabilities of its networks are averaged")
-        add("--images", type=Path, required=True, metavar="PATH", help="folder of PNG or TIFF slices, or a TIFF stack")
+        add("--images", type=Path, required=True, metavar="PATH",
+            help="folder of slices, a stack, or a volume: file.mrc, file.h5:/raw, vol.zarr/0")  # fmt: skip
         add("--out", type=Path, required=True, metavar="DIR", help="folder for masks/; a stopped call goes on in it")
         add("--max-pixels", type=at_least(1), default=1_000_000_000, metavar="N",
             help="refuse larger pictures, against decompression bombs (default: %(default)s)")  # fmt: skip

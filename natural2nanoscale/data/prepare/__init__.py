@@ -11,7 +11,8 @@ from natural2nanoscale.data.prepare.settings import Preparation
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="PATH", help="folder of PNG or TIFF slices, or a TIFF stack")
+    slices = "folder of slices, a stack or a volume: PNG, TIFF, MRC, .npy, file.h5:/volumes/raw, vol.zarr/0"
+    add("--images", type=Path, required=True, metavar="PATH", help=slices)
     masks = "their masks: equal file names, or a stack of as many pages; class ids, 0 and 255, or colours"
     add("--masks", type=Path, required=True, metavar="PATH", help=masks)
     add("--out", type=Path, default=DATA, metavar="DIR", help="data root to make")
