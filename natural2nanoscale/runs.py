@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import statistics
 import subprocess
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -33,11 +32,6 @@ from natural2nanoscale.files import (
     write_json,
     write_lines,
 )
-
-
-def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (ddof 1); the latter is None for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 class RunFolder:

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from natural2nanoscale.data.augment import warp
-from natural2nanoscale.data.encoders import encode_mask
+from natural2nanoscale.data.encoders import encode_gray, encode_mask
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.controlnet import Batch, Denoiser, denoising_loss, make_controlnet
 from natural2nanoscale.phantom.volume import volume
 from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
-from natural2nanoscale.segmentation.unet import UNet, initialize, normalize
+from natural2nanoscale.segmentation.unet import UNet, initialize
 
 
 def test_seeds():
@@ -34,7 +34,7 @@ def test_unet_logits():
     model = UNet(3, 8, 2)
     initialize(model, generator_for("golden"))
     grey = torch.arange(32 * 48).view(1, 32, 48) % 251
-    logits = model(normalize(grey))
+    logits = model(encode_gray(grey, 1))
     assert logits.mean(dim=(0, 2, 3)).tolist() == pytest.approx([-0.328878, 0.307900, -0.080339], abs=1e-5)
     assert logits.std().item() == pytest.approx(0.756192, abs=1e-5)
 

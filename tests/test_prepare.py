@@ -10,8 +10,8 @@ import tifffile
 from em_source import THIRDS, Source, fill, run_verb, stack
 from PIL import Image
 
-from natural2nanoscale.data import prepare
-from natural2nanoscale.data.inspection import open_root
+from natural2nanoscale.data.check import open_root
+from natural2nanoscale.verbs import prepare
 
 AXON = Path(__file__).resolve().parents[2] / "shared" / "data" / "axon_sem"
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.segmentation import segment
 from natural2nanoscale.segmentation.inference import predict_mask, tile_spans
-from natural2nanoscale.segmentation.unet import UNet, UNetInfo, move_to, normalize, save_unet
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, move_to, save_unet
 
 CLASSES = Classes.named("background", "cytoplasm", "nucleus")
 
@@ -51,14 +52,14 @@ def test_tiles_give_what_the_whole_gives_where_pixels_are_judged_by_their_surrou
     torch.manual_seed(0)
     convolution = torch.nn.Conv2d(1, 3, 5, padding=2, padding_mode="replicate").requires_grad_(False)
     grey = torch.from_numpy(slices(2))
-    expected = convolution(normalize(grey)).argmax(1)
+    expected = convolution(encode_gray(grey, 1)).argmax(1)
     assert torch.equal(predict_mask([convolution], grey, tile=17, margin=3).long(), expected)
 
 
 def test_several_networks_are_averaged_as_probabilities(tmp_path):
     models, grey = make_run(tmp_path / "run"), torch.from_numpy(slices(2))
     with torch.no_grad():
-        expected = torch.stack([model(normalize(grey)).softmax(1) for model in models]).mean(0).argmax(1)
+        expected = torch.stack([model(encode_gray(grey, 1)).softmax(1) for model in models]).mean(0).argmax(1)
     found = predict_mask(models, grey)
     assert found.dtype == torch.uint8 and torch.equal(found.long(), expected)
     assert not torch.equal(found, predict_mask(models[:1], grey))

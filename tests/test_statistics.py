@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.segmentation.metrics import iou, mean_present
+from natural2nanoscale.segmentation.metrics import miou
 from natural2nanoscale.study.comparisons import compare, scope, shared_slices
 from natural2nanoscale.study.statistics import block_bootstrap, paired_difference, t_distribution, t_quantile
 from natural2nanoscale.study.training_sets import draw_train
@@ -61,7 +61,7 @@ def test_bootstrap_of_equal_blocks_is_a_point_and_pools_before_it_divides():
     rng = np.random.default_rng(0)
     one, other = (np.tile(rng.integers(0, 50, (1, 1, 3, 3)), (1, 6, 1, 1)) for _ in range(2))
     low, high = block_bootstrap(one, other, block=3, volumes=[0])
-    pooled = [mean_present(iou(torch.from_numpy(m[0].sum(0)))) for m in (one, other)]
+    pooled = [miou(torch.from_numpy(m[0].sum(0))).item() for m in (one, other)]
     assert low == pytest.approx(pooled[0] - pooled[1]) == pytest.approx(high)
 
 

@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from natural2nanoscale.data.augment import place_windows
-from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.data.encoders import encode_gray
+from natural2nanoscale.data.roots import refuse_other_classes
 from natural2nanoscale.draws import permutations, sample_seeds, uniform
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.slices import Slices
-from natural2nanoscale.segmentation.unet import normalize
+from natural2nanoscale.segmentation.slices import Slices, refuse_unlabelled
 
 BYTES_PER_PIXEL_AND_WIDTH = 120  # of float32 activations and gradients in one training pass
 
 
 def check(training: Slices, validation: Slices, settings: Settings) -> None:
     """Raise InputError for data and settings that cannot be trained on."""
-    if training.classes != validation.classes:
-        raise InputError(
-            f"training slices have classes {', '.join(training.classes.names)}, validation slices "
-            f"{', '.join(validation.classes.names)}, or their colours differ: take both from one dataset"
-        )
+    refuse_other_classes("the validation set", validation.classes, "the training set", training.classes)
     for name, slices in (("training", training), ("validation", validation)):
-        if all((mask == IGNORE_ID).all() for mask in slices.masks):
-            raise InputError(f"no pixel of the {len(slices)} {name} masks carries a label: check the masks")
+        refuse_unlabelled(slices, f"the {name} set")
     if settings.crop is None and len(training.shapes) > 1:
         (h0, w0), (h1, w1) = training.shapes[0], training.shapes[-1]
         raise InputError(
@@ -113,6 +109,37 @@ def enlarge(slices: Slices, size: int) -> list[tuple[int, int]]:
     return entries + [(index, 0) for index in range(slices.real, len(slices))]
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How long a training is, and in which portions it takes its slices."""
+
+    slices: int  # in an epoch
+    real: int  # of these
+    per_step: int  # slices
+    per_epoch: int  # steps
+    total_steps: int  # at most
+    validate_every: int  # steps
+    window: tuple[int, int]  # (height, width) of what the network sees
+    micro_batch: int  # windows per forward pass, at most
+
+
+def schedule_of(training: Slices, validation: Slices, settings: Settings, device: torch.device) -> Schedule:
+    """The schedule of a training on slices that `check` has let pass."""
+    count = set_size(training, settings)
+    per_epoch, total_steps = plan_steps(count, settings)
+    height, width = settings.crop[::-1] if settings.crop else training.shapes[0]
+    return Schedule(
+        slices=count,
+        real=count - (len(training) - training.real),
+        per_step=slices_per_step(settings, count),
+        per_epoch=per_epoch,
+        total_steps=total_steps,
+        validate_every=steps_between_validations(training, validation, settings),
+        window=(height, width),
+        micro_batch=settings.micro_batch or micro_batch_size(height * width, settings.width, device),
+    )
+
+
 def set_size(training: Slices, settings: Settings) -> int:
     """How many slices an epoch takes."""
     return len(training) if settings.enlarge_to is None else settings.enlarge_to + len(training) - training.real
@@ -175,7 +202,7 @@ def read_batch(pool: DeviceSlices, samples: torch.Tensor, settings: Settings) ->
         recipe = "none" if original else settings.augment
         shape = (grey.shape[1], grey.shape[2])
         size = (settings.crop[1], settings.crop[0]) if settings.crop else shape
-        values, centers = normalize(grey), None
+        values, centers = encode_gray(grey, 1), None
         if pool.fixed is not None and settings.crop:
             draws = uniform(sample_seeds(chosen, settings.seed, "window"), 3)
             _, centers = place_windows(draws, shape, size, 0.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 import torch
 
 from natural2nanoscale.data.classes import IGNORE_ID
@@ -36,9 +39,9 @@ def dice(matrix: torch.Tensor) -> torch.Tensor:
     return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
 
 
-def mean_present(scores: torch.Tensor) -> float:
-    """Mean over the classes that occur: mIoU from `iou`. NaN when there is none."""
-    return scores.nanmean().item()
+def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (ddof 1); the latter is None for a single value, both where there is none."""
+    return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
 
 
 def percent(mean: float | None, std: float | None = None) -> str:

@@ -1,8 +1,7 @@
-"""The verb `segment`: what all of this is for, masks of slices that nobody has annotated."""
+"""What all of this is for: masks of slices that nobody has annotated."""
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.data.prepare.pairing import list_pages
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.sheets import colored, overlay, sheet
-from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import save_png, sha256
 from natural2nanoscale.runs import RunFolder, open_run
@@ -27,14 +25,16 @@ from natural2nanoscale.signals import Interrupted, StopSignal
 SHOWN = 6  # slices on the contact sheet
 
 
-def run_segment(args: argparse.Namespace) -> None:
-    """The verb `segment`: a mask for every slice of args.images; makes only what is missing in args.out."""
-    device = select_device(args.device)
-    folders = trained_seeds(args.run)
+def segment_slices(unets: Path, images: Path, out: Path, device: torch.device, max_pixels: int) -> None:
+    """A mask for every slice of a folder or stack by the U-Nets of a run; makes only what is missing in `out`.
+
+    Raises InputError for unusable slices, of which none has more than `max_pixels`, and Interrupted after a signal.
+    """
+    folders = trained_seeds(unets)
     networks = [load_unet(folder, device) for folder in folders]
     models, info = [model for model, _ in networks], networks[0][1]
-    with Reader(args.max_pixels) as reader, Reader(args.max_pixels) as masks:
-        images = args.images / "images" if (args.images / "dataset.json").is_file() else args.images
+    with Reader(max_pixels) as reader, Reader(max_pixels) as masks:
+        images = images / "images" if (images / "dataset.json").is_file() else images
         pages = list_pages(images, reader, "--images")
         twice = [stem for stem, count in Counter(page.stem for page in pages).items() if count > 1]
         if twice:
@@ -46,7 +46,7 @@ def run_segment(args: argparse.Namespace) -> None:
             "networks": {folder.parent.name: sha256(folder / WEIGHTS_NAME) for folder in folders},
             "classes": info.classes.to_json(),
         }
-        run = open_run(args.out, config, (args.out / "config.json").is_file())
+        run = open_run(out, config, (out / "config.json").is_file())
         run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
         (run.path / "masks").mkdir(exist_ok=True)
         rows = {row["image"]: row for row in run.read_log()}

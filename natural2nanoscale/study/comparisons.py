@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from natural2nanoscale.charts import interval_plot
-from natural2nanoscale.runs import mean_std
-from natural2nanoscale.segmentation.metrics import percent
+from natural2nanoscale.segmentation.metrics import mean_std, percent
 from natural2nanoscale.study.conditions import Contrast, contrasts
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.report import Figure, Table

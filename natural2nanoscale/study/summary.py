@@ -9,7 +9,8 @@ from dataclasses import replace
 from natural2nanoscale.charts import curves, dot_plot
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
-from natural2nanoscale.runs import RunFolder, mean_std
+from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.segmentation.metrics import mean_std
 from natural2nanoscale.study.comparisons import (
     compare_all,
     difference_parts,
