@@ -99,7 +99,8 @@ def flags_of(settings: type) -> dict[str, tuple[str, dict]]:
     for field in dataclasses.fields(settings):
         if field.metadata:
             flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")
-            flags[field.name] = flag, {"default": field.default, **field.metadata["argument"]}
+            default = None if field.default is dataclasses.MISSING else field.default
+            flags[field.name] = flag, {"default": default, **field.metadata["argument"]}
     return flags
 
 

@@ -5,11 +5,11 @@ import pytest
 from em_source import THIRDS, Source, run_verb, stack
 from PIL import Image
 
-from natural2nanoscale.data import check
+from natural2nanoscale.data.check import open_root, report
 from natural2nanoscale.data.folders import write_pairs
-from natural2nanoscale.data.inspection import open_root, report
 from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.verbs import check
 
 
 @pytest.fixture

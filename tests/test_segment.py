@@ -80,6 +80,21 @@ def test_a_16_bit_stack_passes_through_the_window_of_the_training_set(tmp_path, 
     assert [sum(row["pixels"]) for row in rows] == [40 * 56] * 3
 
 
+def test_a_volume_in_a_container_is_segmented(tmp_path, verb):
+    import h5py
+
+    models, stack = make_run(tmp_path / "run"), slices(2)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["volumes/raw"], file["other"] = stack, stack
+    call = ("segment", tmp_path / "run", "--out", tmp_path / "out", "--images")
+    assert "a.h5:/volumes/raw" in verb(*call, tmp_path / "a.h5", expect=2).stderr
+    verb(*call, f"{tmp_path / 'a.h5'}:/volumes/raw")
+    assert "2 slices, 0 to segment" in verb(*call, f"{tmp_path / 'a.h5'}:/volumes/raw").stdout
+    for index, page in enumerate(stack):
+        mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"slice_{index:04d}.png"))
+        assert np.array_equal(mask, predict_mask(models, torch.from_numpy(page)[None])[0])
+
+
 def test_a_stopped_call_goes_on_and_other_networks_are_refused(tmp_path, verb, monkeypatch):
     make_run(tmp_path / "run")
     (tmp_path / "images").mkdir()

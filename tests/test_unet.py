@@ -80,12 +80,12 @@ def test_bfloat16_is_of_the_arithmetic_alone():
     assert (exact - logits).abs().mean() < 0.02 * exact.std()
 
 
-def test_auto_is_bfloat16_where_the_device_computes_in_it(monkeypatch):
+def test_auto_is_bfloat16_on_a_gpu_that_computes_in_it(monkeypatch):
     for native, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-        assert select_precision("auto", CPU) == expected
-        assert select_precision("float32", CPU) == "float32" and select_precision("bfloat16", CPU) == "bfloat16"
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert select_precision("auto", torch.device("cuda")) == expected
+    assert select_precision("auto", CPU) == "float32"
+    assert select_precision("bfloat16", CPU) == "bfloat16"
 
 
 def test_a_network_is_loaded_in_the_precision_of_its_training_where_that_is_native(tmp_path, monkeypatch):

@@ -5,30 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import slice_digest
+from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import refuse_non_empty, save_png, write_json
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
-# what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
-PICTURE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
-    OverflowError,
-    MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,26 +96,6 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     """`count` items, first and last among them, or all when there are fewer; of one, the first."""
     count = min(count, len(items))
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
-
-
-def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:
-    """(H,W) uint8 of an 8-bit single-channel PNG or TIFF; InputError for anything else.
-
-    modes: Pillow's names. A palette picture, "P", gives its indices: class ids, but no grey values.
-    """
-    try:
-        with Image.open(path, formats=["PNG", "TIFF"]) as picture:
-            pages = getattr(picture, "n_frames", 1)
-            if picture.mode not in modes or pages != 1:
-                raise InputError(
-                    f"{path} is a {picture.mode} picture with {pages} page(s), expected "
-                    "one page of 8-bit grey values: convert it with `python -m natural2nanoscale prepare`"
-                )
-            return np.array(picture)
-    except PICTURE_ERRORS as error:
-        raise InputError(
-            f"{path} cannot be read as a PNG or TIFF picture ({error}): replace or remove the file"
-        ) from error
 
 
 def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFolder:

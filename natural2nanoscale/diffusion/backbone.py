@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from natural2nanoscale.diffusion.hub import PARTS, cached, from_hub
 from natural2nanoscale.diffusion.original import read_backbone, refuse_pickle
+from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.stable_diffusion import (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_15,
@@ -133,6 +134,22 @@ def load_backbone(
     for part in (vae, unet):  # the faster memory format on CPU and on GPU alike
         part.to(memory_format=torch.channels_last)
     return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, recommended, fingerprint)
+
+
+def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
+    """The settings with the backbone's window and learning rate where they name none.
+
+    Raises InputError for a window that does not fit the backbone's grid.
+    """
+    crop, grid = settings.crop or backbone.recommended.crop, backbone.grid
+    if crop[0] % grid or crop[1] % grid:
+        up = tuple(-(-length // grid) * grid for length in crop)
+        raise InputError(
+            f"--crop {crop[0]}x{crop[1]} does not fit the backbone, expected multiples of {grid} pixels such as "
+            f"{up[0]}x{up[1]}"
+        )
+    rate = backbone.recommended.learning_rate if settings.learning_rate is None else settings.learning_rate
+    return replace(settings, crop=crop, learning_rate=rate)
 
 
 def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:

@@ -113,7 +113,7 @@ def converted_window(images: Path) -> tuple[float, float] | None:
 
 def stamp(page: Page) -> list[int]:
     """Size and time of a slice's file: what tells a new one under an old name."""
-    status = page.path.stat()
+    status = page.file.stat()
     return [status.st_size, status.st_mtime_ns]
 
 

@@ -102,8 +102,14 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def select_precision(name: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where the device computes in it, else float32; the two others are themselves."""
-    return ("bfloat16" if native_bfloat16(device) else "float32") if name == "auto" else name
+    """`auto` is bfloat16 on a GPU that computes in it, else float32; the two others are themselves.
+
+    On a CPU only if asked for: there it makes a third of the time, and cost narrow U-Nets (width 8, two slices, 1,500
+    steps, two seeds) six points of mIoU.
+    """
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" and native_bfloat16(device) else "float32"
 
 
 def move_to(model: UNet, device: torch.device) -> UNet:

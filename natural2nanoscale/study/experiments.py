@@ -63,8 +63,8 @@ def run_study(preset: Preset, place: Place, settings: dict | None = None) -> Non
     """
     from natural2nanoscale.data.folders import fingerprint, open_pairs
     from natural2nanoscale.device import select_device, select_dtype
-    from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone
-    from natural2nanoscale.diffusion.command import fitting_crop
+    from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone, settle
+    from natural2nanoscale.diffusion.settings import FineTuning
     from natural2nanoscale.files import write_json
     from natural2nanoscale.runs import open_run
     from natural2nanoscale.signals import Interrupted
@@ -84,7 +84,7 @@ def run_study(preset: Preset, place: Place, settings: dict | None = None) -> Non
     preset = without_scarcity(preset, full)
     name = backbone_name(place.backbone, folders["train"].info.origin if folders else "phantom")
     backbone = load_backbone(name, device, select_dtype("auto", device))
-    fitting_crop(preset.crop or backbone.recommended.crop, backbone)
+    settle(FineTuning(preset.crop, None), backbone)  # refuses a window that does not fit
     config = {
         "kind": "demo" if preset.name == "demo" else "experiments",
         "log_format": 2,  # of the lines, and of how seeds are derived: an older folder is another study

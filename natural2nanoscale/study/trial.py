@@ -12,11 +12,13 @@ from pathlib import Path
 
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs
 from natural2nanoscale.data.sheets import colored, sheet
-from natural2nanoscale.diffusion.backbone import Backbone
-from natural2nanoscale.diffusion.command import controlnet_config, fitting_crop, read_prompts
-from natural2nanoscale.diffusion.saving import load_trained
+from natural2nanoscale.diffusion.backbone import Backbone, settle
+from natural2nanoscale.diffusion.batches import TrainingData
+from natural2nanoscale.diffusion.prompts import read_prompts
+from natural2nanoscale.diffusion.saving import load_trained, run_config
 from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
+from natural2nanoscale.diffusion.synthetic_folder import Request
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.files import save_png, write_json
 from natural2nanoscale.runs import RunFolder, open_run
@@ -109,15 +111,9 @@ def make_synthetic(
 
     `steps` None takes the paper's 600 epochs.
     """
-    prompts = read_prompts(None)
-    tuning = FineTuning(
-        crop=fitting_crop(crop or backbone.recommended.crop, backbone),
-        learning_rate=backbone.recommended.learning_rate,
-        max_weight=backbone.recommended.max_weight,
-        max_steps=steps,
-        seed=seed,
-        keep=1,
-    )
+    data = TrainingData(folders["train"], folders["val"], read_prompts())
+    weight = backbone.recommended.max_weight
+    tuning = settle(FineTuning(crop, None, max_weight=weight, max_steps=steps, seed=seed, keep=1), backbone)
     total = tuning.total_steps(len(folders["train"].stems))
     third = max(1, total // 3)  # strips at four stages (paper, Figure 4)
     tuning = replace(tuning, sample_every=third, checkpoint_every=min(third, tuning.checkpoint_every))
@@ -125,22 +121,13 @@ def make_synthetic(
     begun = checkpoint is not None
     if not begun:  # new, or stopped before its first checkpoint
         shutil.rmtree(out / "controlnet", ignore_errors=True)
-    config = controlnet_config(tuning, backbone, prompts, folders["train"], folders["val"])
+    config = run_config(tuning, backbone, data)
     run = open_run(out / "controlnet", config, begun, MAY_CHANGE)
     if not begun or checkpoint.step < total:
-        fine_tune(run, backbone, folders["train"], folders["val"], prompts, tuning, begun)
+        fine_tune(run, backbone, data, tuning, begun)
     controlnet, backbone = load_trained(out / "controlnet", backbone)
-    synthesize(
-        out / "synthetic",
-        backbone,
-        controlnet,
-        folders["train"],
-        prompts,
-        sampling_settings(backbone),
-        per_mask,
-        seed=seed,
-        learned=config["learned"],
-    )
+    request = Request(data.prompts, sampling_settings(backbone), per_mask, seed, config["learned"])
+    synthesize(out / "synthetic", backbone, controlnet, folders["train"], request)
     return open_pairs(out / "synthetic")
 
 
@@ -162,12 +149,12 @@ def time_generation(scratch: Path, backbone: Backbone, controlnet_run: Path, tra
     shutil.rmtree(scratch, ignore_errors=True)
     some = replace(train, stems=train.stems[:8])
     controlnet, backbone = load_trained(controlnet_run, backbone)
-    arguments = backbone, controlnet, some, read_prompts(None), sampling_settings(backbone)
-    synthesize(scratch / "synthetic", *arguments, per_mask=1)  # warms up
+    out, one = scratch / "synthetic", Request(read_prompts(), sampling_settings(backbone))
+    synthesize(out, backbone, controlnet, some, one)  # warms up
     started = time.perf_counter()
-    synthesize(scratch / "synthetic", *arguments, per_mask=1)  # finds nothing to make
+    synthesize(out, backbone, controlnet, some, one)  # finds nothing to make
     ready = time.perf_counter()
-    made = synthesize(scratch / "synthetic", *arguments, per_mask=3)
+    made = synthesize(out, backbone, controlnet, some, replace(one, per_mask=3))
     seconds = {"synthetic": (time.perf_counter() - ready - (ready - started)) / made}
 
     slices = load_slices(train)

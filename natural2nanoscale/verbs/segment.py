@@ -8,8 +8,9 @@ from natural2nanoscale.cli import at_least
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    slices = "folder of slices, a stack, or a volume: file.mrc, file.h5:/raw, vol.zarr/0"
     add("run", type=Path, help="folder of a U-Net run; the probabilities of its networks are averaged")
-    add("--images", type=Path, required=True, metavar="PATH", help="folder of PNG or TIFF slices, or a TIFF stack")
+    add("--images", type=Path, required=True, metavar="PATH", help=slices)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for masks/; a stopped call goes on in it")
     add(
         "--max-pixels",

@@ -1,0 +1,21 @@
+"""What slices are called when a ControlNet learns and draws: a text file, one prompt per line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from natural2nanoscale.errors import InputError
+
+PROMPTS = Path(__file__).with_name("prompts.txt")
+
+
+def read_prompts(file: Path | None = None) -> list[str]:
+    """One prompt per line; empty lines do not count. Default: the 37 prompts of the package."""
+    file = file or PROMPTS
+    try:
+        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompts {file} cannot be read ({error}): expected a text file") from error
+    if not prompts:
+        raise InputError(f"--prompts {file} holds no prompt, expected one per line")
+    return prompts
