@@ -94,7 +94,7 @@ class Settings:
     )
     compile: bool = setting(False, "torch.compile; about a minute at the start, less time per step")
     precision: str = setting(
-        "auto", "of the arithmetic, weights are float32; auto is bfloat16 where the device computes in it",
+        "auto", "of the arithmetic, weights are float32; auto is bfloat16 on a GPU that computes in it",
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
     checkpoint_every: int = setting(200, "steps between checkpoints", at_least(1), metavar="STEPS")
