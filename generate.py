@@ -20,7 +20,7 @@ from natural2nanoscale.cli import (
     shard,
     this_call,
 )
-from natural2nanoscale.diffusion.settings import SamplingSettings
+from natural2nanoscale.diffusion.settings import FAST, SamplingSettings
 from natural2nanoscale.errors import InputError
 
 
@@ -37,6 +37,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--per-mask", type=at_least(1), default=1, metavar="N", help="images per mask")
     add_settings(parser, SamplingSettings)
     parser.set_defaults(strength=None, start=None)  # the backbone's, where they are not given
+    add("--fast", action="store_true",
+        help="--sampler {sampler} --steps {steps} --precision bf16, unless given otherwise".format(**FAST))  # fmt: skip
     add("--edges", choices=("none", "real"), default="none",
         help="of the mask's real slice, for a ControlNet trained with --condition mask+edges")  # fmt: skip
     add("--batch-size", type=at_least(1), default=4, metavar="N", help="images drawn at once; does not change them")
@@ -45,7 +47,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=at_least(0), default=0, metavar="N", help="seed of noise and prompts")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the U-Net and ControlNet")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.fast:
+        parser.set_defaults(**FAST, precision="bf16")
+        args = parser.parse_args()
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

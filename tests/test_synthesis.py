@@ -109,6 +109,14 @@ def test_shards_by_the_script(script, data_folder, tiny_backbone, tmp_path):
     rows = rows_of(data_folder / "synthetic/manifest.jsonl")
     assert len(rows) == 4 and {row["sampler"] for row in rows} == {"unipc"}
 
+    # a preset, of which what is given is not taken
+    script(*make, "--fast", "--precision", "fp32", "--out", tmp_path / "fast")
+    info = json.loads((tmp_path / "fast/dataset.json").read_text())["split"]
+    assert (info["sampler"], info["steps"], info["precision"]) == ("unipc", 1, "float32")
+    script(*make[:-2], "--fast", "--out", tmp_path / "faster")
+    info = json.loads((tmp_path / "faster/dataset.json").read_text())["split"]
+    assert (info["sampler"], info["steps"], info["precision"]) == ("unipc", 6, "bfloat16")
+
 
 @pytest.mark.parametrize("value, reason", [(0, "of one grey value, 0"), (77, "of one grey value, 77")])
 def test_slices_without_a_picture_are_never_written(draw, tmp_path, monkeypatch, value, reason):

@@ -125,3 +125,6 @@ class SamplingSettings:
     def steps_taken(self) -> int:
         """The share `start` of the steps, rounded down."""
         return int(self.steps * self.start + 1e-6)  # 50 * 0.58 is 28.999999999999996
+
+
+FAST = {"sampler": "unipc", "steps": 6}  # what --fast stands for, in bfloat16
