@@ -17,9 +17,10 @@ from natural2nanoscale.cli import (
     main_guard,
     refuse_torchrun,
     settings_from,
+    shard,
     this_call,
 )
-from natural2nanoscale.diffusion.settings import SamplingSettings
+from natural2nanoscale.diffusion.settings import FAST, SamplingSettings
 from natural2nanoscale.errors import InputError
 
 
@@ -36,13 +37,21 @@ def parse_arguments() -> argparse.Namespace:
     add("--per-mask", type=at_least(1), default=1, metavar="N", help="images per mask")
     add_settings(parser, SamplingSettings)
     parser.set_defaults(strength=None, start=None)  # the backbone's, where they are not given
+    add("--fast", action="store_true",
+        help="--sampler {sampler} --steps {steps} --precision bf16, unless given otherwise".format(**FAST))  # fmt: skip
     add("--edges", choices=("none", "real"), default="none",
         help="of the mask's real slice, for a ControlNet trained with --condition mask+edges")  # fmt: skip
     add("--batch-size", type=at_least(1), default=4, metavar="N", help="images drawn at once; does not change them")
+    add("--shard", type=shard, default="1/1", metavar="I/N",
+        help="draw one of N shares of the images; the N calls need not know of one another")  # fmt: skip
     add("--seed", type=at_least(0), default=0, metavar="N", help="seed of noise and prompts")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the U-Net and ControlNet")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.fast:
+        parser.set_defaults(**FAST, precision="bf16")
+        args = parser.parse_args()
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
@@ -50,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from natural2nanoscale.data.classes import Classes
-    from natural2nanoscale.data.folders import open_pairs
+    from natural2nanoscale.data.folders import open_pairs, read_generation
     from natural2nanoscale.data.roots import (
         data_root,
         held_out_parts,
@@ -98,12 +107,14 @@ def main(args: argparse.Namespace) -> None:
     advised = {"strength": backbone.recommended.strength, "start": backbone.recommended.start}
     settings = replace(settings, **(advised | given))
     controlnet, backbone = load_trained(args.controlnet, backbone, args.checkpoint)
+    share = "" if args.shard == (1, 1) else ", share {} of {}".format(*args.shard)
     print(
-        f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
-        f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start {settings.start:g}, "
-        f"from {settings.condition}, on {device}"
+        f"{args.per_mask} slice(s) from each of {len(source.stems)} masks{share}, {settings.steps} {settings.sampler} "
+        f"steps, guidance {settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start "
+        f"{settings.start:g}, from {settings.condition}, on {device}"
     )
-    request = Request(prompts, settings, args.per_mask, args.seed, learned_json([learned], trained), this_call())
+    learned, call = learned_json([learned], trained), this_call("--shard")
+    request = Request(prompts, settings, args.per_mask, args.seed, learned, call, args.shard)
     try:
         made = synthesize(out, backbone, controlnet, source, request, args.batch_size)
     except torch.OutOfMemoryError:
@@ -112,6 +123,9 @@ def main(args: argparse.Namespace) -> None:
             f"{device} ran out of memory: call it again with {fewer}slices that `python -m natural2nanoscale prepare "
             "--size` has cut into smaller ones"
         ) from None
+    if not (out / "dataset.json").is_file():
+        print(f"{made} new slices in {out}, others are missing; next: {read_generation(out)[2]}")
+        return
     after = command("python train_unet.py", data=args.data, synthetic=args.out, synthetic_ratio=f"{args.per_mask}.0")
     print(f"{made} new slices in {out}; next: {after}")
 

@@ -155,6 +155,17 @@ def size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def shard(text: str) -> tuple[int, int]:
+    """Argument type of i/n, the i-th of n shares, i from 1."""
+    try:
+        index, count = (int(part) for part in text.split("/"))
+        if not 1 <= index <= count:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share such as 1/4 or 4/4") from None
+    return index, count
+
+
 def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
     """Argument type of a finite number that is not below `minimum`."""
 
@@ -181,9 +192,14 @@ def command(start: str, *words: object, **flags: object) -> str:
     return " ".join([start, *(shlex.quote(str(part)) for part in (*words, *pairs))])
 
 
-def this_call() -> str:
-    """The command line that is running, to be copied."""
-    return shlex.join(["python", *sys.argv])
+def this_call(*without: str) -> str:
+    """The command line that is running, to be copied, without some flags and their values."""
+    words = list(sys.argv)
+    for flag in without:
+        words = [word for word in words if not word.startswith(f"{flag}=")]
+        if flag in words:
+            del words[words.index(flag) : words.index(flag) + 2]
+    return shlex.join(["python", *words])
 
 
 def refuse_torchrun() -> None:

@@ -9,20 +9,23 @@ from backbones import disturbed, pipeline
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetPipeline,
+    UniPCMultistepScheduler,
 )
 
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, load_backbone
 from natural2nanoscale.diffusion.controlnet import (
     Batch,
     Denoiser,
+    computed_once,
     denoising_loss,
     latent_moments,
     make_controlnet,
     predict_noise,
 )
-from natural2nanoscale.diffusion.sampling import ddim_scheduler, sample
+from natural2nanoscale.diffusion.sampling import sample, sampling_scheduler
 from natural2nanoscale.diffusion.settings import SamplingSettings
 
 CPU = torch.device("cpu")
@@ -93,50 +96,63 @@ def test_noisy_timesteps_weigh_up_to_the_limit(backbone):
         assert weighted / plain == pytest.approx(min(max((1 - alpha) / alpha, 1.0), 9.0), rel=1e-5)
 
 
+def sampled_by_both(backbone, scheduler, settings):
+    """Ours in [0,1], and diffusers' pipeline with a scheduler of its own, from the same noise."""
+    controlnet = disturbed(backbone)
+    _, noise, _, _, conditioning = batch(backbone, count=1)
+    prompt = ["a dark cell"]
+    embeds, negative = encode_prompts(backbone, prompt), encode_prompts(backbone, [""])
+    generators = [torch.Generator().manual_seed(7)]
+    ours = sample(backbone, controlnet, noise, conditioning, embeds, negative, settings, generators)
+    theirs = pipeline(StableDiffusionControlNetPipeline, backbone, controlnet, scheduler)(
+        prompt,
+        image=conditioning,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        controlnet_conditioning_scale=settings.strength,
+        eta=settings.eta,
+        latents=noise.clone(),
+        generator=[torch.Generator().manual_seed(7)],
+        output_type="pt",  # (1,3,H,W) in [0,1]
+    ).images
+    return (ours / 2 + 0.5).clamp(0, 1), theirs
+
+
 @pytest.mark.parametrize(
     "guidance, strength, eta, prediction_type",
     [(1.0, 1.0, 0.0, "epsilon"), (3.0, 0.7, 0.0, "epsilon"), (2.0, 1.0, 1.0, "v_prediction")],
 )
 def test_sample_equals_diffusers_pipeline(backbone, guidance, strength, eta, prediction_type):
     scheduler = DDPMScheduler.from_config(backbone.scheduler.config, prediction_type=prediction_type)
-    backbone = replace(backbone, scheduler=scheduler)
-    controlnet = disturbed(backbone)
-    _, noise, _, _, conditioning = batch(backbone, count=1)
-    prompt = ["a dark cell"]
-    ours = sample(
-        backbone,
-        controlnet,
-        noise,
-        conditioning,
-        encode_prompts(backbone, prompt),
-        encode_prompts(backbone, [""]),
-        SamplingSettings(steps=5, guidance=guidance, strength=strength, eta=eta),
-        [torch.Generator().manual_seed(7)],
-    )
     ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False, steps_offset=1, set_alpha_to_one=False)
-    theirs = pipeline(StableDiffusionControlNetPipeline, backbone, controlnet, ddim)(
-        prompt,
-        image=conditioning,
-        num_inference_steps=5,
-        guidance_scale=guidance,
-        controlnet_conditioning_scale=strength,
-        eta=eta,
-        latents=noise.clone(),
-        generator=[torch.Generator().manual_seed(7)],
-        output_type="pt",  # (1,3,H,W) in [0,1]
-    ).images
-    assert ((ours / 2 + 0.5).clamp(0, 1) - theirs).abs().max() < 1e-4
+    settings = SamplingSettings(steps=5, guidance=guidance, strength=strength, eta=eta)
+    ours, theirs = sampled_by_both(replace(backbone, scheduler=scheduler), ddim, settings)
+    assert (ours - theirs).abs().max() < 1e-4
 
 
-def test_start_from_the_real_slice_equals_diffusers_pipeline(tiny_backbone):
+@pytest.mark.parametrize(
+    "sampler, solver, prediction_type",
+    [("dpm++", DPMSolverMultistepScheduler, "epsilon"), ("unipc", UniPCMultistepScheduler, "v_prediction")],
+)
+def test_the_other_samplers_equal_diffusers_pipeline(backbone, sampler, solver, prediction_type):
+    scheduler = DDPMScheduler.from_config(backbone.scheduler.config, prediction_type=prediction_type)
+    settings = SamplingSettings(sampler, steps=5, guidance=2.0)
+    backbone = replace(backbone, scheduler=scheduler)
+    ours, theirs = sampled_by_both(backbone, solver.from_config(scheduler.config), settings)
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
+def test_start_from_the_real_slice_equals_diffusers_pipeline(tiny_backbone, sampler):
     backbone = load_backbone(str(tiny_backbone), CPU)
     controlnet = disturbed(backbone)
     real_latents, _, _, _, conditioning = batch(backbone, count=1)
     noise = torch.randn(real_latents.shape, generator=torch.Generator().manual_seed(3))
     embeds, negative = encode_prompts(backbone, ["a dark cell"]), encode_prompts(backbone, [""])
-    settings = SamplingSettings(steps=10, guidance=2.0, start=0.6)
+    settings = SamplingSettings(sampler, steps=10, guidance=2.0, start=0.6)
     ours = sample(backbone, controlnet, noise, conditioning, embeds, negative, settings, real_latents=real_latents)
-    theirs = pipeline(StableDiffusionControlNetImg2ImgPipeline, backbone, controlnet, ddim_scheduler(backbone))(
+    scheduler = sampling_scheduler(backbone, sampler)
+    theirs = pipeline(StableDiffusionControlNetImg2ImgPipeline, backbone, controlnet, scheduler)(
         "a dark cell",
         image=real_latents,  # four channels: taken as latents
         control_image=conditioning,
@@ -150,6 +166,26 @@ def test_start_from_the_real_slice_equals_diffusers_pipeline(tiny_backbone):
         output_type="pt",
     ).images
     assert ((ours / 2 + 0.5).clamp(0, 1) - theirs).abs().max() < 1e-4
+
+
+def test_what_no_timestep_changes_is_computed_once(backbone):
+    controlnet = disturbed(backbone)
+    latents, _, timesteps, hidden, conditioning = batch(backbone)
+    once = [controlnet.controlnet_cond_embedding]
+    for model in (backbone.unet, controlnet):
+        once += [layer for name, layer in model.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    calls = []
+    handles = [layer.register_forward_hook(lambda layer, *_: calls.append(layer)) for layer in once]
+    arguments = backbone.unet, controlnet, latents, timesteps, hidden, conditioning
+    with torch.no_grad():
+        plain = predict_noise(*arguments)
+        assert len(calls) == len(once) > 4
+        with computed_once(backbone.unet, controlnet, hidden, conditioning):
+            assert all(torch.equal(predict_noise(*arguments), plain) for _ in range(3))
+        assert len(calls) == 2 * len(once)
+        assert torch.equal(predict_noise(*arguments), plain) and len(calls) == 3 * len(once)
+    for handle in handles:
+        handle.remove()
 
 
 def test_two_prompts_get_different_tokens(backbone):

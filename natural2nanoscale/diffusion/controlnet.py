@@ -81,21 +81,21 @@ def predict_noise(
     """The U-Net's output for noisy latents (B,C,h,w), steered by controlnet_cond (B,3,H,W) in [0,1].
 
     timesteps (B,) or scalar; encoder_hidden_states (B,L,D) in the U-Net's dtype. Returns (B,C,h,w): the noise, or
-    the velocity where the scheduler says so. What learns is float32 and runs in the U-Net's dtype by autocast; a
-    frozen U-Net has its dtype throughout and needs none. The answer is float32.
+    the velocity where the scheduler says so. What learns is float32 and runs in the U-Net's dtype by autocast; what is
+    frozen has its dtype throughout and needs none. The answer is float32.
     """
-    dtype = unet.conv_in.weight.dtype
-    device, reduced = noisy_latents.device.type, dtype != torch.float32
-    with torch.autocast(device, dtype=dtype, enabled=reduced):
+    dtype, own = unet.conv_in.weight.dtype, controlnet.conv_in.weight.dtype
+    device = noisy_latents.device.type
+    with torch.autocast(device, dtype=dtype, enabled=own != dtype):
         down_block_res_samples, mid_block_res_sample = controlnet(
-            noisy_latents,
+            noisy_latents.to(own),
             timesteps,
             encoder_hidden_states=encoder_hidden_states,
-            controlnet_cond=controlnet_cond,
+            controlnet_cond=controlnet_cond.to(own),
             conditioning_scale=conditioning_scale,
             return_dict=False,
         )
-    with torch.autocast(device, dtype=dtype, enabled=reduced and unet.conv_out.weight.requires_grad):
+    with torch.autocast(device, dtype=dtype, enabled=unet.conv_out.weight.dtype != dtype):
         return unet(
             noisy_latents.to(dtype),
             timesteps,
@@ -118,14 +118,30 @@ class Constant(torch.nn.Module):
 
 
 @contextmanager
-def hint_once(controlnet: ControlNetModel, controlnet_cond: torch.Tensor) -> Iterator[None]:
-    """Within it the mask is embedded once, not anew at every timestep, on which its embedding does not depend."""
-    layers = controlnet.controlnet_cond_embedding
-    controlnet.controlnet_cond_embedding = Constant(layers(controlnet_cond))
+def computed_once(
+    unet: UNet2DConditionModel,
+    controlnet: ControlNetModel,
+    encoder_hidden_states: torch.Tensor,
+    controlnet_cond: torch.Tensor,
+) -> Iterator[None]:
+    """Within it what no timestep changes is not computed anew at each: the mask's embedding, and the keys and values
+    of the prompt in every cross-attention. Arguments as for `predict_noise`, which then does not look at them."""
+    dtype = unet.conv_in.weight.dtype
+    replaced = [(controlnet, "controlnet_cond_embedding", controlnet_cond.to(controlnet.conv_in.weight.dtype))]
+    for model in (unet, controlnet):
+        for name, layer in model.named_modules():
+            if name.endswith("attn2"):  # by diffusers' names; attn1 attends to the image itself
+                replaced += [(layer, "to_k", encoder_hidden_states), (layer, "to_v", encoder_hidden_states)]
+    layers = [getattr(owner, name) for owner, name, _ in replaced]
+    with torch.autocast(controlnet_cond.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        constants = [Constant(layer(given)) for layer, (_, _, given) in zip(layers, replaced, strict=True)]
     try:
+        for (owner, name, _), constant in zip(replaced, constants, strict=True):
+            setattr(owner, name, constant)
         yield
     finally:
-        controlnet.controlnet_cond_embedding = layers
+        for (owner, name, _), layer in zip(replaced, layers, strict=True):
+            setattr(owner, name, layer)
 
 
 @dataclass(frozen=True)

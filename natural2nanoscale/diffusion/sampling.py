@@ -1,20 +1,25 @@
-"""The guided sampling loop over a DDIM scheduler: a pure function of its noise (paper 4.2.3)."""
+"""The guided sampling loop over diffusers' schedulers: a pure function of its noise (paper 4.2.3)."""
 
 from __future__ import annotations
 
 import torch
-from diffusers import ControlNetModel, DDIMScheduler
+from diffusers import ControlNetModel, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from natural2nanoscale.diffusion.backbone import Backbone
-from natural2nanoscale.diffusion.controlnet import decode_latents, hint_once, predict_noise
+from natural2nanoscale.diffusion.controlnet import computed_once, decode_latents, predict_noise
 from natural2nanoscale.diffusion.settings import SamplingSettings
 
+Scheduler = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 
-def ddim_scheduler(backbone: Backbone) -> DDIMScheduler:
-    """DDIM with the backbone's betas and the settings of Stable Diffusion: latents are never clipped."""
-    return DDIMScheduler.from_config(
-        backbone.scheduler.config, clip_sample=False, steps_offset=1, set_alpha_to_one=False
-    )
+
+def sampling_scheduler(backbone: Backbone, sampler: str = "ddim") -> Scheduler:
+    """DDIM, DPM-Solver++ 2M or UniPC with the backbone's betas and Stable Diffusion's steps: no latent is clipped."""
+    config = backbone.scheduler.config
+    if sampler == "dpm++":
+        return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
+    if sampler == "unipc":
+        return UniPCMultistepScheduler.from_config(config)
+    return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1, set_alpha_to_one=False)
 
 
 def sample(
@@ -36,7 +41,7 @@ def sample(
     `settings.start` is below 1. Returns pixel_values (B,3,H,W), about [-1,1].
     """
     unet, device = backbone.unet, backbone.device
-    scheduler = ddim_scheduler(backbone)
+    scheduler = sampling_scheduler(backbone, settings.sampler)
     scheduler.set_timesteps(settings.steps, device=device)
     guided = settings.guidance > 1.0
     batch = noise.shape[0]
@@ -45,22 +50,23 @@ def sample(
         embeds = torch.cat([negative_embeds.expand(batch, -1, -1), prompt_embeds])
         cond = torch.cat([cond, cond])
 
-    timesteps = scheduler.timesteps[settings.steps - settings.steps_taken :]
+    first = settings.steps - settings.steps_taken
+    timesteps = scheduler.timesteps[first:]
+    if settings.sampler != "ddim":
+        scheduler.set_begin_index(first)  # else they look it up, for which a GPU is waited for
     latents = noise.to(device) * scheduler.init_noise_sigma
-    if len(timesteps) < settings.steps:
+    if first > 0:
         latents = scheduler.add_noise(real_latents, noise.to(device), timesteps[:1])
-    with torch.no_grad(), hint_once(controlnet, cond):
+    with torch.no_grad(), computed_once(unet, controlnet, embeds, cond):
         for timestep in timesteps:
             inputs = torch.cat([latents, latents]) if guided else latents
             output = predict_noise(unet, controlnet, inputs, timestep, embeds, cond, settings.strength)
             if guided:
                 without, with_prompt = output.chunk(2)
                 output = without + settings.guidance * (with_prompt - without)
-            fresh = None
+            options = {}
             if settings.eta > 0:
-                shape = latents.shape[1:]
-                fresh = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(latents)
-            latents = scheduler.step(
-                output, timestep, latents, eta=settings.eta, variance_noise=fresh, return_dict=False
-            )[0]
+                fresh = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
+                options = {"eta": settings.eta, "variance_noise": fresh.to(latents)}
+            latents = scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
     return decode_latents(backbone, latents)

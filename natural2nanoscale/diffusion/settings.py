@@ -95,6 +95,9 @@ MAY_CHANGE = (  # on --resume
 class SamplingSettings:
     """How a slice is drawn from its mask."""
 
+    sampler: str = setting(
+        "ddim", "solver of the sampling steps; the others need fewer of them", choices=("ddim", "dpm++", "unipc")
+    )
     steps: int = setting(20, "sampling steps", at_least(1))
     guidance: float = setting(1.0, "guidance scale; 1 is none, and costs half", at_least(1.0, float), metavar="SCALE")
     strength: float = setting(
@@ -111,6 +114,8 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if self.eta > 1 or self.steps > 500:
             raise InputError(f"--eta {self.eta:g} --steps {self.steps}: expected eta from 0 to 1 and at most 500 steps")
+        if self.eta > 0 and self.sampler != "ddim":
+            raise InputError(f"--eta {self.eta:g} is for --sampler ddim, found {self.sampler}: leave one of them out")
         if self.start > 1 or self.steps_taken < 1:
             raise InputError(
                 f"--start {self.start:g} of {self.steps} steps leaves none, expected more than 0, at most 1"
@@ -120,3 +125,6 @@ class SamplingSettings:
     def steps_taken(self) -> int:
         """The share `start` of the steps, rounded down."""
         return int(self.steps * self.start + 1e-6)  # 50 * 0.58 is 28.999999999999996
+
+
+FAST = {"sampler": "unipc", "steps": 6}  # what --fast stands for, in bfloat16

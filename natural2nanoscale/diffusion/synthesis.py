@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -12,28 +16,28 @@ from tqdm import tqdm
 
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
-from natural2nanoscale.data.folders import (
-    GENERATION,
-    PairFolder,
-    natural_order,
-)
+from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.data.roots import digests_of
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
 from natural2nanoscale.diffusion.controlnet import latent_moments
 from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.diffusion.synthetic_folder import (
+    Image,
     Request,
     begin,
     check_continues,
     describe,
+    finish,
     manifest_row,
-    plan_images,
     read_manifest,
 )
-from natural2nanoscale.files import append_lines, save_png, write_json, write_lines
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import append_lines, save_png
 from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.signals import Interrupted, StopSignal
+
+WRITERS, MOST_WAITING = 4, 64  # threads that write, and images that wait for them
 
 
 @dataclass(frozen=True)
@@ -60,26 +64,25 @@ def synthesize(
 
     What is there already is left alone. Until all slices that were ever asked for are there, generation.json holds
     what dataset.json will say. Raises InputError when `out` was made with other settings, another ControlNet, backbone
-    or source; Interrupted after a requested stop.
+    or source, and for slices that are blank or not finite, which are never written; Interrupted after a requested stop.
     """
     info = describe(backbone, controlnet, source, request)
     check_continues(out, info)
-    planned = plan_images(source.stems, request.per_mask, request.prompts, request.seed)
     done = read_manifest(out)
-    missing = [image for image in planned if image.stem not in done]
+    missing = [image for image in request.images(source.stems) if image.stem not in done]
     if not missing and (out / "dataset.json").is_file():
         return 0
-    most = begin(out, info, request.per_mask, request.call)
-    # rows of a killed run whose pictures are not whole are dropped; theirs are made again
-    write_lines(out / "manifest.jsonl", sorted(done.values(), key=lambda row: natural_order(row["file"])))
+    begin(out, info, request)
 
+    if controlnet.dtype != backbone.unet.dtype:  # once, not at every step as while it learns
+        controlnet = copy.deepcopy(controlnet).to(backbone.unet.dtype)
     embeds = dict(zip(request.prompts, encode_prompts(backbone, request.prompts), strict=True))
     empty, digests = encode_prompts(backbone, [""]), digests_of(source)
     masks = {stem: source.mask(stem) for stem in source.stems}
     images = {stem: source.image(stem) for stem in source.stems}
     missing.sort(key=lambda image: masks[image.source].shape)  # equal sizes share a batch; the sort is stable
     new = len(missing)
-    with StopSignal() as stop, tqdm(total=new, desc="synthesis", unit="image") as bar:
+    with StopSignal() as stop, Writing(out, request.manifest) as writing, tqdm(total=new, desc="synthesis") as bar:
         while missing and not stop.requested:
             shape = masks[missing[0].source].shape
             batch = [image for image in missing[:batch_size] if masks[image.source].shape == shape]
@@ -92,18 +95,56 @@ def synthesize(
                 [image.seed for image in batch],
             )
             slices = draw_slices(backbone, controlnet, drawn, source.info.classes.colors, request.settings)
+            refuse_blank(batch, slices)
             for image, pixels in zip(batch, slices, strict=True):
-                save_png(out / "masks" / f"{image.stem}.png", masks[image.source])
-                save_png(out / "images" / f"{image.stem}.png", pixels)
-            append_lines(out / "manifest.jsonl", [manifest_row(image, info, request, digests) for image in batch])
+                writing.write(masks[image.source], pixels, manifest_row(image, info, request, digests))
             bar.update(len(batch))
     if missing:
         raise Interrupted(f"with {len(missing)} images to go: the same command makes them", stop.number)
-    now = read_manifest(out)
-    if all(image.stem in now for image in plan_images(source.stems, most, request.prompts, request.seed)):
-        write_json(out / "dataset.json", info.to_json())
-        (out / GENERATION).unlink()
+    finish(out, info, request, source.stems)
     return new
+
+
+class Writing:
+    """Within it slices are written by a few threads while the next ones are drawn; at its end all of them stand.
+
+    A line comes into the manifest when both files of its slice stand. What a thread raises is raised by a later `write`
+    or at the end.
+    """
+
+    def __init__(self, out: Path, manifest: str):
+        self.out, self.manifest, self.lock = out, manifest, Lock()
+        self.pool, self.waiting = ThreadPoolExecutor(WRITERS), deque[Future]()
+
+    def __enter__(self) -> Writing:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.pool.shutdown()  # waits
+        while kind is None and self.waiting:
+            self.waiting.popleft().result()
+
+    def write(self, mask: np.ndarray, pixels: np.ndarray, row: dict) -> None:
+        """Hand over a slice (H,W) uint8 with its mask (H,W) uint8 and its line."""
+        while len(self.waiting) >= MOST_WAITING:
+            self.waiting.popleft().result()
+        self.waiting.append(self.pool.submit(self._write, mask, pixels, row))
+
+    def _write(self, mask: np.ndarray, pixels: np.ndarray, row: dict) -> None:
+        save_png(self.out / "masks" / row["file"], mask)
+        save_png(self.out / "images" / row["file"], pixels)
+        with self.lock:
+            append_lines(self.out / self.manifest, [row])
+
+
+def refuse_blank(batch: list[Image], slices: np.ndarray) -> None:
+    """Raise InputError for a slice (H,W) of one grey value: no picture of anything."""
+    for image, pixels in zip(batch, slices, strict=True):
+        if pixels.min() == pixels.max():
+            raise InputError(
+                f"the slice {image.stem} would be of one grey value, {pixels.min()}, and is not written: look at the "
+                "samples of the ControlNet's training, lower --strength, or train anew"
+            )
 
 
 def draw_slices(
@@ -139,4 +180,9 @@ def draw_slices(
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     prompts = drawn.prompt_embeds, drawn.negative_embeds
     pixel_values = sample(backbone, controlnet, noise, conditioning, *prompts, settings, generators, real_latents)
+    if not pixel_values.isfinite().all():
+        raise InputError(
+            "the slices that were drawn are not finite, and are not written: try --precision fp32, or a lower "
+            "--strength or --guidance; else the ControlNet or the backbone is damaged"
+        )
     return decode_gray(pixel_values)[:, :height, :width].cpu().numpy()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,14 +16,17 @@ from natural2nanoscale.data.folders import (
     DatasetInfo,
     PairFolder,
     fingerprint,
+    natural_order,
     read_generation,
     read_info,
 )
 from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import holds_nothing, read_lines, write_json
+from natural2nanoscale.files import holds_nothing, read_lines, write_json, write_lines
 from natural2nanoscale.seeds import generator_for, seed_for
+
+SHARDS = "manifest-*-of-*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,20 @@ class Request:
     seed: int = 0
     learned: dict | None = None  # what the ControlNet was trained on, as its run's config.json says
     call: str | None = None  # the command that makes the rest, should this one be stopped
+    shard: tuple[int, int] = (1, 1)  # (i, n): the i-th of n calls that share the images among them; i from 1
+
+    @property
+    def manifest(self) -> str:
+        """Name of the file that this call writes its lines to; a shard's is its own."""
+        return "manifest.jsonl" if self.shard == (1, 1) else "manifest-{}-of-{}.jsonl".format(*self.shard)
+
+    def images(self, stems: tuple[str, ...]) -> list[Image]:
+        """Those that this call makes. Which shard an image belongs to is a function of (mask, copy): any `per_mask`
+        deals them out evenly, and a larger one moves none."""
+        planned = plan_images(stems, self.per_mask, self.prompts, self.seed)
+        index, count = self.shard
+        number = {stem: i for i, stem in enumerate(stems)}
+        return [image for image in planned if (image.copy * len(stems) + number[image.source]) % count == index - 1]
 
 
 def describe(backbone: Backbone, controlnet: ControlNetModel, source: PairFolder, request: Request) -> DatasetInfo:
@@ -75,7 +94,6 @@ def describe(backbone: Backbone, controlnet: ControlNetModel, source: PairFolder
             "controlnet": weights_hash(controlnet),
             "backbone": backbone.fingerprint,
             "precision": backbone.precision,
-            "sampler": "ddim",
             **asdict(request.settings),
             "seed": request.seed,
             "prompts": seed_for(*request.prompts),
@@ -94,7 +112,6 @@ def manifest_row(image: Image, info: DatasetInfo, request: Request, digests: dic
         "source_digest": digests.get(image.source),
         "checkpoint": info.split["controlnet"],
         "precision": info.split["precision"],
-        "sampler": "ddim",
         **asdict(request.settings),
     }
 
@@ -127,28 +144,66 @@ def begun_with(out: Path) -> DatasetInfo | None:
     return read_info(out)
 
 
-def begin(out: Path, info: DatasetInfo, per_mask: int, call: str | None) -> int:
-    """Make `out`, or go on with it, as a folder that is not complete; return how many slices per mask would make it so.
+def begin(out: Path, info: DatasetInfo, request: Request) -> None:
+    """Make `out`, or go on with it, as a folder that is not complete.
 
-    They are the most that were ever asked for: a call for fewer does not complete what one before it has begun.
+    It will be when the most slices per mask that were ever asked for are there: a call for fewer does not complete what
+    one before it has begun.
     """
-    complete = out / "dataset.json"
+    complete, per_mask, call = out / "dataset.json", request.per_mask, request.call
     if (out / GENERATION).is_file() and not complete.is_file():
         _, most, call_for_most = read_generation(out)
         if most > per_mask:
             per_mask, call = most, call_for_most
     for part in ("images", "masks"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    write_json(out / GENERATION, info.to_json() | {"per_mask": per_mask, "call": call})
+    _publish(out, GENERATION, write_json, info.to_json() | {"per_mask": per_mask, "call": call}, request)
     complete.unlink(missing_ok=True)
-    return per_mask
+    # rows of a killed run whose pictures are not whole are dropped; theirs are made again
+    write_lines(out / request.manifest, _in_order(read_rows(out, request.manifest)))
+
+
+def finish(out: Path, info: DatasetInfo, request: Request, stems: tuple[str, ...]) -> bool:
+    """Whether every slice that was ever asked for stands. If so `out` is made complete, by whichever call sees it: the
+    shards' manifests become one, and dataset.json comes last."""
+    most = request.per_mask
+    if (out / GENERATION).is_file():
+        most = max(most, read_generation(out)[1])
+    rows = read_manifest(out)
+    if not all(image.stem in rows for image in plan_images(stems, most, request.prompts, request.seed)):
+        return False
+    _publish(out, "manifest.jsonl", write_lines, _in_order(rows), request)
+    _publish(out, "dataset.json", write_json, info.to_json(), request)
+    for file in (out / GENERATION, *out.glob(SHARDS)):
+        file.unlink(missing_ok=True)
+    return True
 
 
 def read_manifest(out: Path) -> dict[str, dict]:
-    """Lines of manifest.jsonl by stem, those whose image and mask both stand."""
-    file = out / "manifest.jsonl"
+    """Lines of all manifests by stem, those whose image and mask both stand."""
     rows = {}
-    for row in read_lines(file):
-        if (out / "images" / row["file"]).is_file() and (out / "masks" / row["file"]).is_file():
-            rows[Path(row["file"]).stem] = row
+    # the one that they are merged into comes last: should that happen just now, no line is missed
+    for file in (*sorted(out.glob(SHARDS)), out / "manifest.jsonl"):
+        rows |= read_rows(out, file.name)
     return rows
+
+
+def read_rows(out: Path, manifest: str) -> dict[str, dict]:
+    """Lines of one manifest by stem, those whose image and mask both stand."""
+    try:
+        lines = read_lines(out / manifest)
+    except FileNotFoundError:  # another shard has merged it between two looks
+        return {}
+    whole = [row for row in lines if all((out / part / row["file"]).is_file() for part in ("images", "masks"))]
+    return {Path(row["file"]).stem: row for row in whole}
+
+
+def _in_order(rows: dict[str, dict]) -> list[dict]:
+    return sorted(rows.values(), key=lambda row: natural_order(row["file"]))
+
+
+def _publish(out: Path, name: str, write: Callable[[Path, object], None], content: object, request: Request) -> None:
+    """Write a file that other shards may be writing too, with the same content: each renames one of its own to it."""
+    own = out / ".{}-{}-of-{}.tmp".format(name, *request.shard)
+    write(own, content)
+    os.replace(own, out / name)
