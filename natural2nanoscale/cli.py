@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import shlex
 import sys
@@ -12,8 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from natural2nanoscale import locks
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.records import read_config
 from natural2nanoscale.signals import exit_code
+from natural2nanoscale.text import printable
 
 T = TypeVar("T")
 # where folders lie by default
@@ -27,7 +31,7 @@ def main_guard(parse: Callable[[], argparse.Namespace], run: Callable[[argparse.
         args = parse()
         run(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:
         with suppress(OSError):  # the terminal may be gone
@@ -36,7 +40,10 @@ def main_guard(parse: Callable[[], argparse.Namespace], run: Callable[[argparse.
     except BrokenPipeError:
         raise SystemExit(1) from None
     except OSError as error:  # no right, no room, a file where a folder is needed: the system says it best
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(in_a_sentence(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RecursionError:  # files of other libraries' formats, such as a diffusers config
+        print("error: one of the files that were read is nested too deeply: take it from a copy", file=sys.stderr)
         raise SystemExit(2) from None
     except Exception as error:  # what torch and safetensors, imported by now or not at all, say of memory and disks
         torch, safetensors = sys.modules.get("torch"), sys.modules.get("safetensors")
@@ -44,10 +51,23 @@ def main_guard(parse: Callable[[], argparse.Namespace], run: Callable[[argparse.
         if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
             print(f"error: out of memory ({reason}): {lighter(args)}", file=sys.stderr)
         elif safetensors and isinstance(error, safetensors.SafetensorError):
-            print(f"error: weights cannot be read or written ({reason}): is the disk full?", file=sys.stderr)
+            said = "are damaged or cannot be written"
+            print(f"error: weights {said} ({printable(reason)}): copy them again, or look at the disk", file=sys.stderr)
         else:
             raise
         raise SystemExit(2) from None
+    finally:
+        locks.release_all()
+
+
+def in_a_sentence(error: OSError) -> str:
+    """What the system says, with the file, and a full disk by its name."""
+    named = f" in {error.filename}" if error.filename else ", in a file that the system does not name"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk{named}: make room, also where temporary files lie, then go on"
+    if error.filename and error.strerror:
+        return f"{error.filename} cannot be used ({error.strerror}): check that it is there and may be read and written"
+    return str(error)
 
 
 def lighter(args: argparse.Namespace) -> str:
@@ -128,19 +148,46 @@ def parse_resumable(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; with --resume those that are not given are those that the run in --out began with."""
     args = parser.parse_args()
     if args.resume:
-        from natural2nanoscale.files import read_config  # brings numpy, which --help does without
-
         saved = read_config(args.out).get("arguments", {})
         if any(word.startswith("--epochs") for word in sys.argv):  # else a --max-steps of old would go before it
             saved.pop("max_steps", None)
-        parser.set_defaults(**{name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()})
+        parser.set_defaults(**remembered(parser, saved, args.out))
         args = parser.parse_args()
     return args
 
 
+OF_THE_CALL = ("help", "resume", "out", "device")  # arguments that a resumed run may not take over
+
+
+def remembered(parser: argparse.ArgumentParser, saved: dict, out: Path) -> dict:
+    """The arguments that a run began with, read as if they were typed; InputError for one that could not be."""
+    values = {}
+    for action in parser._actions:
+        if action.dest in OF_THE_CALL or action.dest not in saved:
+            continue
+        value = saved[action.dest]
+        try:
+            if value is None and action.default is None:
+                continue
+            if isinstance(value, bool) != (action.nargs == 0) or not isinstance(value, (bool, int, float, str, list)):
+                raise ValueError
+            if not isinstance(value, bool):
+                text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+                value = action.type(text) if action.type else text
+            if action.choices and value not in action.choices:
+                raise ValueError
+        except (ValueError, argparse.ArgumentTypeError):
+            raise InputError(
+                f"{out}/config.json says that {action.option_strings[0]} was {str(value)[:60]!r}, which it cannot have "
+                "been: restore the file from a copy, or give the argument anew in another --out"
+            ) from None
+        values[action.dest] = value
+    return values
+
+
 def resumable(args: argparse.Namespace) -> dict:
     """The arguments as JSON for config.json, without those that a resumed run may not take over."""
-    named = {name: value for name, value in vars(args).items() if name not in ("resume", "out", "device")}
+    named = {name: value for name, value in vars(args).items() if name not in OF_THE_CALL}
     return {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
 
 

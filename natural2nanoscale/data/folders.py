@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
+from natural2nanoscale import schemas
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import slice_digest
+from natural2nanoscale.data.pictures import read_gray
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import refuse_non_empty, save_png, write_json
+from natural2nanoscale.files import make_folder, refuse_non_empty, save_png, write_json
+from natural2nanoscale.records import read_json, reason
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
-# what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
-PICTURE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
-    OverflowError,
-    MemoryError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,10 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
+        """Of what fits `schemas.DATASET`; ValueError where that makes no sense."""
         window, pixel_size = data.get("intensity_window"), data.get("pixel_size_nm")
+        if window and (len(window) != 2 or not window[0] < window[1]):
+            raise ValueError(f"intensity_window is {window}, expected a grey value and a higher one")
         return cls(
             name=str(data["name"]),
             origin=str(data["origin"]),
@@ -106,26 +104,6 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def read_gray(path: Path, modes: tuple[str, ...] = ("L",)) -> np.ndarray:
-    """(H,W) uint8 of an 8-bit single-channel PNG or TIFF; InputError for anything else.
-
-    modes: Pillow's names. A palette picture, "P", gives its indices: class ids, but no grey values.
-    """
-    try:
-        with Image.open(path, formats=["PNG", "TIFF"]) as picture:
-            pages = getattr(picture, "n_frames", 1)
-            if picture.mode not in modes or pages != 1:
-                raise InputError(
-                    f"{path} is a {picture.mode} picture with {pages} page(s), expected "
-                    "one page of 8-bit grey values: convert it with `python -m natural2nanoscale prepare`"
-                )
-            return np.array(picture)
-    except PICTURE_ERRORS as error:
-        raise InputError(
-            f"{path} cannot be read as a PNG or TIFF picture ({error}): replace or remove the file"
-        ) from error
-
-
 def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFolder:
     """Write (stem, image (H,W) uint8, mask (H,W) uint8) triples as a new pair folder.
 
@@ -134,8 +112,9 @@ def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFo
     """
     path = Path(path)
     refuse_non_empty(path)
-    (path / "images").mkdir(parents=True, exist_ok=True)
-    (path / "masks").mkdir(exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path / "images")
+    make_folder(path / "masks")
     digests = {}
     for stem, image, mask, *given in items:
         save_png(path / "images" / f"{stem}.png", image)
@@ -151,9 +130,9 @@ def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFo
 def read_info(path: Path) -> DatasetInfo:
     """dataset.json of a pair folder; InputError when it is missing or not of its form."""
     file = Path(path) / "dataset.json"
-    if file.is_file():
+    if os.path.lexists(file):
         return _parse_info(file)[0]
-    if (Path(path) / GENERATION).is_file():
+    if os.path.lexists(Path(path) / GENERATION):
         call = read_generation(path)[2]
         raise InputError(f"{path} is unfinished, slices are missing: " + (f"`{call}` makes them" if call else "go on"))
     raise InputError(
@@ -166,16 +145,17 @@ def read_generation(path: Path) -> tuple[DatasetInfo, int, str | None]:
     """Of an unfinished synthetic folder: what its dataset.json will say, how many slices per mask are planned, and the
     call that makes those that are missing, if it is known."""
     info, data = _parse_info(Path(path) / GENERATION)
-    per_mask, call = data.get("per_mask"), data.get("call")
-    return info, per_mask if isinstance(per_mask, int) else 0, call if isinstance(call, str) else None
+    return info, data.get("per_mask") or 0, data.get("call")
 
 
 def _parse_info(file: Path) -> tuple[DatasetInfo, dict]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file, schemas.GENERATION if file.name == GENERATION else schemas.DATASET)
         return DatasetInfo.from_json(data), data
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, InputError) as error:
-        raise InputError(f"{file} is not a valid dataset description ({error}): prepare the folder again") from error
+    except (OSError, ValueError, InputError) as error:
+        raise InputError(
+            f"{file} is not a valid dataset description ({reason(error)}): prepare the folder again"
+        ) from error
 
 
 def stems_of(folder: Path) -> dict[str, Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from natural2nanoscale.diffusion.stable_diffusion import (
 )
 from natural2nanoscale.diffusion.weights import load_module
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.schemas import RECOMMENDED
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 
@@ -216,5 +217,8 @@ def _recommended(folder: Path) -> Recommended:
     file = folder / "natural2nanoscale.json"
     if not file.is_file():
         return Recommended()
-    values = json.loads(file.read_text(encoding="utf-8"))["recommended"]
+    try:
+        values = read_json(file, RECOMMENDED, links=True)["recommended"]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({reason(error)}): remove it, or copy the backbone again") from error
     return Recommended(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -32,7 +32,8 @@ from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, Samplin
 from natural2nanoscale.diffusion.synthesis import begun_with, synthesize
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import read_config, refuse_non_empty
+from natural2nanoscale.files import refuse_non_empty
+from natural2nanoscale.records import read_config
 from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
 
 PROMPTS = Path(__file__).with_name("prompts.txt")

@@ -28,7 +28,8 @@ from natural2nanoscale.diffusion.controlnet import latent_moments
 from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import append_lines, holds_nothing, read_lines, save_png, write_json, write_lines
+from natural2nanoscale.files import append_lines, holds_nothing, save_png, write_json, write_lines
+from natural2nanoscale.records import read_lines
 from natural2nanoscale.seeds import generator_for, seed_for
 from natural2nanoscale.signals import Interrupted, StopSignal
 

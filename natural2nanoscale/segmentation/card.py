@@ -12,6 +12,7 @@ from natural2nanoscale.segmentation.evaluation import verdict
 from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
+from natural2nanoscale.text import markdown_text
 
 LEAKS = {
     "random": "Slices were split at random: neighbours in a stack are in training and test, which flatters scores.",
@@ -23,18 +24,19 @@ LEAKS = {
 def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training: Slices, settings: Settings) -> str:
     """The card in Markdown. `report` is evaluate_run's; `folders` are train, test and, where used, synthetic."""
     train, info = folders["train"], folders["train"].info
-    names = ", ".join(info.classes.names)
+    names = markdown_text(", ".join(info.classes.names))
     (height, width), window = max(training.shapes, key=math.prod), info.intensity_window
     greys = "8-bit grey values as they are"
     if window:
         greys = f"grey values {window[0]:g} to {window[1]:g}, which became 0 to 255"
     scale = f", {info.pixel_size_nm:g} nm per pixel" if info.pixel_size_nm else ", pixel size not stated"
     synthetic = len(training) - training.real
-    sources = [f"{training.real} annotated slices of {info.name} ({train.path})"] if training.real else []
+    origin = markdown_text(f"{info.name} ({train.path})")
+    sources = [f"{training.real} annotated slices of {origin}"] if training.real else []
     if synthetic:
         made = folders["synthetic"].info.split
         sources.append(
-            f"{synthetic} synthetic slices ({folders['synthetic'].path}), drawn from the masks of "
+            f"{synthetic} synthetic slices ({markdown_text(str(folders['synthetic'].path))}), drawn from the masks of "
             f"{(made.get('source') or {}).get('part', 'another folder')}/ by the ControlNet "
             f"{str(made.get('controlnet'))[:12]} over the backbone {str(made.get('backbone'))[:12]}"
         )
@@ -63,12 +65,12 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         "",
         "## How well",
         "",
-        f"{verdict(report)}. Single networks; `segment` averages their probabilities.",
+        f"{markdown_text(verdict(report))}. Single networks; `segment` averages their probabilities.",
         "",
         "| class | IoU | Dice |",
         "|---|--:|--:|",
         *(
-            f"| {entry['name']} | {percent(entry['iou_mean'], entry['iou_std'])} "
+            f"| {markdown_text(entry['name'])} | {percent(entry['iou_mean'], entry['iou_std'])} "
             f"| {percent(entry['dice_mean'], entry['dice_std'])} |"
             for entry in report["per_class"]
         ),

@@ -15,8 +15,9 @@ from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, 
 from natural2nanoscale.data.roots import learned_by_synthetic, learned_from_folder, learned_json, refuse_unfit
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import read_config, refuse_non_empty, write_text
+from natural2nanoscale.files import refuse_non_empty, write_text
 from natural2nanoscale.measure import Cost, duration, gigabytes, measure
+from natural2nanoscale.records import read_config
 from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
 from natural2nanoscale.segmentation.batches import (
     check,

@@ -15,13 +15,15 @@ from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
 from natural2nanoscale.data.roots import learned_by_run, refuse_unfit
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import read_config, write_json, write_text
+from natural2nanoscale.files import write_json, write_text
+from natural2nanoscale.records import read_config
 from natural2nanoscale.runs import mean_std
 from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import predict_mask, slices_at_once
 from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, miou, percent
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, load_unet, move_to
+from natural2nanoscale.text import markdown_text, printable
 
 
 @torch.inference_mode()
@@ -124,20 +126,20 @@ def verdict(report: dict) -> str:
     """One line: what the run scored on what."""
     return (
         f"mIoU {percent(report['miou_mean'], report['miou_std'])} % over {len(report['seeds'])} seed(s) "
-        f"on the {report['slices']} slices of {report['data']}"
+        f"on the {report['slices']} slices of {printable(report['data'])}"
     )
 
 
 def markdown(report: dict) -> str:
     """report.md: the verdict first, then classes, seeds, confusions and the hardest slices."""
-    names = [entry["name"] for entry in report["per_class"]]
-    lines = [f"**{verdict(report)}**", ""]
+    names = [markdown_text(entry["name"]) for entry in report["per_class"]]
+    lines = [f"**{markdown_text(verdict(report))}**", ""]
     precision = " and ".join(sorted({seed["precision"] for seed in report["seeds"]}))
     lines += [f"All numbers in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds."]
     lines += ["", "| class | IoU | Dice |", "|---|--:|--:|"]
-    for entry in report["per_class"]:
+    for name, entry in zip(names, report["per_class"], strict=True):
         scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]
-        lines.append(f"| {entry['name']} | {scores[0]} | {scores[1]} |")
+        lines.append(f"| {name} | {scores[0]} | {scores[1]} |")
     lines += ["", "| seed | mIoU | best step | validation mIoU |", "|--:|--:|--:|--:|"]
     for seed in report["seeds"]:
         best = seed["trained"]["best"]
@@ -156,7 +158,7 @@ def markdown(report: dict) -> str:
         if row["miou"] is not None
     )[:5]
     lines += ["", "| hardest slices | seed | mIoU |", "|---|--:|--:|"]
-    lines += [f"| {image} | {seed} | {percent(miou)} |" for miou, image, seed in hardest]
+    lines += [f"| {markdown_text(image)} | {seed} | {percent(miou)} |" for miou, image, seed in hardest]
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -19,7 +18,9 @@ from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, Samplin
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.files import save_png, write_json
+from natural2nanoscale.records import describe
 from natural2nanoscale.runs import RunFolder, open_run
+from natural2nanoscale.schemas import SECONDS
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.study.conditions import Condition
@@ -88,7 +89,7 @@ def run_trial(run: RunFolder, trial: Trial, backbone: Backbone, data: Path | Non
 def read_timing(run: RunFolder) -> dict[str, float]:
     """Seconds per slice as `time_generation` measured them for this run; empty before."""
     file = run.path / "timing.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return describe(file, SECONDS, "remove it, and it is measured again") if file.is_file() else {}
 
 
 def sampling_settings(backbone: Backbone) -> SamplingSettings:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from natural2nanoscale.data.folders import PICTURE_ERRORS
+from natural2nanoscale.data.pictures import PICTURE_ERRORS
 from natural2nanoscale.errors import InputError
 
 
