@@ -45,6 +45,7 @@ MANIFEST_ROW = {
     "source": str,
     "source_digest?": (None, HASH),
     "checkpoint": HASH,
+    "sha256?": (None, HASH),
 }
 SETTINGS = {
     "condition?": str,

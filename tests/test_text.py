@@ -35,9 +35,9 @@ def test_hostile_names_are_escaped_in_reports_and_cards(data_folder, script, tmp
     for part in ("train", "val", "test"):
         folder = open_pairs(data_folder / part)
         triples = [(stem, folder.image(stem), folder.mask(stem)) for stem in folder.stems]
-        write_pairs(tmp_path / "data" / part, DatasetInfo("<b>x</b>", "prepared", classes), triples)
+        write_pairs(tmp_path / "hostile" / part, DatasetInfo("<b>x</b>", "prepared", classes), triples)
     small = ["--width", 4, "--depth", 2, "--max-steps", 1, "--seeds", 1, "--batch-size", 2]
-    script("train_unet.py", "--data", tmp_path / "data", "--out", tmp_path / "run", *small)
+    script("train_unet.py", "--data", tmp_path / "hostile", "--out", tmp_path / "run", *small)
     for name in ("report.md", "README.md"):
         text = (tmp_path / "run" / name).read_text()
         assert markdown_text(HOSTILE) in text and not re.search(r"<script|<b>|(?<!\\)\[a\]", text), name

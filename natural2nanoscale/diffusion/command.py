@@ -26,10 +26,11 @@ from natural2nanoscale.data.roots import (
 from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone, backbone_name, load_backbone, weights_hash
 from natural2nanoscale.diffusion.initial import load_initial
+from natural2nanoscale.diffusion.manifest import begun_with
 from natural2nanoscale.diffusion.memory import out_of_memory_advice
 from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
-from natural2nanoscale.diffusion.synthesis import begun_with, synthesize
+from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import refuse_non_empty
@@ -182,7 +183,7 @@ def prepare_training(
     if args.judge:
         config["judge"] = True
     serves = f"learn from all of them in a run of its own, with --controlnet-init {args.out} and another --out"
-    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves) if main else RunFolder(args.out)
+    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves, at_once=False) if main else RunFolder(args.out)
     if args.resume:
         run.tell_beginning()
     print(

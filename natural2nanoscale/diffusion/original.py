@@ -24,6 +24,7 @@ from natural2nanoscale.diffusion.stable_diffusion import (
     refuse_other_file,
 )
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.finite import refuse_not_finite
 
 Tensors = dict[str, torch.Tensor]
 
@@ -132,4 +133,5 @@ def fill(module: torch.nn.Module, converted: dict[str, torch.Tensor | None], sou
                 f"{path} has {len(names)} {problem} tensor(s) for {type(module).__name__}, such as {names[0]}: "
                 "expected exactly those of Stable Diffusion 1.5"
             )
+    refuse_not_finite(weights, path, "the weights are damaged, fetch or copy them once more")
     module.load_state_dict({name: t.to(torch.float32, copy=True) for name, t in weights.items()}, assign=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,50 +13,27 @@ from tqdm import tqdm
 
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
-from natural2nanoscale.data.folders import (
-    GENERATION,
-    DatasetInfo,
-    PairFolder,
-    fingerprint,
-    natural_order,
-    read_generation,
-    read_info,
-)
+from natural2nanoscale.data.folders import GENERATION, DatasetInfo, PairFolder, fingerprint, natural_order
 from natural2nanoscale.data.roots import digests_of
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, weights_hash
 from natural2nanoscale.diffusion.controlnet import latent_moments
+from natural2nanoscale.diffusion.manifest import (
+    Image,
+    begin,
+    check_continues,
+    most_planned,
+    plan_image,
+    plan_images,
+    refuse_strangers,
+    standing_rows,
+)
 from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import append_lines, holds_nothing, save_png, write_json, write_lines
-from natural2nanoscale.records import read_lines
+from natural2nanoscale.files import append_lines, make_folder, save_png, sha256, write_json, write_lines
+from natural2nanoscale.locks import locked
 from natural2nanoscale.seeds import generator_for, seed_for
 from natural2nanoscale.signals import Interrupted, StopSignal
-
-
-@dataclass(frozen=True)
-class Image:
-    """One synthetic image to be made: the `copy`-th slice from the mask `source`."""
-
-    source: str
-    copy: int
-    seed: int
-    prompt: str
-
-    @property
-    def stem(self) -> str:
-        return f"{self.source}_s{self.copy:03d}"
-
-
-def plan_images(stems: tuple[str, ...], per_mask: int, prompts: list[str], seed: int) -> list[Image]:
-    """Every image with its own seed and prompt: functions of (seed, mask, copy), whatever else is made."""
-    images = []
-    for source in stems:
-        for copy in range(per_mask):
-            image_seed = seed_for(seed, "image", source, copy)
-            draw = torch.randint(len(prompts), (1,), generator=generator_for(image_seed, "prompt"))
-            images.append(Image(source, copy, image_seed, prompts[int(draw)]))
-    return images
 
 
 def synthesize(
@@ -75,9 +52,11 @@ def synthesize(
     """Make `per_mask` slices from every mask of `source` in the pair folder `out`; return how many were new.
 
     learned: what the ControlNet was trained on, as its run's config.json says.
-    What is there already is left alone. Until all slices that were ever asked for are there, generation.json holds
-    what dataset.json will say, and `call`, the command that makes the rest. Raises InputError when `out` was made with
-    other settings, another ControlNet, backbone or source; Interrupted after a requested stop.
+    What is there as its line says is left alone, what is not is made anew. Until all slices that were ever asked for
+    are there, generation.json holds what dataset.json will say, and `call`, the command that makes the rest. Raises
+    InputError when `out` was made with other settings, another ControlNet, backbone or source, while another process
+    writes there, and for images that are not finite or blank, which are never written; Interrupted after a requested
+    stop.
     """
     info = DatasetInfo(
         name=f"{source.info.name} synthetic",
@@ -98,69 +77,110 @@ def synthesize(
         },
         learned=learned or {},
     )
-    digests = digests_of(source)
     check_continues(out, info)
-    planned = plan_images(source.stems, per_mask, prompts, seed)
-    done = read_manifest(out)
-    missing = [image for image in planned if image.stem not in done]
-    if not missing and (out / "dataset.json").is_file():
-        return 0
-    whole = plan_images(source.stems, begin(out, info, per_mask, call), prompts, seed)
-    (out / "images").mkdir(exist_ok=True)
-    (out / "masks").mkdir(exist_ok=True)
-    # rows of a killed run whose pictures are not whole are dropped; theirs are made again
-    rows = sorted(done.values(), key=lambda row: natural_order(row["file"]))
-    write_lines(out / "manifest.jsonl", rows)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        check_continues(out, info)  # another call may have begun it
+        making = Making(out, info, backbone, controlnet, source, prompts, settings, seed)
+        return making.make(per_mask, batch_size, call)
 
-    prompt_embeds = dict(zip(prompts, encode_prompts(backbone, prompts), strict=True))
-    negative_embeds = encode_prompts(backbone, [""])
-    masks = {stem: source.mask(stem) for stem in source.stems}
-    images = {stem: source.image(stem) for stem in source.stems}
-    missing.sort(key=lambda image: masks[image.source].shape)  # equal sizes share a batch; the sort is stable
-    with StopSignal() as stop, tqdm(total=len(missing), desc="synthesis", unit="image") as bar:
-        while missing and not stop.requested:
-            shape = masks[missing[0].source].shape
-            batch = [image for image in missing[:batch_size] if masks[image.source].shape == shape]
-            del missing[: len(batch)]
-            slices = draw_slices(
-                backbone,
-                controlnet,
-                [images[image.source] for image in batch],
-                [masks[image.source] for image in batch],
-                source.info.classes.colors,
-                torch.stack([prompt_embeds[image.prompt] for image in batch]),
-                negative_embeds,
-                [image.seed for image in batch],
-                settings,
+
+@dataclass(frozen=True)
+class Making:
+    """What all images of a synthetic folder have in common."""
+
+    out: Path
+    info: DatasetInfo
+    backbone: Backbone
+    controlnet: ControlNetModel
+    source: PairFolder
+    prompts: list[str]
+    settings: SamplingSettings
+    seed: int
+
+    def make(self, per_mask: int, batch_size: int, call: str | None) -> int:
+        """Make what is missing; the folder is locked."""
+        out, stems = self.out, self.source.stems
+        masks = {stem: self.source.mask(stem) for stem in stems}
+        most, call = most_planned(out, per_mask, call)
+        planned = plan_images(stems, per_mask, self.prompts, self.seed)
+        whole = plan_images(stems, most, self.prompts, self.seed)
+        refuse_strangers(out, whole)
+        row_of = self.rows()
+        done = standing_rows(out, row_of, masks)
+        missing = [image for image in planned if image.stem not in done]
+        count = len(missing)
+        if not missing and (out / "dataset.json").is_file():
+            return 0
+        begin(out, self.info, most, call)
+        make_folder(out / "images")
+        make_folder(out / "masks")
+        write_lines(out / "manifest.jsonl", sorted(done.values(), key=lambda row: natural_order(row["file"])))
+
+        embeds = dict(zip(self.prompts, encode_prompts(self.backbone, self.prompts), strict=True))
+        negative = encode_prompts(self.backbone, [""])
+        missing.sort(key=lambda image: masks[image.source].shape)  # equal sizes share a batch; the sort is stable
+        with StopSignal() as stop, tqdm(total=len(missing), desc="synthesis", unit="image") as bar:
+            while missing and not stop.requested:
+                shape = masks[missing[0].source].shape
+                batch = [image for image in missing[:batch_size] if masks[image.source].shape == shape]
+                slices = draw_slices(
+                    self.backbone,
+                    self.controlnet,
+                    [self.source.image(image.source) for image in batch],
+                    [masks[image.source] for image in batch],
+                    self.info.classes.colors,
+                    torch.stack([embeds[image.prompt] for image in batch]),
+                    negative,
+                    [image.seed for image in batch],
+                    self.settings,
+                )
+                refuse_blank(batch, slices)
+                rows = []
+                for image, pixels in zip(batch, slices, strict=True):
+                    file = f"{image.stem}.png"
+                    save_png(out / "masks" / file, masks[image.source])
+                    save_png(out / "images" / file, pixels)
+                    rows.append(row_of(image.source, image.copy) | {"sha256": sha256(out / "images" / file)})
+                append_lines(out / "manifest.jsonl", rows)
+                done |= {image.stem: row for image, row in zip(batch, rows, strict=True)}
+                del missing[: len(batch)]
+                bar.update(len(batch))
+        if missing:
+            raise Interrupted(f"with {len(missing)} images to go: the same command makes them", stop.number)
+        if all(image.stem in done for image in whole):
+            write_json(out / "dataset.json", self.info.to_json())
+            (out / GENERATION).unlink()
+        return count
+
+    def rows(self) -> Callable[[str, int], dict]:
+        """What manifest.jsonl says of an image, given its mask and copy, but for the hash of its file."""
+        digests = digests_of(self.source)
+        shared = {name: self.info.split[name] for name in ("precision", "sampler")} | asdict(self.settings)
+
+        def row(source: str, copy: int) -> dict:
+            image = plan_image(source, copy, self.prompts, self.seed)
+            return {
+                "file": f"{image.stem}.png",
+                "seed": image.seed,
+                "prompt": image.prompt,
+                "source": source,
+                "source_digest": digests.get(source),
+                "checkpoint": self.info.split["controlnet"],
+                **shared,
+            }
+
+        return row
+
+
+def refuse_blank(batch: list[Image], slices: np.ndarray) -> None:
+    """Raise InputError for a slice (H,W) of one grey value: no picture of anything."""
+    for image, pixels in zip(batch, slices, strict=True):
+        if pixels.min() == pixels.max():
+            raise InputError(
+                f"the slice {image.stem} would be of one grey value, {pixels.min()}, and is not written: look at the "
+                "samples of the ControlNet's training, lower --strength, or train anew"
             )
-            for image, pixels in zip(batch, slices, strict=True):
-                save_png(out / "masks" / f"{image.stem}.png", masks[image.source])
-                save_png(out / "images" / f"{image.stem}.png", pixels)
-            append_lines(
-                out / "manifest.jsonl",
-                [
-                    {
-                        "file": f"{image.stem}.png",
-                        "seed": image.seed,
-                        "prompt": image.prompt,
-                        "source": image.source,
-                        "source_digest": digests.get(image.source),
-                        "checkpoint": info.split["controlnet"],
-                        "precision": info.split["precision"],
-                        "sampler": "ddim",
-                        **asdict(settings),
-                    }
-                    for image in batch
-                ],
-            )
-            bar.update(len(batch))
-    if missing:
-        raise Interrupted(f"with {len(missing)} images to go: the same command makes them", stop.number)
-    now = read_manifest(out)
-    if all(image.stem in now for image in whole):
-        write_json(out / "dataset.json", info.to_json())
-        (out / GENERATION).unlink()
-    return len(planned) - len([image for image in planned if image.stem in done])
 
 
 def draw_slices(
@@ -205,58 +225,9 @@ def draw_slices(
     pixel_values = sample(
         backbone, controlnet, noise, conditioning, prompt_embeds, negative_embeds, settings, generators, real_latents
     )
-    return decode_gray(pixel_values)[:, :height, :width].cpu().numpy()
-
-
-def check_continues(out: Path, info: DatasetInfo) -> None:
-    """Refuse to mix: `out` must be new, or a folder that was begun with what `info` says."""
-    begun = begun_with(out)
-    if begun is None:
-        return
-    before = begun.to_json()
-    now = json.loads(json.dumps(info.to_json()))
-    if before["origin"] != "synthetic":
-        raise InputError(f"{out} holds a dataset of origin {before['origin']}: name another folder with --out")
-    changed = [key for key in now["split"] if before["split"].get(key) != now["split"][key]]
-    changed += [key for key in ("classes",) if before[key] != now[key]]
-    if changed:
-        key = changed[0]
+    if not pixel_values.isfinite().all():
         raise InputError(
-            f"{out} was made with another {key} ({before['split'].get(key)}, now {now['split'].get(key)}): "
-            "repeat the old settings to go on, or name another folder with --out"
+            "the slices that were drawn are not finite, and are not written: try --precision fp32, or a lower "
+            "--strength or --guidance; else the ControlNet or the backbone is damaged"
         )
-
-
-def begun_with(out: Path) -> DatasetInfo | None:
-    """What a pair folder says, complete or not; None where nothing stands yet. InputError for anything else."""
-    if holds_nothing(out):
-        return None
-    if (out / GENERATION).is_file() and not (out / "dataset.json").is_file():
-        return read_generation(out)[0]
-    return read_info(out)
-
-
-def begin(out: Path, info: DatasetInfo, per_mask: int, call: str | None) -> int:
-    """Make `out`, or go on with it, as a folder that is not complete; return how many slices per mask would make it so.
-
-    They are the most that were ever asked for: a call for fewer does not complete what one before it has begun.
-    """
-    complete = out / "dataset.json"
-    if (out / GENERATION).is_file() and not complete.is_file():
-        _, most, call_for_most = read_generation(out)
-        if most > per_mask:
-            per_mask, call = most, call_for_most
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / GENERATION, info.to_json() | {"per_mask": per_mask, "call": call})
-    complete.unlink(missing_ok=True)
-    return per_mask
-
-
-def read_manifest(out: Path) -> dict[str, dict]:
-    """Lines of manifest.jsonl by stem, those whose image and mask both stand."""
-    file = out / "manifest.jsonl"
-    rows = {}
-    for row in read_lines(file):
-        if (out / "images" / row["file"]).is_file() and (out / "masks" / row["file"]).is_file():
-            rows[Path(row["file"]).stem] = row
-    return rows
+    return decode_gray(pixel_values)[:, :height, :width].cpu().numpy()

@@ -26,6 +26,7 @@ from natural2nanoscale.diffusion.saving import load_weights, save_trained
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.finite import SkippedSteps, add_finite
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
 from natural2nanoscale.signals import Interrupted, StopSignal
@@ -80,7 +81,8 @@ def fine_tune(
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.Adam(groups, lr=settings.learning_rate, fused=True)
     counts, losses = Counts(), torch.zeros(2, device=device)  # losses: sum and number since the last line of the log
-    state = State(counts, optimizer=optimizer, losses=losses)
+    skipped = SkippedSteps(optimizer, device)
+    state = State(counts, optimizer=optimizer, losses=losses, skipped=skipped.counts)
     checkpoint = run.restore(state) if resume else None
     if checkpoint:
         load_weights(checkpoint.path, controlnet, backbone)
@@ -177,12 +179,13 @@ def fine_tune(
             distributed.add_up_gradients(parameters, step_loss)
 
             # the step: only ControlNet moves, and the decoder where it is unlocked
-            torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+            skipped.guard(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
             optimizer.step()
             optimizer.zero_grad(set_to_none=not settings.compile)
             counts.step += 1
             bar.update()
-            losses += torch.stack([step_loss, torch.ones_like(step_loss)])
+            add_finite(losses, torch.stack([step_loss, torch.ones_like(step_loss)]))
+            skipped.refuse_too_many(counts.step, run.path, "start again with a lower --lr, or with --precision fp32")
 
             # log, look, save: the first process, for which the others wait where all meet next; its clock is theirs
             step, ended = counts.step, counts.step == total_steps
@@ -190,7 +193,7 @@ def fine_tune(
             logging = step % 20 == 0 or step % settings.checkpoint_every == 0 or ended or signal
             saving = step % settings.checkpoint_every == 0 or ended or signal or due
             if logging or saving:
-                mean_loss = (losses[0] / losses[1]).item()  # this waits for the device: not at every step
+                mean_loss = (losses[0] / losses[1].clamp(min=1)).item()  # this waits for the device: not at every step
                 if not np.isfinite(mean_loss):  # before anything is saved
                     raise distributed.agreed(
                         InputError(f"the loss of {run.path} became {mean_loss} by step {step}: start with a lower --lr")

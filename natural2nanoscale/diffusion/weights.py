@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.finite import refuse_not_finite
+from natural2nanoscale.records import reason
 
 # <name>.<variant>-<shard>.safetensors, variant and shard where there are some
 WEIGHTS_FILE = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
@@ -46,10 +48,10 @@ def load_module(kind: type, folder: Path) -> torch.nn.Module:
             torch_dtype=torch.float32,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ArithmeticError,
+            SafetensorError) as error:  # fmt: skip
         raise InputError(
-            f"{folder} cannot be loaded as {kind.__name__} ({reason}): expected config.json and safetensors "
+            f"{folder} cannot be loaded as {kind.__name__} ({reason(error)}): expected config.json and safetensors "
             "weights of one architecture, as diffusers saves them"
         ) from error
     for problem in ("missing_keys", "unexpected_keys"):
@@ -59,6 +61,7 @@ def load_module(kind: type, folder: Path) -> torch.nn.Module:
                 f"{folder} has {len(keys)} {problem.replace('_', ' ')} for {kind.__name__}, such as {keys[0]}: "
                 "the weights do not belong to this architecture"
             )
+    refuse_not_finite(model.state_dict(), folder, "the weights are damaged, copy or make them anew")
     return model
 
 

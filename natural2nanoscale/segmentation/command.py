@@ -15,7 +15,7 @@ from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, 
 from natural2nanoscale.data.roots import learned_by_synthetic, learned_from_folder, learned_json, refuse_unfit
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import refuse_non_empty, write_text
+from natural2nanoscale.files import make_folder, refuse_non_empty, write_text
 from natural2nanoscale.measure import Cost, duration, gigabytes, measure
 from natural2nanoscale.records import read_config
 from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
@@ -88,10 +88,9 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
     choices = asdict(settings) | {"seeds": args.seeds, "synthetic_ratio": ratio, "no_real": args.no_real}
     config = {"kind": "unet", "settings": choices, "data": hashes, "slices": digests, "arguments": resumable(args)}
     config["learned"] = learned_json(learned[1:] if args.no_real else learned, folders["train"].info)
-    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"))
+    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"), at_once=False)
     for seed in range(args.seed, args.seed + args.seeds):
-        folder = RunFolder(run.path / f"seed-{seed}")
-        folder.path.mkdir(exist_ok=True)
+        folder = RunFolder(make_folder(run.path / f"seed-{seed}"), within=run)
         if args.resume:
             folder.tell_beginning()
         try:
@@ -99,6 +98,7 @@ def train_unet(args: argparse.Namespace, root: Path) -> None:
         except Interrupted as stop:  # which knows this seed's folder alone
             stop.args = (command(str(stop), out=None if args.out == UNET_RUN else args.out),)
             raise
+    run.settle()
     report = evaluate_run(run.path, folders["test"], device)
     write_report(run.path, report)
     card = model_card(run.path, report, folders, training, settings)
@@ -182,7 +182,7 @@ def print_plan(
     took = duration(total * math.ceil(size / at_once) * cost.seconds)
     print(f"memory    about {gigabytes(cost.peak)} with {at_once} of {width}x{height} at once")
     # the weights, the best ones and Adam's two moments; in the end the best ones of every seed once more
-    print(f"disk      {disk_need(16 * parameters, keep=1)}, for each seed")
+    print(f"disk      {disk_need(16 * parameters, keep=2)}, for each seed")
     print(f"length    at most {total} steps, {per_epoch} per epoch, about {took} and what validation takes,")
     print(f"          for each of {seeds} seed(s), on {device}")
     print(f"precision {settings.precision}, with float32 weights and scores")

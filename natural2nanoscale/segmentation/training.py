@@ -16,6 +16,7 @@ from natural2nanoscale.charts import plot_progress
 from natural2nanoscale.checkpoints import SavingTimer, State
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.finite import SkippedSteps, add_finite, gradient_norm
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import (
@@ -167,7 +168,10 @@ def train(
     counts = Counts()
     best_weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     train_loss = torch.zeros(2, device=device)  # summed loss and weights since the last validation
-    state = State(counts, model=model, optimizer=optimizer, best=best_weights, train_loss=train_loss)
+    skipped = SkippedSteps(optimizer, device)
+    state = State(
+        counts, model=model, optimizer=optimizer, best=best_weights, train_loss=train_loss, skipped=skipped.counts
+    )
     rows: list[dict] = []
     if folder and resume:
         folder.restore(state)
@@ -179,7 +183,8 @@ def train(
         scores = iou(matrix)
         mean_loss = (train_loss[0] / train_loss[1].clamp(min=1e-6)).item()
         if not math.isfinite(mean_loss + val_loss):
-            raise InputError(f"the loss became {mean_loss} by step {counts.step}: lower --lr and start again")
+            became = f"the loss became {mean_loss + val_loss} by step {counts.step}"
+            raise InputError(f"{became}: start again with a lower --lr")
         return {
             "step": counts.step,
             "epoch": counts.step / per_epoch,
@@ -209,11 +214,13 @@ def train(
             loss, weight = accumulate_gradient(
                 network, (read_batch(pool, samples[cut : cut + micro_batch], settings) for cut in cuts), weights
             )
+            skipped.guard(gradient_norm(model.parameters()))
             optimizer.step()
             counts.step += 1
             step = counts.step
             bar.update()
-            train_loss += torch.stack([loss, weight])
+            add_finite(train_loss, torch.stack([loss, weight]))
+            skipped.refuse_too_many(step, folder.path if folder else label, "start again with a lower --lr")
 
             # look at the validation slices and keep the best weights
             if step % validate_every == 0:
