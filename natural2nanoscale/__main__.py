@@ -67,8 +67,8 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         add("run", type=Path, help="folder of a U-Net run; the probabilities of its networks are averaged")
         add("--images", type=Path, required=True, metavar="PATH", help="folder of PNG or TIFF slices, or a TIFF stack")
         add("--out", type=Path, required=True, metavar="DIR", help="folder for masks/; a stopped call goes on in it")
-        add("--max-pixels", type=at_least(1), default=1_000_000_000, metavar="N",
-            help="refuse larger pictures, against decompression bombs (default: %(default)s)")  # fmt: skip
+        add("--max-pixels", type=at_least(1), default=100_000_000, metavar="N",
+            help="refuse larger slices, which take long and may be bombs (default: %(default)s)")  # fmt: skip
         add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     elif verb == "convert":
         parser.add_argument("file", type=Path, help=".safetensors, .ckpt or .pth of a ControlNet")

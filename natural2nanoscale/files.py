@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.locks import locked
 from natural2nanoscale.records import open_regular
 
-LEFTOVER = re.compile(r"\.(.+\.tmp|lock)")  # the names that `temporary` gives, and that of a lock
+LEFTOVER = re.compile(r"\.(.+\.(tmp|lock)|lock)")  # the names that `temporary` gives, and those of locks
 
 
 def temporary(path: Path) -> Path:
@@ -63,12 +64,23 @@ def new_file(path: Path, needed: int | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, needed: int | None = None) -> Iterator[Path]:
+def new_folder(path: Path, needed: int | None = None, fresh: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; at the end all in it is synced and it is renamed to `path`.
 
     A folder that has this name already steps aside first, as `.old-<name>`, and goes once the new one stands.
-    needed and errors: as in `new_file`.
+    With `fresh` that is an InputError instead. needed and errors: as in `new_file`; another process that makes the
+    same folder just now is an InputError too.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path, path.with_name(f".{path.name}.lock")):
+        if fresh:
+            refuse_non_empty(path)
+        with _new_folder(path, needed) as unfinished:
+            yield unfinished
+
+
+@contextmanager
+def _new_folder(path: Path, needed: int | None) -> Iterator[Path]:
     unfinished, aside = temporary(path), path.with_name(f".old-{path.name}")
     try:
         with enough_room(path, needed):

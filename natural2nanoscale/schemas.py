@@ -76,7 +76,7 @@ UNET = {
     "trained": {"seed?": NATURAL, "steps?": NATURAL, "best?": ({}, BEST)},
 }
 LOG_ROW = {"step?": NATURAL, "seconds?": float}
-SEGMENT_ROW = {"image": str, "file": [NATURAL], "pixels": [NATURAL], "clipped": NATURAL}
+SEGMENT_ROW = {"image": str, "file": [NATURAL], "pixels": [NATURAL], "clipped": NATURAL, "sha256?": HASH}
 HASHES = {...: HASH}
 RECOMMENDED = {
     "recommended": {

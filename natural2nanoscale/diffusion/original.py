@@ -25,6 +25,7 @@ from natural2nanoscale.diffusion.stable_diffusion import (
 )
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.finite import refuse_not_finite
+from natural2nanoscale.records import open_regular
 
 Tensors = dict[str, torch.Tensor]
 
@@ -82,6 +83,7 @@ def refuse_pickle(path: Path) -> None:
 def read_safetensors(path: Path) -> Tensors:
     """All tensors of a file, on the CPU; InputError if it is damaged or something else."""
     try:
+        open_regular(path).close()
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as safetensors ({error}): fetch or copy it once more") from error

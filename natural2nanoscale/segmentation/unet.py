@@ -171,6 +171,7 @@ def save_unet(folder: Path, model: UNet, info: UNetInfo) -> None:
     config.json. InputError, and nothing is written, where a weight is not finite."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     refuse_not_finite(tensors, folder / WEIGHTS_NAME, "start again with a lower --lr")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     make_folder(folder)
     described = json.dumps(info.to_json())
     metadata = {"format": "pt", "unet": described, "sha256": content_hash(described, tensors)}

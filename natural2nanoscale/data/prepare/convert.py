@@ -42,7 +42,7 @@ def prepare(settings: Preparation) -> None:
         rule, window = survey(settings, pairs, parts, images, masks)
         info = DatasetInfo(out.name, "prepared", rule.classes, window, settings.pixel_size_nm, description)
 
-        with new_folder(out) as root:
+        with new_folder(out, fresh=True) as root:
             folders = {}
             for part in dict.fromkeys(parts):
                 chosen = [(s, p) for s, p, of in zip(stems, pairs, parts, strict=True) if of == part]
