@@ -18,7 +18,7 @@ def refuse_changes(out: Path, old: dict, config: dict, may_change: Sequence[str]
                 f"{out} goes on with the slices it began with, but in {part}/ {changes}: bring the old ones back, "
                 f"or {serves}"
             )
-    for part in sorted((set(config) | set(old)) - {"environments", "arguments", "slices", "learned"}):
+    for part in sorted((set(config) | set(old)) - {"environments", "arguments", "slices", "learned", "hub_revision"}):
         before, now = old.get(part), config.get(part)
         if not isinstance(before, dict) or not isinstance(now, dict):
             before, now = {part: before}, {part: now}

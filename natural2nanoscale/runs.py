@@ -48,7 +48,7 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
 class RunFolder:
     """One training's folder on disk; `within` is the run that it is a part of.
 
-    A resumed run's config.json is written anew with the first thing that is written or restored: who is refused before
+    A resumed run's config.json is written anew with the first thing that is written: who is refused before
     that leaves the folder as it was.
     """
 
@@ -132,7 +132,6 @@ class RunFolder:
         checkpoint = self.load_checkpoint(name)
         if checkpoint:
             state.restore(checkpoint)
-        self.settle()
         return checkpoint
 
     def checkpoints(self) -> list[Path]:
@@ -171,8 +170,8 @@ class RunFolder:
 
     def drop_log_after(self, step: int) -> None:
         """Forget log lines of steps later than `step`: a resumed log has each step once."""
-        self.settle()
         rows = [row for row in self.read_log() if row.get("step", 0) <= step]
+        self.settle()
         write_lines(self.path / "log.jsonl", rows)
 
 
@@ -189,7 +188,7 @@ def open_run(
     `config` is JSON: {"kind": ..., "settings": {...}, "data": {...}, "slices": {...}}. On resume every entry must
     be as it was, except the settings named in `may_change` (lengths and intervals). `slices` holds for each part the
     digest of every stem, so that changed slices can be named; `serves` is what then can be done. Without `at_once` a
-    resumed run's config.json is written with the first thing that it restores or writes, not now.
+    resumed run's config.json is written with the first thing that it writes, not now.
     Raises InputError for a non-empty folder without resume, for nothing to resume and for a changed entry.
     """
     out = Path(out)

@@ -62,6 +62,7 @@ CONFIG = {
     "learned?": LEARNED,
     "classes?": CLASSES,
     "backbone?": (str, {"name": str, "weights": HASH, "tokenizer?": (None, str)}),
+    "hub_revision?": (None, LINE),
     "arguments?": dict,
     "environments?": [dict],
 }
@@ -75,7 +76,8 @@ UNET = {
     "precision?": re.compile("float32|bfloat16"),
     "trained": {"seed?": NATURAL, "steps?": NATURAL, "best?": ({}, BEST)},
 }
-LOG_ROW = {"step?": NATURAL, "seconds?": float}
+CURVES = ("loss", "validation_loss", "mask_agreement", "val_loss", "val_miou")
+LOG_ROW = {"step?": NATURAL, "seconds?": float} | {f"{name}?": (None, float) for name in CURVES}
 SEGMENT_ROW = {"image": str, "file": [NATURAL], "pixels": [NATURAL], "clipped": NATURAL, "sha256?": HASH}
 HASHES = {...: HASH}
 RECOMMENDED = {

@@ -12,7 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from natural2nanoscale.diffusion.hub import PARTS, cached, from_hub
+from natural2nanoscale.diffusion.hub import PARTS, cached, from_hub, revision_of
 from natural2nanoscale.diffusion.original import read_backbone, refuse_pickle
 from natural2nanoscale.diffusion.stable_diffusion import (
     STABLE_DIFFUSION,
@@ -54,6 +54,7 @@ class Backbone:
     scheduler: DDPMScheduler
     recommended: Recommended
     fingerprint: str  # sha256 over the U-Net's and the VAE's weights
+    revision: str | None = None  # of the hub, where it comes from there
 
     @property
     def precision(self) -> str:
@@ -99,7 +100,7 @@ def load_backbone(
     for library in (diffusers_logging, transformers_logging):  # one line of ours says what they say in ten
         library.set_verbosity_error()
         library.disable_progress_bar()
-    path = EMBEDDED if name == "embedded" else Path(name)
+    path, revision = EMBEDDED if name == "embedded" else Path(name), None
     if path.is_file():
         refuse_pickle(path)
         tokenizer = _load_tokenizer(tokenizer_folder or _find_tokenizer(path))  # before gigabytes are read
@@ -107,6 +108,7 @@ def load_backbone(
         recommended = Recommended()
     else:
         folder = path if path.is_dir() else from_hub(name)
+        revision = revision_of(folder)
         refuse_other_folder(folder)
         missing = [part for part in PARTS if not (folder / part).is_dir()]
         if missing:
@@ -133,7 +135,7 @@ def load_backbone(
     unet.to(dtype)
     for part in (vae, unet):  # the faster memory format on CPU and on GPU alike
         part.to(memory_format=torch.channels_last)
-    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, recommended, fingerprint)
+    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, recommended, fingerprint, revision)
 
 
 def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:

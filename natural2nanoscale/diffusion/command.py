@@ -86,6 +86,7 @@ def controlnet_config(
             "tokenizer": str(tokenizer) if tokenizer else None,
             "precision": backbone.precision,
         },
+        "hub_revision": backbone.revision,
         "controlnet_init": weights_hash(initial) if initial else None,
         "prompts": prompts,
         "classes": train.info.classes.to_json(),

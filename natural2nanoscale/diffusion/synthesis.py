@@ -32,6 +32,8 @@ from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import append_lines, make_folder, save_png, sha256, write_json, write_lines
 from natural2nanoscale.locks import locked
+from natural2nanoscale.records import read_lines
+from natural2nanoscale.schemas import MANIFEST_ROW
 from natural2nanoscale.seeds import generator_for, seed_for
 from natural2nanoscale.signals import Interrupted, StopSignal
 
@@ -109,13 +111,15 @@ class Making:
         row_of = self.rows()
         done = standing_rows(out, row_of, masks)
         missing = [image for image in planned if image.stem not in done]
-        count = len(missing)
+        count, rows = len(missing), sorted(done.values(), key=lambda row: natural_order(row["file"]))
         if not missing and (out / "dataset.json").is_file():
+            if read_lines(out / "manifest.jsonl", MANIFEST_ROW) != rows:
+                write_lines(out / "manifest.jsonl", rows)
             return 0
         begin(out, self.info, most, call)
         make_folder(out / "images")
         make_folder(out / "masks")
-        write_lines(out / "manifest.jsonl", sorted(done.values(), key=lambda row: natural_order(row["file"])))
+        write_lines(out / "manifest.jsonl", rows)
 
         embeds = dict(zip(self.prompts, encode_prompts(self.backbone, self.prompts), strict=True))
         negative = encode_prompts(self.backbone, [""])
