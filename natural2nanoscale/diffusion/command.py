@@ -34,7 +34,7 @@ from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import refuse_non_empty
-from natural2nanoscale.records import read_config
+from natural2nanoscale.records import LARGEST, open_regular, read_config
 from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
@@ -44,7 +44,9 @@ def read_prompts(file: Path | None) -> list[str]:
     """One prompt per line; empty lines do not count. Default: the 37 prompts of the package."""
     file = file or PROMPTS
     try:
-        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        with open_regular(file) as opened:
+            text = opened.read(LARGEST).decode("utf-8")
+        prompts = [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--prompts {file} cannot be read ({error}): expected a text file") from error
     if not prompts:

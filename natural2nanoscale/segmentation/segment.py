@@ -48,10 +48,11 @@ def run_segment(args: argparse.Namespace) -> None:
             "networks": {folder.parent.name: sha256(folder / WEIGHTS_NAME) for folder in folders},
             "classes": info.classes.to_json(),
         }
-        run = open_run(args.out, config, (args.out / "config.json").is_file())
+        run = open_run(args.out, config, (args.out / "config.json").is_file(), at_once=False)
         run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
         make_folder(run.path / "masks")
-        rows = {row["image"]: row for row in read_lines(run.path / "log.jsonl", SEGMENT_ROW)}
+        rows = read_lines(run.path / "log.jsonl", SEGMENT_ROW)
+        rows = {row["image"]: row for row in rows if len(row["pixels"]) == info.classes.count}
         missing = [page for page in pages if not made(run, page, rows)]
         print(f"{len(pages)} slices, {len(missing)} to segment, by {len(models)} U-Net(s)")
         print(f"on {device}, in {models[0].precision}")
