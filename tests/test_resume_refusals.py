@@ -34,17 +34,17 @@ def contents(folder):
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("state", [[], {"best": 0.0}, {"step": "2", "state": {}}, {"step": 2, "state": {"best": "x"}},
-                                   {"step": 2, "state": {"strange": 1}}])  # fmt: skip
-def test_state_of_another_shape_behind_right_hashes(run, state):
+def test_state_of_another_shape_behind_right_hashes(run):
     out, resume = run
-    for checkpoint in (out / "checkpoints").iterdir():
-        (checkpoint / "state.json").write_text(json.dumps(state))
-        rehash(checkpoint)
-    before = contents(out)
-    error = resume(expect=2).stderr
-    assert error.startswith("error: ") and error.count("\n") == 1 and "checkpoint" in error
-    assert contents(out) == before
+    for state in ([], {"best": 0.0}, {"step": "2", "state": {}}, {"step": 2, "state": {"best": "x"}},
+                  {"step": 2, "state": {"strange": 1}}):  # fmt: skip
+        for checkpoint in (out / "checkpoints").iterdir():
+            (checkpoint / "state.json").write_text(json.dumps(state))
+            rehash(checkpoint)
+        before = contents(out)
+        error = resume(expect=2).stderr
+        assert error.startswith("error: ") and error.count("\n") == 1 and "checkpoint" in error, state
+        assert contents(out) == before
 
 
 def test_nan_and_foreign_files_are_found_before_use_and_the_good_one_is_named(run):
@@ -61,17 +61,16 @@ def test_nan_and_foreign_files_are_found_before_use_and_the_good_one_is_named(ru
     assert "model.bin does not belong to it" in resume().stdout
 
 
-@pytest.mark.parametrize("name, value", [("batch_size", []), ("epochs", "x"), ("crop", 7), ("lr", True), ("judge", "no"),
-                                         ("keep", 0), ("condition", "other"), ("seed", 1.5)])  # fmt: skip
-def test_remembered_arguments_are_read_as_if_they_were_typed(run, name, value):
+def test_remembered_arguments_are_read_as_if_they_were_typed(run):
     out, resume = run
-    config = json.loads((out / "config.json").read_text())
-    config["arguments"][name] = value
-    (out / "config.json").write_text(json.dumps(config))
-    before = contents(out)
-    error = resume(expect=2).stderr
-    assert error.startswith("error: ") and error.count("\n") == 1 and "--" + name.replace("_", "-") in error
-    assert contents(out) == before
+    good = json.loads((out / "config.json").read_text())
+    for name, value in (("batch_size", []), ("epochs", "x"), ("crop", 7), ("lr", True), ("judge", "no"), ("keep", 0),
+                        ("condition", "other"), ("seed", 1.5)):  # fmt: skip
+        (out / "config.json").write_text(json.dumps(good | {"arguments": good["arguments"] | {name: value}}))
+        before = contents(out)
+        error = resume(expect=2).stderr
+        assert error.startswith("error: ") and error.count("\n") == 1 and "--" + name.replace("_", "-") in error
+        assert contents(out) == before
 
 
 def test_a_checkpoint_of_other_tensors_changes_nothing(tmp_path):
