@@ -1,10 +1,26 @@
 #!/usr/bin/env python3
 """Generate synthetic slices, with known labels, from the masks of the training part."""
 
+from __future__ import annotations
+
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from natural2nanoscale.cli import CONTROLNET_RUN, Parser, at_least, main_guard, refuse_torchrun
+from natural2nanoscale.cli import (
+    CONTROLNET_RUN,
+    DATA,
+    Parser,
+    add_settings,
+    at_least,
+    command,
+    main_guard,
+    refuse_torchrun,
+    settings_from,
+    this_call,
+)
+from natural2nanoscale.diffusion.settings import SamplingSettings
+from natural2nanoscale.errors import InputError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -18,23 +34,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--tokenizer", type=Path, help="folder of the tokenizer, for a backbone in one file (default: as in training)")
     add("--prompts", type=Path, help="text file, one prompt per line (default: 37 prompts for EM)")
     add("--per-mask", type=at_least(1), default=1, metavar="N", help="images per mask")
-    add("--steps", type=at_least(1), default=20, help="sampling steps")
-    add("--guidance", type=at_least(1.0, float), default=1.0, help="guidance scale; 1 is none")
-    add("--strength", type=at_least(0.0, float), help="scale of the mask's influence (default: the backbone's)")
-    add("--eta", type=at_least(0.0, float), default=0.0, help="0 is deterministic DDIM, 1 as noisy as DDPM")
-    add(
-        "--start",
-        type=at_least(0.0, float),
-        help="share of the steps taken; below 1 they begin at the mask's real slice (default: the backbone's)",
-    )
-    add(
-        "--edges",
-        choices=("none", "real"),
-        default="none",
-        help="of the mask's real slice, for a ControlNet trained with --condition mask+edges",
-    )
-    add("--batch-size", type=at_least(1), default=4, help="images drawn at once; does not change them")
-    add("--seed", type=at_least(0), default=0, help="seed of noise and prompts")
+    add_settings(parser, SamplingSettings)
+    parser.set_defaults(strength=None, start=None)  # the backbone's, where they are not given
+    add("--edges", choices=("none", "real"), default="none",
+        help="of the mask's real slice, for a ControlNet trained with --condition mask+edges")  # fmt: skip
+    add("--batch-size", type=at_least(1), default=4, metavar="N", help="images drawn at once; does not change them")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="seed of noise and prompts")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the U-Net and ControlNet")
     return parser.parse_args()
@@ -42,10 +47,104 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
-    from natural2nanoscale.diffusion.command import generate
+    import torch
+
+    from natural2nanoscale.data.classes import Classes
+    from natural2nanoscale.data.folders import open_pairs
+    from natural2nanoscale.data.roots import (
+        data_root,
+        held_out_parts,
+        learned_by_run,
+        learned_from_folder,
+        learned_json,
+        refuse_unfit,
+    )
+    from natural2nanoscale.device import select_device, select_dtype
+    from natural2nanoscale.diffusion.backbone import load_backbone
+    from natural2nanoscale.diffusion.prompts import read_prompts
+    from natural2nanoscale.diffusion.saving import load_trained
+    from natural2nanoscale.diffusion.synthesis import synthesize
+    from natural2nanoscale.diffusion.synthetic_folder import Request, begun_with
     from natural2nanoscale.phantom.volume import write_default
 
-    generate(args, write_default)
+    # what needs neither data nor weights
+    out = args.out or (args.data or DATA) / "synthetic"
+    config = controlnet_run(args)
+    given = {name: value for name in ("strength", "start") if (value := getattr(args, name)) is not None}
+    condition = what_is_seen(args, config)
+    settings = settings_from(args, SamplingSettings, **({"strength": 1.0, "start": 1.0} | given), condition=condition)
+    begun_with(out)  # what is no pair folder is refused before anything is loaded
+    prompts = read_prompts(args.prompts)
+
+    # the masks, none of which may be held out, for a ControlNet that learned nothing held out
+    root = data_root(args.data, ("train",), write_default)
+    source = open_pairs(root / "train")
+    window = config.get("learned", {}).get("intensity_window", source.info.intensity_window)
+    classes = Classes.from_json(config["classes"])
+    trained = replace(source.info, classes=classes, intensity_window=tuple(window) if window else None)
+    learned = learned_by_run(args.controlnet, trained)
+    refuse_unfit([learned, learned_from_folder(source)], held_out_parts(root))
+
+    # the weights
+    device = select_device(args.device)
+    tokenizer = args.tokenizer or (None if args.backbone else config["backbone"].get("tokenizer"))
+    name, dtype = args.backbone or config["backbone"]["name"], select_dtype(args.precision, device)
+    backbone = load_backbone(name, device, dtype, tokenizer)
+    if backbone.fingerprint != config["backbone"]["weights"]:
+        raise InputError(
+            f"backbone {backbone.name} has other weights than the one that {args.controlnet} was trained over "
+            f"({config['backbone']['name']}): name that one with --backbone"
+        )
+    advised = {"strength": backbone.recommended.strength, "start": backbone.recommended.start}
+    settings = replace(settings, **(advised | given))
+    controlnet, backbone = load_trained(args.controlnet, backbone, args.checkpoint)
+    print(
+        f"{args.per_mask} slice(s) from each of {len(source.stems)} masks, {settings.steps} DDIM steps, guidance "
+        f"{settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start {settings.start:g}, "
+        f"from {settings.condition}, on {device}"
+    )
+    request = Request(prompts, settings, args.per_mask, args.seed, learned_json([learned], trained), this_call())
+    try:
+        made = synthesize(out, backbone, controlnet, source, request, args.batch_size)
+    except torch.OutOfMemoryError:
+        fewer = "" if args.batch_size == 1 else "--batch-size 1, then with "
+        raise InputError(
+            f"{device} ran out of memory: call it again with {fewer}slices that `python -m natural2nanoscale prepare "
+            "--size` has cut into smaller ones"
+        ) from None
+    after = command("python train_unet.py", data=args.data, synthetic=args.out, synthetic_ratio=f"{args.per_mask}.0")
+    print(f"{made} new slices in {out}; next: {after}")
+
+
+def controlnet_run(args: argparse.Namespace) -> dict:
+    """The config of the run in --controlnet."""
+    from natural2nanoscale.records import read_config
+
+    if not (args.controlnet / "config.json").is_file():
+        run = None if args.controlnet == CONTROLNET_RUN else args.controlnet
+        before = command("python train_controlnet.py", data=args.data, out=run)
+        raise InputError(
+            f"there is no trained ControlNet in {args.controlnet}: first run `{before}`, or name its run folder with "
+            "--controlnet"
+        )
+    config = read_config(args.controlnet)
+    if config.get("kind") != "controlnet":
+        raise InputError(
+            f"{args.controlnet} is a run of kind {config.get('kind')}, expected one of train_controlnet.py: name that "
+            "with --controlnet"
+        )
+    return config
+
+
+def what_is_seen(args: argparse.Namespace, config: dict) -> str:
+    """SamplingSettings.condition, by what the ControlNet was trained on and what --edges asks for."""
+    condition = config["settings"].get("condition", "mask")
+    if condition == "mask" and args.edges == "real":
+        raise InputError(
+            f"{args.controlnet} was trained on masks alone and cannot follow --edges real, expected one trained with "
+            "`train_controlnet.py --condition mask+edges`"
+        )
+    return "mask+boundaries" if condition == "mask+edges" and args.edges == "none" else condition
 
 
 if __name__ == "__main__":

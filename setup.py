@@ -25,7 +25,10 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "scikit-learn", "scipy", "tifffile"],
+        "em": ["tifffile>=2025.5.10", "imagecodecs", "mrcfile", "h5py", "zarr>=3"],
+        "test": [
+            "pytest", "scikit-learn", "scipy", "tifffile>=2025.5.10", "imagecodecs", "mrcfile", "h5py", "zarr>=3",
+        ],
         "bench": ["accelerate", "monai"],
     },
     entry_points={"console_scripts": ["natural2nanoscale = natural2nanoscale.__main__:main"]},

@@ -1,10 +1,24 @@
 #!/usr/bin/env python3
 """Fine-tune ControlNet over a frozen natural-image backbone on annotated EM slices."""
 
+from __future__ import annotations
+
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from natural2nanoscale.cli import CONTROLNET_RUN, Parser, at_least, main_guard, parse_resumable, size
+from natural2nanoscale.cli import (
+    CONTROLNET_RUN,
+    Parser,
+    add_settings,
+    command,
+    main_guard,
+    parse_resumable,
+    resumable,
+    settings_from,
+)
+from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning
+from natural2nanoscale.errors import InputError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -13,86 +27,138 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", type=Path, help="folder with train/ and val/ (default: data, filled with the phantom)")
     add("--out", type=Path, default=CONTROLNET_RUN, help="run folder")
     add("--backbone", default="auto", help="auto, embedded, a diffusers folder, a .safetensors file, or a hub id")
-    add(
-        "--tokenizer",
-        type=Path,
-        help="folder of the tokenizer, for a backbone in one file (default: cached or beside it)",
-    )
+    add("--tokenizer", type=Path, help="its folder, for a backbone in one file (default: cached or beside it)")
     add("--controlnet-init", type=Path, help="run folder or ControlNet in diffusers' layout to start from")
     add("--prompts", type=Path, help="text file, one prompt per line (default: 37 prompts for EM)")
-    add("--epochs", type=at_least(1), default=600, help="passes over the training slices")
-    add("--max-steps", type=at_least(1), help="optimiser steps, in place of --epochs")
-    add("--batch-size", type=at_least(1), default=2, help="slices that pass at once, per process")
-    add("--accumulate", type=at_least(1), default=1, metavar="N", help="batches per step; their gradients add up")
-    add("--crop", type=size, metavar="WxH", help="training window in pixels (default: the backbone's)")
-    add("--lr", type=at_least(0.0, float), help="learning rate (default: the backbone's)")
-    add("--max-weight", type=at_least(1.0, float), help="of noisy timesteps in the loss (default: the backbone's)")
-    add("--rotation", type=at_least(0.0, float), default=16.0, help="largest angle in degrees")
-    add("--noise", type=at_least(0.0, float), default=4.0, help="largest Gaussian noise in grey levels")
-    add(
-        "--latent-variants",
-        type=at_least(0),
-        default=16,
-        metavar="K",
-        help="augmented windows per slice whose latents are cached; 0 encodes at every step",
-    )
-    add(
-        "--condition",
-        choices=("mask", "mask+edges"),
-        default="mask",
-        help="what the ControlNet sees: the classes' colours, or with their boundaries and the slices' edges on them",
-    )
-    add(
-        "--prompt-dropout",
-        type=at_least(0.0, float),
-        default=0.0,
-        metavar="P",
-        help="share of samples with the empty prompt; of use when slices are drawn with --guidance above 1",
-    )
-    add("--clip", type=at_least(1e-6, float), default=1.0, help="largest norm of the gradient")
-    add(
-        "--unlock-decoder",
-        type=at_least(0.0, float),
-        nargs="?",
-        const=0.1,
-        default=0.0,
-        metavar="FACTOR",
-        help="let the U-Net's decoder learn, at FACTOR (0.1 if not given) times the learning rate; 0 keeps it frozen",
-    )
-    add("--gradient-checkpointing", action="store_true", help="less memory, more time, the same gradients")
-    add("--compile", action="store_true", help="torch.compile; minutes at the start, less time per step on a GPU")
-    add(
-        "--judge",
-        action="store_true",
-        help="train a small U-Net on the training slices first; whatever ControlNet draws slices from the validation "
-        "masks in which it sees most of them is kept as the best checkpoint",
-    )
-    add("--seed", type=at_least(0), default=0, help="seed of everything that is drawn")
-    add("--checkpoint-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between checkpoints")
-    add(
-        "--checkpoint-minutes",
-        type=at_least(0.0, float),
-        default=10.0,
-        metavar="MINUTES",
-        help="and minutes between them, whichever come first; a first one after one minute; 0 counts steps alone",
-    )
-    add("--keep", type=at_least(1), default=2, metavar="N", help="newest checkpoints that stay")
-    add("--sample-every", type=at_least(1), default=1000, metavar="STEPS", help="steps between looks at samples")
+    add_settings(parser, FineTuning)
+    parser.set_defaults(max_weight=None)  # like --crop and --lr the backbone's, where it is not given
+    judge = "train a small U-Net first; the ControlNet in whose drawings it finds the validation masks best is kept"
+    add("--judge", action="store_true", help=judge)
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the frozen U-Net")
-    add("--resume", action="store_true", help="go on with the run in --out, from step 0 where it has no checkpoint yet")
+    add("--resume", action="store_true", help="go on with the run in --out")
     return parse_resumable(parser)
 
 
 def main(args: argparse.Namespace) -> None:
-    from natural2nanoscale.diffusion.command import train_controlnet
+    from natural2nanoscale import distributed
+
+    with distributed.process_group():
+        with distributed.main_first():
+            training = prepare(args)
+        train(args, *training)
+
+
+def prepare(args: argparse.Namespace) -> tuple:
+    """What `train` is to be called with, once everything is checked and the run folder is open."""
+    from natural2nanoscale import distributed
+    from natural2nanoscale.data.folders import open_pairs
+    from natural2nanoscale.data.roots import (
+        data_root,
+        held_out_parts,
+        learned_by_run,
+        learned_from_folder,
+        refuse_unfit,
+    )
+    from natural2nanoscale.device import select_device, select_dtype
+    from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone, settle
+    from natural2nanoscale.diffusion.batches import TrainingData
+    from natural2nanoscale.diffusion.prompts import read_prompts
+    from natural2nanoscale.diffusion.saving import load_initial, run_config
+    from natural2nanoscale.files import refuse_non_empty
     from natural2nanoscale.phantom.volume import write_default
+    from natural2nanoscale.records import read_config
+    from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
 
-    make_judge = None
+    # what needs neither data nor weights
+    main = distributed.is_main()
+    if main:
+        refuse_no_run(args.out) if args.resume else refuse_non_empty(args.out)
+    settings = settings_from(args, FineTuning, max_weight=args.max_weight or 1.0)
+    begun = args.resume and bool(RunFolder(args.out).checkpoints())  # its first weights count no more
+    before = read_config(args.out) if args.resume else {}
+    prompts, device = read_prompts(args.prompts), select_device(args.device)
+    refuse_start(args, before if begun else None)
+
+    # the slices, none of which may be held out
+    root = data_root(args.data, ("train", "val"), write_default)
+    data = TrainingData(open_pairs(root / "train"), open_pairs(root / "val"), prompts)
+    refuse_unfit([learned_from_folder(data.train)], [data.val])
+    start = args.out if begun else args.controlnet_init
+    learned = [learned_by_run(start)] if start else []
+    if learned:
+        refuse_unfit(learned, held_out_parts(root))
+
+    # the backbone, and what it recommends where nothing was said
+    name, dtype = backbone_name(args.backbone, data.train.info.origin), select_dtype(args.precision, device)
+    backbone = load_backbone(name, device, dtype, args.tokenizer)
+    initial = load_initial(args.controlnet_init, backbone) if args.controlnet_init and not begun else None
+    weight = backbone.recommended.max_weight if args.max_weight is None else args.max_weight
+    processes = before.get("settings", {}).get("processes", 1) if args.resume else distributed.world_size()
+    settings = settle(replace(settings, max_weight=weight, processes=processes), backbone)
+
+    # the run folder
+    config = run_config(settings, backbone, data, args.tokenizer, initial, learned) | {"arguments": resumable(args)}
+    if begun:
+        config["controlnet_init"] = before.get("controlnet_init")
     if args.judge:
-        from natural2nanoscale.segmentation.judge import train_judge as make_judge
+        config["judge"] = True
+    serves = f"learn from all of them in a run of its own, with --controlnet-init {args.out} and another --out"
+    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves, at_once=False) if main else RunFolder(args.out)
+    if args.resume:
+        run.tell_beginning()
+    slices = len(data.train.stems)
+    print(
+        f"ControlNet over {backbone.name} on {device} ({backbone.precision}): {slices} slices, windows of "
+        f"{settings.crop[0]}x{settings.crop[1]}, {settings.total_steps(slices)} steps of {settings.slices_per_step} "
+        f"slices, learning rate {settings.learning_rate:g}"
+    )
+    return run, backbone, data, settings, initial
 
-    train_controlnet(args, make_judge, write_default)
+
+def refuse_start(args: argparse.Namespace, before: dict | None) -> None:
+    """Raise InputError for a --controlnet-init that is none, or not the one of the run that goes on (`before`).
+
+    The latter by name: the weights behind it may have gone on since, or away, and are not needed any more.
+    """
+    initial = args.controlnet_init
+    if before is None:
+        if initial and not (initial / "config.json").is_file():
+            raise InputError(
+                f"--controlnet-init {initial} is neither a run folder nor a diffusers ControlNet, expected a folder "
+                "with config.json: `python -m natural2nanoscale convert` makes one from a file"
+            )
+        return
+    arguments = before.get("arguments", {})
+    began = arguments.get("controlnet_init")
+    if arguments and (began and Path(began).resolve()) != (initial and initial.resolve()):
+        raise InputError(
+            f"{args.out} goes on as it began, but --controlnet-init was {began} and is now {initial}: give the old "
+            "value, or name another folder with --out"
+        )
+
+
+def train(args: argparse.Namespace, run, backbone, data, settings: FineTuning, initial) -> None:
+    """Fine-tune on train/ with val/ to look at."""
+    import torch
+
+    from natural2nanoscale import distributed
+    from natural2nanoscale.diffusion.memory import out_of_memory_advice
+    from natural2nanoscale.diffusion.training import fine_tune
+    from natural2nanoscale.segmentation.judge import train_judge
+
+    device, agreement = backbone.device, None
+    try:
+        if args.judge and distributed.is_main():
+            agreement = train_judge(data.train, data.val, device, args.out / "judge")
+        fine_tune(run, backbone, data, settings, args.resume, initial, agreement)
+    except torch.OutOfMemoryError:
+        again = "start again, in another --out, with"
+        if run.load_checkpoint() and not settings.gradient_checkpointing:  # which alone may change on the way
+            again = f"go on with --resume --gradient-checkpointing, or {again}"
+        raise InputError(f"{device} ran out of memory: {again} {out_of_memory_advice(settings)}") from None
+    after = command("python generate.py", data=args.data, controlnet=args.out, prompts=args.prompts)
+    print(f"done: samples in {args.out}/samples; next: {after}")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,28 @@
 """Train U-Nets, one per seed, on real slices, synthetic ones or both, and score them on the test slices."""
 
 import argparse
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from natural2nanoscale.cli import UNET_RUN, Parser, at_least, main_guard, parse_resumable, refuse_torchrun, size
-from natural2nanoscale.data.roots import data_root
-from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings, recommended_help
+from natural2nanoscale.cli import (
+    DATA,
+    UNET_RUN,
+    Parser,
+    add_settings,
+    at_least,
+    command,
+    main_guard,
+    parse_resumable,
+    refuse_torchrun,
+    resumable,
+    settings_from,
+)
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.segmentation.settings import MAY_CHANGE, Settings, complete
 
 
 def parse_arguments() -> argparse.Namespace:
-    default = Settings()
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add(
@@ -28,111 +41,122 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--no-real", action="store_true", help="train on the synthetic slices alone")
     add(
-        "--balance",
-        type=at_least(0.0, float),
-        metavar="SHARE",
-        help="share of every batch that is real, such as 0.5 (default: as in the set)",
-    )
-    add(
-        "--augment",
-        choices=tuple(AUGMENTATIONS),
-        default=default.augment,
-        help="rotation is the paper's, elastic rotates and deforms, paper-all is all that the paper tried, nnunet "
-        "nnU-Net's defaults (default: %(default)s)",
-    )
-    add(
-        "--angle",
-        type=at_least(0.0, float),
-        default=default.angle,
-        metavar="DEGREES",
-        help="largest rotation either way (default: %(default)g)",
-    )
-    add(
-        "--enlarge-to",
-        type=at_least(1),
-        metavar="N",
-        help="augment once and for all, to N slices from the real ones (default: anew at every visit)",
-    )
-    add(
         "--mode",
         choices=("joint", "pretrain-finetune"),
         default="joint",
         help="pretrain-finetune: half of the steps on synthetic slices (with --balance on both), then on real ones",
     )
-    add("--crop", type=size, metavar="WxH", help=f"train on windows of this size {recommended_help('crop')}")
-    add("--epochs", type=at_least(1), metavar="N", help=f"passes over the training slices {recommended_help('epochs')}")
-    add("--max-steps", type=at_least(1), metavar="N", help="optimiser steps, in place of --epochs")
-    add("--batch-size", type=at_least(1), metavar="N", help=f"slices per step {recommended_help('batch_size')}")
-    add("--micro-batch", type=at_least(1), metavar="N", help="slices per forward pass (default: what fits)")
-    add("--width", type=at_least(1), metavar="N", help=f"channels of the first stage {recommended_help('width')}")
-    add("--depth", type=at_least(1), metavar="N", help=f"halvings of the resolution {recommended_help('depth')}")
-    add("--lr", type=at_least(0.0, float), help=f"learning rate {recommended_help('learning_rate')}")
-    add(
-        "--decay",
-        action=argparse.BooleanOptionalAction,
-        help=f"let the learning rate rise and fall to 0: good for short trainings {recommended_help('decay')}",
-    )
-    add(
-        "--class-balance",
-        type=at_least(0.0, float),
-        metavar="B",
-        help=f"pixels weigh (share of their class)^-B in the loss; 0.5 helps rare classes "
-        f"{recommended_help('class_balance')}",
-    )
-    add(
-        "--validate-every",
-        type=at_least(1),
-        metavar="STEPS",
-        help="(default: once per epoch, less often where that takes more than a twentieth of the time)",
-    )
-    add(
-        "--patience",
-        type=at_least(0),
-        metavar="N",
-        help=f"validations without a better one until training stops, 0 for never {recommended_help('patience')}",
-    )
-    add(
-        "--select",
-        choices=("loss", "miou"),
-        help=f"validation score that names the best weights {recommended_help('select_by')}",
-    )
-    add("--compile", action="store_true", help="torch.compile; about a minute at the start, less time per step")
-    add(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default=default.precision,
-        help="of the arithmetic; auto is bfloat16 where the device computes in it (default: %(default)s)",
-    )
-    add("--seeds", type=at_least(1), default=3, metavar="N", help="networks to train (default: %(default)s)")
-    add("--seed", type=at_least(0), default=default.seed, metavar="N", help="the first seed (default: %(default)s)")
-    add(
-        "--checkpoint-every",
-        type=at_least(1),
-        default=default.checkpoint_every,
-        metavar="STEPS",
-        help="(default: %(default)s)",
-    )
-    add(
-        "--checkpoint-minutes",
-        type=at_least(0.0, float),
-        default=default.checkpoint_minutes,
-        metavar="MINUTES",
-        help="and minutes, whichever come first; a first one after one minute; 0 counts steps alone "
-        "(default: %(default)g)",
-    )
-    add("--out", type=Path, default=UNET_RUN, metavar="RUN", help="run folder (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    add_settings(parser, Settings)
+    add("--seeds", type=at_least(1), default=3, metavar="N", help="networks to train")
+    add("--out", type=Path, default=UNET_RUN, metavar="RUN", help="run folder")
+    add("--device", default="auto", help="auto, cpu or cuda")
     add("--resume", action="store_true", help="go on with the run in --out, from step 0 where it has no checkpoint yet")
     return parse_resumable(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
+    from natural2nanoscale.data.folders import fingerprint, open_pairs, pair_digests
+    from natural2nanoscale.data.roots import (
+        data_root,
+        learned_by_synthetic,
+        learned_from_folder,
+        learned_json,
+        refuse_unfit,
+    )
+    from natural2nanoscale.device import select_device
+    from natural2nanoscale.files import make_folder, refuse_non_empty, write_text
     from natural2nanoscale.phantom.volume import write_default
-    from natural2nanoscale.segmentation.command import plan_synthetic, train_unet
+    from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
+    from natural2nanoscale.segmentation.evaluation import evaluate_run
+    from natural2nanoscale.segmentation.plan import print_plan
+    from natural2nanoscale.segmentation.report import markdown, model_card, write_report
+    from natural2nanoscale.segmentation.schedule import check, plan_steps, set_size
+    from natural2nanoscale.segmentation.slices import combine, load_slices
+    from natural2nanoscale.segmentation.training import train
+    from natural2nanoscale.segmentation.unet import select_precision
+    from natural2nanoscale.signals import Interrupted
 
-    plan_synthetic(args)  # refuses what is out of order before any data is made
-    train_unet(args, data_root(args.data, make_default=write_default))
+    # what is out of order is refused before any data is made
+    refuse_no_run(args.out) if args.resume else refuse_non_empty(args.out)
+    ratio, made = find_synthetic(args.synthetic_ratio, args.synthetic, args.data, args.no_real)
+    root = data_root(args.data, make_default=write_default)
+    device = select_device(args.device)
+
+    # what there is to learn from, and that none of it is among what scores
+    folders = {part: open_pairs(root / part) for part in ("train", "val", "test")}
+    real, validation, synthetic = load_slices(folders["train"]), load_slices(folders["val"]), None
+    learned = [learned_from_folder(folders["train"])]
+    if ratio > 0:
+        folders["synthetic"] = open_pairs(made)
+        learned.append(learned_by_synthetic(folders["synthetic"], folders["train"]))
+        synthetic = load_slices(folders["synthetic"])
+    refuse_unfit(learned, [folders["val"], folders["test"]])
+    training = combine(None if args.no_real else real, synthetic, ratio, len(real))
+    settings = complete(settings_from(args, Settings), folders["train"].info.origin)
+    settings = replace(settings, precision=select_precision(settings.precision, device))
+    before = steps_before_finetuning(args.out, args.mode) if args.resume else None
+    if args.mode == "pretrain-finetune":
+        half = plan_steps(set_size(training, settings), settings)[1] // 2
+        settings = replace(settings, finetune_after=half if before is None else before)
+    check(training, validation, settings)
+    print_plan(training, validation, len(folders["test"].stems), settings, args.seeds, device)
+
+    # one network per seed, then the test slices
+    choices = asdict(settings) | {"seeds": args.seeds, "synthetic_ratio": ratio, "no_real": args.no_real}
+    config = {"kind": "unet", "settings": choices, "arguments": resumable(args)}
+    config["data"] = {part: fingerprint(folder) for part, folder in folders.items()}
+    config["slices"] = {part: pair_digests(folder) for part, folder in folders.items()}
+    config["learned"] = learned_json(learned[1:] if args.no_real else learned, folders["train"].info)
+    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"), at_once=False)
+    for seed in range(args.seed, args.seed + args.seeds):
+        folder = RunFolder(make_folder(run.path / f"seed-{seed}"), within=run)
+        if args.resume:
+            folder.tell_beginning()
+        try:
+            train(training, validation, replace(settings, seed=seed), device, folder)
+        except Interrupted as stop:  # which knows this seed's folder alone
+            stop.args = (command(str(stop), out=None if args.out == UNET_RUN else args.out),)
+            raise
+    run.settle()
+    report = evaluate_run(run.path, folders["test"], device)
+    write_report(run.path, report)
+    write_text(run.path / "README.md", model_card(run.path, report, folders, training, settings))
+    print(markdown(report))
+    print(f"report: {run.path}/report.md and report.json; model card: {run.path}/README.md")
+    segment = command("python -m natural2nanoscale segment", run.path, images="SLICES", out="MASKS")
+    evaluate = command("python -m natural2nanoscale evaluate", run.path, data="DIR")
+    print(f"next: `{segment}` masks other slices,\n      `{evaluate}` scores these U-Nets on other masks")
+
+
+def find_synthetic(ratio: float | None, made: Path | None, data: Path | None, no_real: bool) -> tuple[float, Path]:
+    """Ratio and folder of the synthetic slices, where None is the default; InputError where they are missing."""
+    from natural2nanoscale.data.folders import read_info
+
+    ratio = float(bool(made or no_real)) if ratio is None else ratio
+    path = made or (data or DATA) / "synthetic"
+    if ratio > 0 and not path.is_dir():
+        more = math.ceil(ratio) if ratio > 1 else None
+        before = command("python generate.py", data=data, out=made, per_mask=more)
+        raise InputError(f"there are no synthetic slices in {path}: first run `{before}`")
+    if ratio > 0:
+        read_info(path)  # an unfinished folder is no folder yet
+    return ratio, path
+
+
+def steps_before_finetuning(out: Path, mode: str) -> int | None:
+    """Of the run in `out` half of its first length, however long it becomes, so that what it has learned already stays
+    what it would learn again; None where it has no fine-tuning. InputError when it began with another --mode."""
+    from natural2nanoscale.records import read_config
+
+    steps = read_config(out).get("settings", {}).get("finetune_after")
+    before = "joint" if steps is None else "pretrain-finetune"
+    if mode != before:
+        raise InputError(
+            f"{out} goes on as it began, but --mode was {before} and is now {mode}: give the old value, or name "
+            "another folder with --out"
+        )
+    return steps
 
 
 if __name__ == "__main__":

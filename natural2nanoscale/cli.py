@@ -100,18 +100,17 @@ class Help(argparse.HelpFormatter):
         return action.help if told else f"{action.help} (default: {shown})"
 
 
-def setting(
-    default: object, text: str, kind: Callable | None = None, flag: str | None = None, **argument: object
-) -> Any:
+def setting(value: object, text: str, kind: Callable | None = None, flag: str | None = None, **argument: object) -> Any:
     """A field of a settings dataclass together with its flag: `kind` is argparse's type, `argument` the rest of it.
 
-    The flag is called as the field is unless `flag` says otherwise; a field that is False by default is a switch.
+    The field is `value` by default, and so is the flag unless `argument` has another default. The flag is called as the
+    field is unless `flag` says otherwise; a field that is False by default is a switch.
     """
     if kind is not None:
         argument = {"type": kind, "metavar": "N", **argument}
-    elif default is False and not argument:
+    elif value is False and not argument:
         argument["action"] = "store_true"
-    return dataclasses.field(default=default, metadata={"flag": flag, "argument": {"help": text, **argument}})
+    return dataclasses.field(default=value, metadata={"flag": flag, "argument": {"help": text, **argument}})
 
 
 def flags_of(settings: type) -> dict[str, tuple[str, dict]]:
@@ -120,7 +119,8 @@ def flags_of(settings: type) -> dict[str, tuple[str, dict]]:
     for field in dataclasses.fields(settings):
         if field.metadata:
             flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")
-            flags[field.name] = flag, {"default": field.default, **field.metadata["argument"]}
+            default = None if field.default is dataclasses.MISSING else field.default
+            flags[field.name] = flag, {"default": default, **field.metadata["argument"]}
     return flags
 
 

@@ -56,7 +56,7 @@ class SkippedSteps:
         row = (self.counts[0] + 1) * bad
         self.counts.copy_(torch.stack([row, torch.maximum(self.counts[1], row), self.counts[2] + bad]))
 
-    def refuse_too_many(self, step: int, run: object, remedy: str) -> None:
+    def refuse_too_many(self, step: int, run: object) -> None:
         """InputError after MOST_IN_A_ROW in a row, the same in all processes. A GPU is asked every 20 steps only, as
         this waits for it."""
         if self.counts.device.type != "cpu" and step % 20:
@@ -65,7 +65,7 @@ class SkippedSteps:
         if longest >= MOST_IN_A_ROW:
             raise InputError(
                 f"the gradient of {run} was not finite {longest} times in a row by step {step}: the run stops with "
-                f"what it last saved; {remedy}"
+                "what it last saved; start again with a lower --lr, or in float32 (--precision)"
             )
 
 

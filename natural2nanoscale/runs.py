@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import statistics
 import subprocess
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -38,11 +37,6 @@ from natural2nanoscale.locks import hold
 from natural2nanoscale.records import read_config, read_json, read_lines
 from natural2nanoscale.resuming import refuse_changes
 from natural2nanoscale.schemas import STATE
-
-
-def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (ddof 1); the latter is None for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 class RunFolder:

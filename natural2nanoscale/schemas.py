@@ -92,3 +92,4 @@ RECOMMENDED = {
 }
 DIFFUSERS_UNET = {"in_channels?": (None, int), "cross_attention_dim?": (None, int, [int])}
 SECONDS = {...: float}
+PILOT = {"trainings": [{"steps": NATURAL, "validation": float, "curve": [[float]]}]}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natural2nanoscale.data import prepare
-from natural2nanoscale.data.inspection import open_root
+from natural2nanoscale.data.check import open_root
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.verbs import prepare
 
 THIRDS = ("--val", "0.2", "--test", "0.2", "--gap", "0")  # of five slices: three, one and one
 

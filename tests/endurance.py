@@ -36,8 +36,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from conftest import blobs, save_tiny_backbone  # noqa: E402
 
-import natural2nanoscale.diffusion.command  # noqa: E402
-import natural2nanoscale.segmentation.command  # noqa: E402
+import natural2nanoscale.diffusion.synthesis  # noqa: E402
+import natural2nanoscale.diffusion.training  # noqa: E402
 import natural2nanoscale.segmentation.segment  # noqa: E402, F401  once, for all processes
 from natural2nanoscale import files  # noqa: E402
 from natural2nanoscale.data.classes import Classes  # noqa: E402

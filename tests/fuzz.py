@@ -339,8 +339,8 @@ def fuzz(count: int, seed: int, only: list[str] | None = None, jobs: int = 1) ->
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import torch
 
-    import natural2nanoscale.diffusion.command
-    import natural2nanoscale.segmentation.command
+    import natural2nanoscale.diffusion.synthesis
+    import natural2nanoscale.diffusion.training
     import natural2nanoscale.segmentation.segment  # noqa: F401  once, for all children
 
     torch.set_num_threads(1)

@@ -5,11 +5,11 @@ import pytest
 from em_source import THIRDS, Source, run_verb, stack
 from PIL import Image
 
-from natural2nanoscale.data import check
+from natural2nanoscale.data.check import open_root, report
 from natural2nanoscale.data.folders import write_pairs
-from natural2nanoscale.data.inspection import open_root, report
 from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.verbs import check
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_what_is_no_data_root(tmp_path, data_folder):
         report(tmp_path / "empty")
     file = data_folder / "val" / "dataset.json"
     file.write_text(file.read_text().replace("nucleus", "vessel"))
-    with pytest.raises(InputError, match="differ"):
+    with pytest.raises(InputError, match="other classes"):
         report(data_folder)
 
 

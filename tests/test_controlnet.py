@@ -15,6 +15,8 @@ from diffusers import (
 
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts, load_backbone
 from natural2nanoscale.diffusion.controlnet import (
+    Batch,
+    Denoiser,
     denoising_loss,
     latent_moments,
     make_controlnet,
@@ -54,9 +56,8 @@ def test_untrained_controlnet_leaves_the_backbone_unchanged(backbone):
 def test_only_controlnet_learns(backbone):
     controlnet = make_controlnet(backbone)
     latents, noise, timesteps, hidden, conditioning = batch(backbone)
-    denoising_loss(
-        backbone.unet, controlnet, backbone.scheduler, latents, noise, timesteps, hidden, conditioning
-    ).backward()
+    denoiser = Denoiser(backbone.unet, controlnet, backbone.scheduler)
+    denoising_loss(denoiser, Batch(latents, noise, timesteps, hidden, conditioning)).backward()
     # at the start the zero convolutions have gradients, and nothing of the frozen parts has
     assert controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
     frozen = [*backbone.unet.parameters(), *backbone.vae.parameters(), *backbone.text_encoder.parameters()]
@@ -68,7 +69,8 @@ def test_loss_equals_plain_composition_of_diffusers(backbone, prediction_type):
     controlnet = disturbed(backbone)
     scheduler = DDPMScheduler.from_config(backbone.scheduler.config, prediction_type=prediction_type)
     latents, noise, timesteps, hidden, conditioning = batch(backbone)
-    ours = denoising_loss(backbone.unet, controlnet, scheduler, latents, noise, timesteps, hidden, conditioning)
+    drawn = Batch(latents, noise, timesteps, hidden, conditioning)
+    ours = denoising_loss(Denoiser(backbone.unet, controlnet, scheduler), drawn)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     down, mid = controlnet(noisy, timesteps, hidden, conditioning, return_dict=False)
     output = backbone.unet(
@@ -82,12 +84,11 @@ def test_loss_equals_plain_composition_of_diffusers(backbone, prediction_type):
 def test_noisy_timesteps_weigh_up_to_the_limit(backbone):
     controlnet = disturbed(backbone)
     latents, noise, _, hidden, conditioning = batch(backbone, count=1)
-    arguments = (backbone.unet, controlnet, backbone.scheduler, latents, noise)
+    arguments = backbone.unet, controlnet, backbone.scheduler
     for timestep in (50, 600, 990):
         timesteps = torch.tensor([timestep])
-        plain, weighted = (
-            denoising_loss(*arguments, timesteps, hidden, conditioning, limit).item() for limit in (1.0, 9.0)
-        )
+        drawn = Batch(latents, noise, timesteps, hidden, conditioning)
+        plain, weighted = (denoising_loss(Denoiser(*arguments, limit), drawn).item() for limit in (1.0, 9.0))
         alpha = backbone.scheduler.alphas_cumprod[timestep].item()
         assert weighted / plain == pytest.approx(min(max((1 - alpha) / alpha, 1.0), 9.0), rel=1e-5)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from natural2nanoscale.diffusion import convert as module
 from natural2nanoscale.diffusion.backbone import load_backbone
 from natural2nanoscale.diffusion.convert import convert
-from natural2nanoscale.diffusion.initial import load_initial
+from natural2nanoscale.diffusion.saving import load_initial
 from natural2nanoscale.errors import InputError
 
 CPU = torch.device("cpu")

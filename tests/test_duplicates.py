@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from natural2nanoscale.data.check import report
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
-from natural2nanoscale.data.inspection import report
 from natural2nanoscale.phantom.volume import volume
 
 

@@ -1,7 +1,7 @@
 """Edges and boundaries on the mask's colours, from the picture to training and generation."""
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ from natural2nanoscale.data.classes import color_table, palette
 from natural2nanoscale.data.edges import class_boundaries, image_edges
 from natural2nanoscale.data.encoders import EDGE_SHADE, encode_mask
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.diffusion import training
+from natural2nanoscale.diffusion import progress, training
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
+from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows
 from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
-from natural2nanoscale.diffusion.synthesis import draw_slices
+from natural2nanoscale.diffusion.synthesis import Drawn, draw_slices
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.runs import RunFolder
 
@@ -114,13 +115,13 @@ def test_windows_show_the_edges_of_their_slice(tiny_backbone, data_folder):
 
 def test_training_draws_what_it_drew_without_edges(tiny_backbone, data_folder, tmp_path, monkeypatch):
     """Latents, noise, timesteps and prompts stay the same bit for bit; some of the samples lose their edges."""
-    monkeypatch.setattr(training.Validation, "loss", lambda *_: 0.0)
-    monkeypatch.setattr(training.Validation, "write_samples", lambda *_: None)
+    monkeypatch.setattr(progress.Validation, "loss", lambda *_: 0.0)
+    monkeypatch.setattr(progress.Validation, "write_samples", lambda *_: None)
     seen = []
 
-    def watched(*arguments):
-        seen[-1].append(arguments[3:8])
-        return denoising_loss(*arguments)
+    def watched(denoiser, batch):
+        seen[-1].append(astuple(batch)[:5])
+        return denoising_loss(denoiser, batch)
 
     denoising_loss = training.denoising_loss
     monkeypatch.setattr(training, "denoising_loss", watched)
@@ -132,7 +133,7 @@ def test_training_draws_what_it_drew_without_edges(tiny_backbone, data_folder, t
         name.mkdir()
         seen.append([])
         settings = FineTuning((32, 32), 1e-3, max_steps=6, latent_variants=2, prompt_dropout=0.3, **options)
-        fine_tune(RunFolder(name), backbone, *parts, ["a cell", "a nucleus"], settings)
+        fine_tune(RunFolder(name), backbone, TrainingData(*parts, ["a cell", "a nucleus"]), settings)
         for one, other in zip(seen[0], seen[-1], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True))
         return torch.cat([arguments[4] for arguments in seen[-1]])  # (12,3,32,32)
@@ -156,7 +157,7 @@ def test_slices_are_drawn_from_boundaries_or_edges(tiny_backbone):
 
     def draw(condition: str, gray: np.ndarray) -> np.ndarray:
         settings = SamplingSettings(steps=2, strength=20.0, condition=condition)
-        return draw_slices(backbone, controlnet, [gray], [mask], palette(3), embeds, negative, [5], settings)
+        return draw_slices(backbone, controlnet, Drawn([mask], [gray], embeds, negative, [5]), palette(3), settings)
 
     plain, bounded, edged = (draw(c, image) for c in ("mask", "mask+boundaries", "mask+edges"))
     assert not np.array_equal(plain, bounded) and not np.array_equal(bounded, edged)

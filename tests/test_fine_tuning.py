@@ -17,11 +17,11 @@ from natural2nanoscale.checkpoints import SavingTimer
 from natural2nanoscale.data.folders import open_pairs, read_gray, read_info
 from natural2nanoscale.diffusion import latents, synthesis
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
-from natural2nanoscale.diffusion.command import read_prompts
-from natural2nanoscale.diffusion.controlnet import denoising_loss, predict_noise
+from natural2nanoscale.diffusion.controlnet import Batch, Denoiser, denoising_loss, predict_noise
 from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept, variants_visited
+from natural2nanoscale.diffusion.prompts import read_prompts
 from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
-from natural2nanoscale.diffusion.synthesis import draw_slices
+from natural2nanoscale.diffusion.synthesis import Drawn, draw_slices
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.files import save_png
 from natural2nanoscale.runs import RunFolder
@@ -346,10 +346,10 @@ def test_padding_carries_no_loss(small_backbone, data_folder):
     conditioning = torch.zeros(2, 3, 64, 128)
     hidden = encode_prompts(backbone, ["a", "b"])
     timesteps = torch.tensor([100, 700])
-    arguments = (backbone.unet, controlnet, backbone.scheduler, mean)
+    denoiser = Denoiser(backbone.unet, controlnet, backbone.scheduler)
     noisy = backbone.scheduler.add_noise(mean, noise, timesteps)
     with torch.no_grad():
-        loss = denoising_loss(*arguments, noise, timesteps, hidden, conditioning, share=share)
+        loss = denoising_loss(denoiser, Batch(mean, noise, timesteps, hidden, conditioning, share))
         prediction = predict_noise(backbone.unet, controlnet, noisy, timesteps, hidden, conditioning)
     middle = (..., slice(2, 6), slice(4, 12))
     assert loss.item() == pytest.approx(F.mse_loss(prediction[middle], noise[middle]).item(), rel=1e-5)
@@ -397,7 +397,7 @@ def test_off_the_grid_equals_the_mirrored_mask(tiny_backbone):
     embeds, negative = encode_prompts(backbone, ["a"]), encode_prompts(backbone, [""])
     colors, settings = ((0, 0, 0), (0, 255, 0), (255, 0, 0)), SamplingSettings(steps=2)
     cut, full = (
-        draw_slices(backbone, controlnet, [ids], [ids], colors, embeds, negative, [5], settings)
+        draw_slices(backbone, controlnet, Drawn([ids], [ids], embeds, negative, [5]), colors, settings)
         for ids in (mask, whole)
     )
     assert backbone.grid == 4 and full.shape == (1, 32, 52) and cut.shape == (1, 29, 51)

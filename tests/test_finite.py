@@ -58,11 +58,11 @@ def test_five_in_a_row_end_a_run_and_five_in_all_do_not():
     skipped = SkippedSteps(optimizer, torch.device("cpu"))
     for step in range(20):
         skipped.guard(torch.tensor(1.0 if step % 5 == 0 else NAN))
-        skipped.refuse_too_many(step, "run", "lower --lr")
+        skipped.refuse_too_many(step, "run")
     assert skipped.counts.tolist() == [4, 4, 16]
     skipped.guard(torch.tensor(NAN))
     with pytest.raises(InputError, match="run was not finite 5 times in a row by step 20.*lower --lr"):
-        skipped.refuse_too_many(20, "run", "lower --lr")
+        skipped.refuse_too_many(20, "run")
 
 
 def test_losses_add_up_without_those_that_are_not_finite():
@@ -129,7 +129,7 @@ def test_no_mask_of_an_answer_that_is_not_finite():
 
 
 def test_blank_slices_are_refused():
-    from natural2nanoscale.diffusion.manifest import Image
+    from natural2nanoscale.diffusion.synthetic_folder import Image
 
     image = Image("a", 0, 1, "p")
     refuse_blank([image], np.arange(16, dtype=np.uint8).reshape(1, 4, 4))

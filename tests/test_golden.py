@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from natural2nanoscale.data.augment import warp
-from natural2nanoscale.data.encoders import encode_mask
+from natural2nanoscale.data.encoders import encode_gray, encode_mask
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
-from natural2nanoscale.diffusion.controlnet import denoising_loss, make_controlnet
+from natural2nanoscale.diffusion.controlnet import Batch, Denoiser, denoising_loss, make_controlnet
 from natural2nanoscale.phantom.volume import volume
 from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
-from natural2nanoscale.segmentation.unet import UNet, initialize, normalize
+from natural2nanoscale.segmentation.unet import UNet, initialize
 
 
 def test_seeds():
@@ -34,7 +34,7 @@ def test_unet_logits():
     model = UNet(3, 8, 2)
     initialize(model, generator_for("golden"))
     grey = torch.arange(32 * 48).view(1, 32, 48) % 251
-    logits = model(normalize(grey))
+    logits = model(encode_gray(grey, 1))
     assert logits.mean(dim=(0, 2, 3)).tolist() == pytest.approx([-0.328878, 0.307900, -0.080339], abs=1e-5)
     assert logits.std().item() == pytest.approx(0.756192, abs=1e-5)
 
@@ -55,12 +55,10 @@ def test_loss_of_three_controlnet_steps(tiny_backbone):
     masks = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (2, 32, 32)))
     latents, noise = torch.randn(2, 2, 4, 16, 16, generator=generator_for("latents"))
     states = encode_prompts(backbone, ["a cell", "a nucleus"])
-    losses = []
+    denoiser, losses = Denoiser(backbone.unet, controlnet, backbone.scheduler), []
     for step in range(3):
         timesteps = torch.tensor([100 + 200 * step, 900 - 200 * step])
-        loss = denoising_loss(
-            backbone.unet, controlnet, backbone.scheduler, latents, noise, timesteps, states, encode_mask(masks, colors)
-        )
+        loss = denoising_loss(denoiser, Batch(latents, noise, timesteps, states, encode_mask(masks, colors)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

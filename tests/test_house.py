@@ -163,14 +163,13 @@ def test_out_of_memory_names_only_what_the_command_has(monkeypatch, script, verb
     def exhausted(name: str) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    for module in ("device", "segmentation.evaluation"):
-        monkeypatch.setattr(f"natural2nanoscale.{module}.select_device", exhausted)
+    monkeypatch.setattr("natural2nanoscale.device.select_device", exhausted)
     for command, has in (
         (("demo",), {"--unet-batch", "--crop", "--unet-crop", "--device"}),
         (("experiments",), {"--crop", "--device"}),
         (("evaluate", tmp_path, "--data", tmp_path), {"--device"}),
     ):
-        monkeypatch.setattr("natural2nanoscale.segmentation.evaluation.open_pairs", lambda path: None)
+        monkeypatch.setattr("natural2nanoscale.data.folders.open_pairs", lambda path: None)
         error = verb(*command, expect=2).stderr
         named = set(re.findall(r"--[a-z-]+", error)) - {"--size"}  # that one is of `prepare`
         assert error.startswith("error: out of memory (no room): take ") and named == has

@@ -95,7 +95,8 @@ def test_masks_of_few_bits_keep_their_ids(source, bits):
         for bit in range(bits):
             values[:, bit::bits] = masks[i] >> (bits - 1 - bit) & 1
         write_png(file.with_suffix(".png"), np.packbits(values, axis=1), bits, 8)
-    parts = source.prepare(*THIRDS)
+    names = ",".join(f"c{i}" for i in range(2**bits))
+    parts = source.prepare(*THIRDS, "--classes", names)
     assert parts["train"].info.classes.count == 2**bits
     assert np.array_equal(parts["train"].mask("cell_2"), masks[2])
 
@@ -142,6 +143,22 @@ def test_object_numbers_are_no_classes(source):
     for i in range(5):
         source.add(f"cell_{i}.png", images[i], numbers)
     source.refuses("cell_0.png has mask values .*object numbers", "--classes", "a,b")
+
+
+def test_ranges_of_values_and_what_goes_before_them(source):
+    images, _ = stack(5, 8, 8)
+    numbers = np.resize(np.arange(30, dtype=np.int32) - 2, (5, 8, 8))
+    for i in range(5):
+        source.add(f"cell_{i}.png", images[i], numbers[i].clip(0).astype(np.uint8))
+        Image.fromarray(numbers[i]).save(source.folder / "masks" / f"cell_{i}.tif")
+        (source.folder / "masks" / f"cell_{i}.png").unlink()
+    parts = source.prepare(*THIRDS, "--map=-2--1=ignore,5-9=2,1-=1,20=0,7=ignore")
+    expected = np.select(
+        [numbers < 0, numbers == 7, numbers == 20, (numbers >= 5) & (numbers <= 9), numbers >= 1], [255, 255, 0, 2, 1]
+    )
+    assert np.array_equal(parts["train"].mask("cell_1"), expected[1])
+    assert parts["train"].info.classes.count == 3
+    source.refuses("from low to high", "--map", "9-5=1")
 
 
 def test_one_class_is_none(source):

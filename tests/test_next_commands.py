@@ -9,7 +9,7 @@ from conftest import blobs
 
 from natural2nanoscale import cli
 from natural2nanoscale.files import save_png
-from natural2nanoscale.segmentation import command
+from natural2nanoscale.segmentation import training
 from natural2nanoscale.signals import Interrupted
 
 
@@ -83,7 +83,7 @@ def test_a_stopped_training_names_its_folder(script, data_folder, tmp_path, monk
     def stopped(*_, **__):
         raise Interrupted("at step 1 of 9: go on with --resume")
 
-    monkeypatch.setattr(command, "train", stopped)
+    monkeypatch.setattr(training, "train", stopped)
     error = script("train_unet.py", "--data", data_folder, "--out", tmp_path / "my run", expect=130).stderr
     assert error.strip().endswith(f"--resume --out '{tmp_path}/my run'")
 

@@ -8,9 +8,9 @@ import pytest
 from natural2nanoscale.cli import settings_from
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.phantom import volume as phantom
 from natural2nanoscale.phantom.textures import gaussian_field, resample
 from natural2nanoscale.phantom.volume import PhantomSettings, volume, write_phantom
+from natural2nanoscale.verbs import phantom as phantom_verb
 
 SMALL = PhantomSettings((56, 32), train=3, val=1, test=2, gap=2, seed=4)
 
@@ -102,11 +102,11 @@ def test_bad_requests_write_nothing(tmp_path):
 
 def test_the_verb_takes_its_defaults_from_the_settings(tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    phantom.add_arguments(parser)
+    phantom_verb.add_arguments(parser)
     assert settings_from(parser.parse_args(["data"]), PhantomSettings) == PhantomSettings()
     out = str(tmp_path / "data")
     options = "--size 48x32 --train 1 --val 1 --test 1 --gap 0".split()
-    phantom.run(parser.parse_args([out, *options]))
+    phantom_verb.run(parser.parse_args([out, *options]))
     assert "48x32" in capsys.readouterr().out
     assert open_pairs(tmp_path / "data" / "test").image("slice_0002").shape == (32, 48)
 

@@ -10,8 +10,8 @@ import tifffile
 from em_source import THIRDS, Source, fill, run_verb, stack
 from PIL import Image
 
-from natural2nanoscale.data import prepare
-from natural2nanoscale.data.inspection import open_root
+from natural2nanoscale.data.check import open_root
+from natural2nanoscale.verbs import prepare
 
 AXON = Path(__file__).resolve().parents[2] / "shared" / "data" / "axon_sem"
 
@@ -131,7 +131,7 @@ def test_unmatched_files_are_listed(source):
 def test_no_pair_at_all(source):
     fill(source)
     for file in (source.folder / "masks").iterdir():
-        file.rename(file.with_name("mask_" + file.name))
+        file.rename(file.with_name(file.name.replace("cell_", "mouse_a")))
     source.refuses(r"0 pairs .*cell_0, cell_1, cell_2, \.\.\.", "--only-pairs")
 
 

@@ -11,7 +11,8 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.draws import sample_seeds
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.segmentation.augmentation import MAX_NOISE, augment, nnunet_intensities
-from natural2nanoscale.segmentation.batches import DeviceSlices, check, enlarge, plan_steps, read_batch, set_size
+from natural2nanoscale.segmentation.batches import DeviceSlices, enlarge, read_batch
+from natural2nanoscale.segmentation.schedule import check, plan_steps, set_size
 from natural2nanoscale.segmentation.settings import AUGMENTATIONS, Settings
 from natural2nanoscale.segmentation.slices import Slices
 

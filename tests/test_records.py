@@ -99,9 +99,9 @@ def test_descriptions_of_folders_are_checked(data_folder, key, value, said):
 
 
 def test_pictures_that_are_none_do_not_hang_and_large_ones_are_not_decoded(data_folder, verb, monkeypatch):
-    from natural2nanoscale.data import pictures
+    from natural2nanoscale.data.readers import gray
 
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
+    monkeypatch.setattr(gray, "MAX_PIXELS", 100)
     with pytest.raises(InputError, match="2048 pixels, expected at most 100"):
         open_pairs(data_folder / "train")
     monkeypatch.undo()

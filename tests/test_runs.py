@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,7 @@ from natural2nanoscale.checkpoints import State, load_optimizer_tensors, optimiz
 from natural2nanoscale.cli import main_guard
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.runs import RunFolder, mean_std, open_run
+from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
 from natural2nanoscale.signals import Interrupted, StopSignal
 
@@ -28,11 +27,6 @@ def test_seeds_are_functions_of_their_parts():
     assert all(0 <= seed_for(i) < 2**63 for i in range(100))
     assert torch.equal(torch.randn(4, generator=generator_for("a")), torch.randn(4, generator=generator_for("a")))
     assert sorted(permutation_for(9, 1)) == list(range(9)) and permutation_for(9, 1) != permutation_for(9, 2)
-
-
-def test_mean_and_deviation():
-    assert mean_std([0.5]) == (0.5, None)
-    assert mean_std([0.1, 0.4, 0.7]) == (pytest.approx(0.4), pytest.approx(statistics.stdev([0.1, 0.4, 0.7])))
 
 
 def save(run: RunFolder, step: int, value: float, **options) -> None:

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.segmentation import segment
 from natural2nanoscale.segmentation.inference import predict_mask, tile_spans
-from natural2nanoscale.segmentation.unet import UNet, UNetInfo, move_to, normalize, save_unet
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, move_to, save_unet
 
 CLASSES = Classes.named("background", "cytoplasm", "nucleus")
 
@@ -51,14 +52,14 @@ def test_tiles_give_what_the_whole_gives_where_pixels_are_judged_by_their_surrou
     torch.manual_seed(0)
     convolution = torch.nn.Conv2d(1, 3, 5, padding=2, padding_mode="replicate").requires_grad_(False)
     grey = torch.from_numpy(slices(2))
-    expected = convolution(normalize(grey)).argmax(1)
+    expected = convolution(encode_gray(grey, 1)).argmax(1)
     assert torch.equal(predict_mask([convolution], grey, tile=17, margin=3).long(), expected)
 
 
 def test_several_networks_are_averaged_as_probabilities(tmp_path):
     models, grey = make_run(tmp_path / "run"), torch.from_numpy(slices(2))
     with torch.no_grad():
-        expected = torch.stack([model(normalize(grey)).softmax(1) for model in models]).mean(0).argmax(1)
+        expected = torch.stack([model(encode_gray(grey, 1)).softmax(1) for model in models]).mean(0).argmax(1)
     found = predict_mask(models, grey)
     assert found.dtype == torch.uint8 and torch.equal(found.long(), expected)
     assert not torch.equal(found, predict_mask(models[:1], grey))
@@ -77,6 +78,21 @@ def test_a_16_bit_stack_passes_through_the_window_of_the_training_set(tmp_path, 
         assert np.array_equal(mask, expected)
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [sum(row["pixels"]) for row in rows] == [40 * 56] * 3
+
+
+def test_a_volume_in_a_container_is_segmented(tmp_path, verb):
+    import h5py
+
+    models, stack = make_run(tmp_path / "run"), slices(2)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["volumes/raw"], file["other"] = stack, stack
+    call = ("segment", tmp_path / "run", "--out", tmp_path / "out", "--images")
+    assert "a.h5:/volumes/raw" in verb(*call, tmp_path / "a.h5", expect=2).stderr
+    verb(*call, f"{tmp_path / 'a.h5'}:/volumes/raw")
+    assert "2 slices, 0 to segment" in verb(*call, f"{tmp_path / 'a.h5'}:/volumes/raw").stdout
+    for index, page in enumerate(stack):
+        mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"slice_{index:04d}.png"))
+        assert np.array_equal(mask, predict_mask(models, torch.from_numpy(page)[None])[0])
 
 
 def test_a_stopped_call_goes_on_and_other_networks_are_refused(tmp_path, verb, monkeypatch):

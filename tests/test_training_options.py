@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from natural2nanoscale import measure
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.diffusion import memory, synthesis, training, validation
+from natural2nanoscale.diffusion import memory, progress, synthesis, training, validation
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone, weights_hash
+from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.controlnet import (
     decoder_state,
     denoising_loss,
@@ -43,8 +44,8 @@ def backbone(tiny_backbone):
 @pytest.fixture(autouse=True)
 def no_strips(monkeypatch):
     """Validation loss and sample strips take most of a short run and have tests of their own."""
-    monkeypatch.setattr(training.Validation, "loss", lambda *_: 0.0)
-    monkeypatch.setattr(training.Validation, "write_samples", lambda *_: None)
+    monkeypatch.setattr(progress.Validation, "loss", lambda *_: 0.0)
+    monkeypatch.setattr(progress.Validation, "write_samples", lambda *_: None)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def tune(backbone, data_folder, tmp_path):
         folder = RunFolder(tmp_path / out)
         chosen = FineTuning((32, 32), 1e-3, **{"latent_variants": 2, "sample_every": 4, "max_steps": 1} | settings)
         parts = open_pairs(data_folder / "train"), open_pairs(data_folder / "val")
-        fine_tune(folder, backbone, *parts, list(prompts), chosen, resume, agreement=agreement)
+        fine_tune(folder, backbone, TrainingData(*parts, list(prompts)), chosen, resume, agreement=agreement)
         return folder
 
     return run
@@ -176,7 +177,8 @@ def test_idle_encoders_give_way_and_come_back(tune, backbone, monkeypatch):
         with moved(modules, device):
             yield
 
-    monkeypatch.setattr(training, "moved", watched)
+    for module in (training, progress):
+        monkeypatch.setattr(module, "moved", watched)
     before = [p.data_ptr() for p in backbone.vae.parameters()]
     tune("cached")
     assert places == [([backbone.text_encoder, backbone.vae], CPU), ([backbone.vae], backbone.device)]

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation import unet
@@ -16,7 +17,6 @@ from natural2nanoscale.segmentation.unet import (
     initialize,
     load_unet,
     move_to,
-    normalize,
     save_unet,
     select_precision,
 )
@@ -80,12 +80,12 @@ def test_bfloat16_is_of_the_arithmetic_alone():
     assert (exact - logits).abs().mean() < 0.02 * exact.std()
 
 
-def test_auto_is_bfloat16_where_the_device_computes_in_it(monkeypatch):
+def test_auto_is_bfloat16_on_a_gpu_that_computes_in_it(monkeypatch):
     for native, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-        assert select_precision("auto", CPU) == expected
-        assert select_precision("float32", CPU) == "float32" and select_precision("bfloat16", CPU) == "bfloat16"
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert select_precision("auto", torch.device("cuda")) == expected
+    assert select_precision("auto", CPU) == "float32"
+    assert select_precision("bfloat16", CPU) == "bfloat16"
 
 
 def test_a_network_is_loaded_in_the_precision_of_its_training_where_that_is_native(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_saved_network_knows_itself_and_computes_the_same(tmp_path):
     for path in (tmp_path / "best", tmp_path / "best" / "unet.safetensors"):
         loaded, info = load_unet(path)
         assert info == UNetInfo(4, 2, CLASSES, (12.5, 900.0), {"step": 7})
-        image = normalize(torch.randint(0, 256, (1, 20, 30), dtype=torch.uint8))
+        image = encode_gray(torch.randint(0, 256, (1, 20, 30), dtype=torch.uint8), 1)
         assert torch.equal(loaded(image), model(image))
 
 
@@ -122,5 +122,5 @@ def test_foreign_damaged_and_missing_weights_are_refused(tmp_path):
 
 
 def test_grey_values_map_to_minus_one_and_one():
-    images = normalize(torch.tensor([[[0, 255]]], dtype=torch.uint8))
+    images = encode_gray(torch.tensor([[[0, 255]]], dtype=torch.uint8), 1)
     assert images.shape == (1, 1, 1, 2) and images.flatten().tolist() == [-1.0, 1.0]

@@ -6,8 +6,7 @@ import runpy
 import shutil
 import signal
 import sys
-from argparse import Namespace
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +16,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from natural2nanoscale.checkpoints import SavingTimer
+from natural2nanoscale.cli import flags_of, resumable, settings_from
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
 from natural2nanoscale.data.roots import learned_by_synthetic, refuse_unfit
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for
-from natural2nanoscale.segmentation.batches import (
-    DeviceSlices,
-    check,
-    draw_batch,
-    read_batch,
-    steps_between_validations,
-)
-from natural2nanoscale.segmentation.command import choose_settings
-from natural2nanoscale.segmentation.evaluation import evaluate_run, markdown, score, summarize
-from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
+from natural2nanoscale.segmentation.evaluation import evaluate_run, score, summarize
+from natural2nanoscale.segmentation.monitor import validate
+from natural2nanoscale.segmentation.report import markdown
+from natural2nanoscale.segmentation.schedule import check, steps_between_validations
+from natural2nanoscale.segmentation.settings import RECOMMENDED, Settings, complete, shown
 from natural2nanoscale.segmentation.slices import Slices, combine, load_slices, spread_evenly
-from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train, validate
+from natural2nanoscale.segmentation.training import accumulate_gradient, class_weights, learning_rate, train
 from natural2nanoscale.segmentation.unet import UNet, initialize, load_unet, select_precision
 from natural2nanoscale.signals import Interrupted
 
@@ -102,7 +98,7 @@ def test_class_weights_follow_the_shares_of_labelled_pixels():
 
 def test_training_learns():
     settings = replace(SMALL, max_steps=40, learning_rate=5e-3)
-    trained = train(blobs(8, 1), blobs(4, 2), settings, CPU, progress=False)
+    trained = train(blobs(8, 1), blobs(4, 2), settings, CPU)
     assert trained.best["val_miou"] > 0.8 and trained.steps == 40
 
 
@@ -118,15 +114,15 @@ def test_eight_steps_equal_four_and_a_resume_to_eight_bit_for_bit(tmp_path, prec
     once, twice = tmp_path / "once", tmp_path / "twice"
     for folder in (once, twice):
         folder.mkdir()
-    whole = train(training, validation, settings, CPU, RunFolder(once), progress=False)
-    train(training, validation, replace(settings, max_steps=4), CPU, RunFolder(twice), progress=False)
-    resumed = train(training, validation, settings, CPU, RunFolder(twice), resume=True, progress=False)
+    whole = train(training, validation, settings, CPU, RunFolder(once))
+    train(training, validation, replace(settings, max_steps=4), CPU, RunFolder(twice))
+    resumed = train(training, validation, settings, CPU, RunFolder(twice))
 
     last = [RunFolder(folder).checkpoints()[0] / "state.safetensors" for folder in (once, twice)]
     a, b = (load_file(file) for file in last)
     assert a.keys() == b.keys() and any(name.startswith("best.") for name in a)
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert resumed.best["step"] == whole.best["step"] and resumed.info.precision == precision
+    assert resumed.best["step"] == whole.best["step"] and resumed.model.precision == precision
     assert all(tensor.dtype == torch.float32 for tensor in a.values())  # master weights and moments
     rows = [[row | {"seconds": 0} for row in RunFolder(folder).read_log()] for folder in (once, twice)]
     assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [3, 6]
@@ -142,11 +138,11 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
         return validate(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("natural2nanoscale.segmentation.training.validate", validate_and_stop)
+        patch.setattr("natural2nanoscale.segmentation.monitor.validate", validate_and_stop)
         with pytest.raises(Interrupted, match="at step 2 of 8, .* is saved: .*--resume"):
-            train(training, validation, settings, CPU, RunFolder(tmp_path), progress=False)
-    resumed = train(training, validation, settings, CPU, RunFolder(tmp_path), resume=True, progress=False)
-    whole = train(training, validation, settings, CPU, progress=False)
+            train(training, validation, settings, CPU, RunFolder(tmp_path))
+    resumed = train(training, validation, settings, CPU, RunFolder(tmp_path))
+    whole = train(training, validation, settings, CPU)
     assert resumed.best | {"seconds": 0} == whole.best | {"seconds": 0}
     one, two = resumed.model.parameters(), whole.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -156,19 +152,19 @@ def test_first_checkpoint_comes_soon_by_the_clock(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(SavingTimer, "FIRST", 0.0)
     monkeypatch.setattr(RunFolder, "save", lambda _, state: saved.append(state.counts.step))
-    train(blobs(6, 1), blobs(3, 2), SMALL, CPU, RunFolder(tmp_path), progress=False)
-    train(blobs(6, 1), blobs(3, 2), replace(SMALL, checkpoint_minutes=0.0), CPU, RunFolder(tmp_path), progress=False)
+    train(blobs(6, 1), blobs(3, 2), SMALL, CPU, RunFolder(tmp_path))
+    train(blobs(6, 1), blobs(3, 2), replace(SMALL, checkpoint_minutes=0.0), CPU, RunFolder(tmp_path))
     assert saved == [1, 8, 8]
 
 
 def test_early_stopping_restores_the_best_weights(tmp_path):
     settings = replace(SMALL, max_steps=300, validate_every=1, patience=2, learning_rate=0.05, augment="none")
-    trained = train(blobs(4, 1), blobs(2, 9), settings, CPU, RunFolder(tmp_path), progress=False)
+    trained = train(blobs(4, 1), blobs(2, 9), settings, CPU, RunFolder(tmp_path))
     losses = [row["val_loss"] for row in trained.rows]
     assert trained.steps < 300 and len(losses) >= 3
     assert trained.best["val_loss"] == min(losses) == losses[-3]
     shorter = replace(settings, max_steps=trained.best["step"])
-    again = train(blobs(4, 1), blobs(2, 9), shorter, CPU, progress=False)
+    again = train(blobs(4, 1), blobs(2, 9), shorter, CPU)
     model, info = load_unet(tmp_path / "best")
     assert info.trained["best"] == trained.best
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.model.parameters(), strict=True))
@@ -215,8 +211,8 @@ def test_finetuning_takes_real_slices_alone_in_the_same_number_of_full_steps(bal
 def test_early_stopping_waits_for_finetuning():
     mixed = combine(blobs(4, 1), blobs(4, 2, real=False))
     still = replace(SMALL, learning_rate=0.0, validate_every=1, patience=2, augment="none", max_steps=20)
-    assert train(mixed, blobs(2, 9), still, CPU, progress=False).steps == 3
-    assert train(mixed, blobs(2, 9), replace(still, finetune_after=7), CPU, progress=False).steps == 9
+    assert train(mixed, blobs(2, 9), still, CPU).steps == 3
+    assert train(mixed, blobs(2, 9), replace(still, finetune_after=7), CPU).steps == 9
 
 
 def test_validation_takes_a_twentieth_of_the_time_at_most():
@@ -429,18 +425,41 @@ def test_script_trains_scores_and_resumes_and_refuses_what_it_should(tmp_path, m
     assert again["seeds"][0]["trained"]["steps"] == 5 and "| cell | " in markdown(again)
 
 
-def test_what_an_origin_recommends_gives_way_to_flags(capsys):
-    flags = dict.fromkeys(("width", "depth", "epochs", "batch_size", "patience", "crop", "decay", "class_balance"))
-    flags |= dict.fromkeys(("lr", "select", "max_steps", "balance", "validate_every", "micro_batch", "enlarge_to"))
-    flags |= {"checkpoint_every": 9, "checkpoint_minutes": 10.0, "precision": "auto", "seed": 3}
-    args = Namespace(**flags, augment="none", angle=16.0, compile=False)
-    assert choose_settings(args, "prepared") == replace(Settings(), checkpoint_every=9, seed=3)
-    capsys.readouterr()
-    advised = choose_settings(args, "phantom")
-    assert (advised.width, advised.crop, advised.decay) == (8, (112, 112), True)
-    assert "recommended for the phantom" in capsys.readouterr().out
-    args.width, args.decay = 16, False
-    assert choose_settings(args, "phantom") == replace(advised, width=16, decay=False)
+def flags(monkeypatch, *words) -> Settings:
+    """The settings that flags of train_unet.py spell, None where what is recommended is still to be asked."""
+    script = Path(__file__).parents[1] / "train_unet.py"
+    monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *words)])
+    return settings_from(runpy.run_path(str(script))["parse_arguments"](), Settings)
+
+
+def test_flags_have_the_defaults_of_the_settings(monkeypatch, capsys):
+    assert complete(flags(monkeypatch), "prepared") == Settings() and not capsys.readouterr().out
+    for name, (_, argument) in flags_of(Settings).items():
+        value = getattr(Settings(), name)
+        asked = any(name in values for values in RECOMMENDED.values())
+        assert argument["default"] is None if asked else argument["default"] == value, name
+        assert not asked or f"(default: {shown(value)}; " in argument["help"]
+    named = {flag for flag, _ in flags_of(Settings).values()}
+    assert {"--lr", "--select", "--balance", "--enlarge-to", "--class-balance"} <= named
+    assert set(asdict(Settings())) - set(flags_of(Settings)) == {"full_batches", "finetune_after"}
+
+
+def test_what_an_origin_recommends_gives_way_to_flags_and_a_resumed_run_to_its_own(tmp_path, monkeypatch, capsys):
+    few = ("--checkpoint-every", 9, "--seed", 3)
+    assert complete(flags(monkeypatch, *few), "prepared") == replace(Settings(), checkpoint_every=9, seed=3)
+    assert not capsys.readouterr().out
+    advised = complete(flags(monkeypatch, *few), "phantom")
+    assert advised == replace(Settings(), checkpoint_every=9, seed=3, **RECOMMENDED["phantom"])
+    assert "width 8, epochs 60, " in capsys.readouterr().out
+    given = flags(monkeypatch, *few, "--width", 16, "--no-decay", "--lr", 0.0, "--crop", "20x16")
+    expected = replace(advised, width=16, decay=False, learning_rate=0.0, crop=(20, 16))
+    assert complete(given, "phantom") == expected
+
+    monkeypatch.setattr(sys, "argv", ["train_unet.py", *map(str, few), "--width", "16", "--crop", "20x16", "--lr", "0"])
+    args = runpy.run_path(str(Path(__file__).parents[1] / "train_unet.py"))["parse_arguments"]()
+    (tmp_path / "config.json").write_text(json.dumps({"arguments": resumable(args)}))
+    resumed = flags(monkeypatch, "--resume", "--out", tmp_path, "--no-decay", "--checkpoint-every", 5)
+    assert complete(resumed, "phantom") == replace(expected, checkpoint_every=5)
 
 
 def test_compiled_training_moves_the_same_weights(monkeypatch):
@@ -453,7 +472,7 @@ def test_compiled_training_moves_the_same_weights(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compiled)
     settings = replace(SMALL, max_steps=3)
-    plain = train(blobs(4, 1), blobs(2, 2), settings, CPU, progress=False)
-    fast = train(blobs(4, 1), blobs(2, 2), replace(settings, compile=True), CPU, progress=False)
+    plain = train(blobs(4, 1), blobs(2, 2), settings, CPU)
+    fast = train(blobs(4, 1), blobs(2, 2), replace(settings, compile=True), CPU)
     assert calls == [fast.model]
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), fast.model.parameters(), strict=True))

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from natural2nanoscale import runs
-from natural2nanoscale.data.encoders import encode_gray
+from natural2nanoscale.data.encoders import encode_gray, normalize
 from natural2nanoscale.diffusion.backbone import EMBEDDED
 from natural2nanoscale.phantom.volume import volume
 from natural2nanoscale.workshop import architecture, dead_leaves, pretraining, scenes
-from natural2nanoscale.workshop.images import SHAPES, to_pixels, tokenize, with_mirror_images
+from natural2nanoscale.workshop.images import SHAPES, tokenize, with_mirror_images
 
 SCENE = scenes.Scene(
     "mid", "grey", "high contrast", "many", "coarse", "round", "granular", "", "", "sharp", "clean", ""
@@ -206,7 +206,7 @@ def test_shipped_vae_keeps_grey_slices(shipped):
 def test_latents_have_unit_variance_on_what_the_vae_was_trained_on(shipped):
     vae = shipped[0]
     images = torch.stack([torch.from_numpy(dead_leaves.draw(99, i, 128, 128)[0]).permute(2, 0, 1) for i in range(8)])
-    latents = vae.encode(to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
+    latents = vae.encode(normalize(images)).latent_dist.mean * vae.config.scaling_factor
     assert abs(latents.std().item() - 1) < 0.25
 
 
@@ -216,7 +216,7 @@ def test_shipped_unet_predicts_noise_and_heeds_captions(shipped):
     scheduler = architecture.make_scheduler()
     drawn = [dead_leaves.draw(98, i, 128, 128) for i in range(16)]
     images = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _ in drawn])
-    latents = vae.encode(to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
+    latents = vae.encode(normalize(images)).latent_dist.mean * vae.config.scaling_factor
     states = text_encoder(tokenize(tokenizer, [text for _, text in drawn])).last_hidden_state
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     t = torch.full((16,), 700)

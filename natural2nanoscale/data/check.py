@@ -1,29 +1,160 @@
-"""The `check` verb: look at a data root before training on it."""
+"""What a data root holds: counts, classes, grey values, and leaks between its parts."""
 
 from __future__ import annotations
 
-import argparse
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.data.duplicates import near_duplicates
+from natural2nanoscale.data.folders import PairFolder, open_pairs
+from natural2nanoscale.data.roots import refuse_other_classes
 from natural2nanoscale.errors import InputError
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "data", type=Path, nargs="?", default=Path("data"), metavar="DATA",
-        help="data root with train/, val/ and test/, or one pair folder (default: data)",
-    )  # fmt: skip
-    parser.add_argument("--contact", type=Path, metavar="FILE", help="contact sheet (default: DATA/contact.png)")
+PARTS = ("train", "val", "test", "synthetic")
+NAMED = 10  # slices in one warning
 
 
-def run(args: argparse.Namespace) -> None:
-    from natural2nanoscale.data.inspection import open_root, report
-    from natural2nanoscale.data.sheets import contact_sheet
+@dataclass(frozen=True)
+class PartSummary:
+    """What a pair folder holds: pixel counts per class id (256,), grey values seen, a digest per stem."""
 
-    report(args.data)
-    path = args.contact or args.data / "contact.png"
-    try:
-        contact_sheet(open_root(args.data), path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error}): name another file with --contact") from error
-    print(f"contact sheet: {path}")
+    sizes: Counter
+    pixels: np.ndarray
+    greys: np.ndarray
+    image_digests: dict[str, str]
+    mask_digests: dict[str, str]
+
+
+def open_root(data: Path) -> dict[str, PairFolder]:
+    """The validated pair folders of a data root, or of the one pair folder that `data` itself is."""
+    if not data.is_dir():
+        raise InputError(
+            f"{data} is no folder: make a data root with `python -m natural2nanoscale prepare` or `phantom`"
+        )
+    if (data / "dataset.json").is_file():
+        return {data.name: open_pairs(data)}
+    folders = {part: open_pairs(data / part) for part in PARTS if (data / part).is_dir()}
+    if not folders:
+        raise InputError(
+            f"{data} holds neither train/, val/, test/ nor a dataset.json: make a data root with "
+            "`python -m natural2nanoscale prepare` or `phantom`"
+        )
+    first, *others = folders.values()
+    for folder in others:
+        refuse_other_classes(str(folder.path), folder.info.classes, str(first.path), first.info.classes)
+    return folders
+
+
+def summarize(folder: PairFolder) -> PartSummary:
+    """Count everything in one pass over the folder."""
+    sizes: Counter = Counter()
+    pixels, greys = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    image_digests, mask_digests = {}, {}
+    for stem in folder.stems:
+        image, mask = folder.image(stem), folder.mask(stem)
+        sizes[f"{image.shape[1]}x{image.shape[0]}"] += 1
+        pixels += np.bincount(mask.ravel(), minlength=256)
+        greys += np.bincount(image.ravel(), minlength=256)
+        image_digests[stem] = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+        if mask.min() < mask.max():  # masks of a single class may well be equal
+            mask_digests[stem] = hashlib.sha256(str(mask.shape).encode() + mask.tobytes()).hexdigest()
+    return PartSummary(sizes, pixels, greys, image_digests, mask_digests)
+
+
+def describe(part: str, folder: PairFolder, summary: PartSummary) -> str:
+    """A few lines: count, sizes, class shares in percent, grey values."""
+    sizes = ", ".join(f"{size} ({n})" for size, n in summary.sizes.most_common(4))
+    more = f", {len(summary.sizes) - 4} more sizes" if len(summary.sizes) > 4 else ""
+    percent = 100 * summary.pixels / summary.pixels.sum()
+    names = [*folder.info.classes.names, "ignored"]
+    shares = [*percent[: folder.info.classes.count], percent[IGNORE_ID]]
+    classes = ", ".join(f"{n} {s:.2f} %" for n, s in zip(names, shares, strict=True) if n != "ignored" or s > 0)
+    values = np.flatnonzero(summary.greys)
+    quantiles = np.searchsorted(np.cumsum(summary.greys) / summary.greys.sum(), (0.01, 0.5, 0.99))
+    mean = (summary.greys * np.arange(256)).sum() / summary.greys.sum()
+    return (
+        f"{part}: {len(folder.stems)} slices, {sizes}{more}\n"
+        f"  classes: {classes}\n"
+        f"  grey values: {values[0]} to {values[-1]}, mean {mean:.1f}, 1/50/99 % "
+        f"{quantiles[0]}/{quantiles[1]}/{quantiles[2]}"
+    )
+
+
+def warnings_of(folders: dict[str, PairFolder], summaries: dict[str, PartSummary]) -> list[str]:
+    """What would make training or a score meaningless: leaks between parts, absent classes, flat images."""
+    found = []
+    parts = list(folders)
+    for i, a in enumerate(parts):
+        for b in parts[i + 1 :]:
+            same = [stem for stem in folders[b].stems if stem in summaries[a].image_digests]
+            if same and "synthetic" not in (a, b):  # synthetic slices are named after their training masks
+                found.append(f"{a} and {b} share {len(same)} stems such as {same[0]!r}: are they one slice?")
+            found += _repeats(summaries[a].image_digests, summaries[b].image_digests, f"in {a} and {b}", "image")
+            if "train" not in (a, b) or "synthetic" not in (a, b):
+                found += _repeats(summaries[a].mask_digests, summaries[b].mask_digests, f"in {a} and {b}", "mask")
+    found += alike_across(folders, summaries)
+    for part, summary in summaries.items():
+        copies = len(summary.image_digests) - len(set(summary.image_digests.values()))
+        if copies:
+            found.append(f"{part} holds {copies} images that are copies of others in it")
+        classes = folders[part].info.classes
+        absent = [name for i, name in enumerate(classes.names) if not summary.pixels[i]]
+        if absent:
+            found.append(f"{part} has no pixel of {', '.join(absent)}")
+        if np.count_nonzero(summary.greys) < 16:
+            found.append(f"{part} has only {np.count_nonzero(summary.greys)} grey values: was it converted well?")
+        for value in (0, 255):
+            if summary.greys[value] > 0.2 * summary.greys.sum():
+                share = 100 * summary.greys[value] / summary.greys.sum()
+                found.append(f"{share:.0f} % of the pixels of {part} are {value}: clipped at conversion?")
+    window = {folder.info.intensity_window for part, folder in folders.items() if part != "synthetic"}
+    if len(window) > 1:
+        found.append(f"the parts were converted by different grey windows: {sorted(map(str, window))}")
+    return found
+
+
+def alike_across(folders: dict[str, PairFolder], summaries: dict[str, PartSummary]) -> list[str]:
+    """The warning about slices of two parts that are more alike than neighbours are; equal ones are told elsewhere."""
+    digest = {f"{part}/{stem}": d for part, seen in summaries.items() for stem, d in seen.image_digests.items()}
+    real = {part: folder for part, folder in folders.items() if part != "synthetic"}
+    pairs = [(a, b) for a, b in near_duplicates(real) if digest[a] != digest[b]]
+    if not pairs:
+        return []
+    named = "; ".join(f"{a!r} and {b!r}" for a, b in pairs[: NAMED // 2])
+    return [
+        f"{len(pairs)} pairs of slices in two parts are more alike than neighbours of this stack are, such as {named}: "
+        "saved twice, or shifted? scores would be too good"
+    ]
+
+
+def _repeats(first: dict[str, str], second: dict[str, str], where: str, kind: str) -> list[str]:
+    by_digest = {digest: stem for stem, digest in first.items()}
+    same = [(by_digest[digest], stem) for stem, digest in second.items() if digest in by_digest]
+    if not same:
+        return []
+    return [
+        f"{len(same)} identical {kind}s {where}, such as {same[0][0]!r} and {same[0][1]!r}: scores would be too good"
+    ]
+
+
+def report(data: Path) -> list[str]:
+    """Print the summary of a data root and its warnings; returns the warnings."""
+    folders = open_root(data)
+    summaries = {part: summarize(folder) for part, folder in folders.items()}
+    for part, folder in folders.items():
+        print(describe(part, folder, summaries[part]))
+    info = next(iter(folders.values())).info
+    if info.split:
+        said = {key: value for key, value in info.split.items() if key in ("rule", "gap", "seed", "group", "size")}
+        print("split: " + ", ".join(f"{key} {value}" for key, value in said.items()))
+    found = warnings_of(folders, summaries)
+    for warning in found:
+        print(f"warning: {warning}")
+    if not found:
+        print("no warnings")
+    return found

@@ -14,9 +14,18 @@ from natural2nanoscale.errors import InputError
 EDGE_SHADE = 0.7  # how much of its colour a pixel loses to the strongest edge
 
 
-def encode_gray(gray: torch.Tensor) -> torch.Tensor:
-    """Three times the grey channel (paper 4.2): (B,H,W) in 0..255 -> (B,3,H,W) float32 in [-1,1]."""
-    return (gray.to(torch.float32) / 127.5 - 1.0).unsqueeze(1).expand(-1, 3, -1, -1)
+def normalize(values: torch.Tensor) -> torch.Tensor:
+    """Values in 0..255 of any shape and kind -> float32 in [-1,1], what every network takes.
+
+    A fixed map and not the training set's mean and deviation: those would differ between the real and the
+    synthetic set, and two U-Nets that are compared would see the same test slice differently.
+    """
+    return values.to(torch.float32) / 127.5 - 1.0
+
+
+def encode_gray(gray: torch.Tensor, channels: int = 3) -> torch.Tensor:
+    """Three times the grey channel (paper 4.2): (B,H,W) in 0..255 -> (B,channels,H,W) float32 in [-1,1]."""
+    return normalize(gray).unsqueeze(1).expand(-1, channels, -1, -1)
 
 
 def decode_gray(pixel_values: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 from natural2nanoscale import schemas
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import slice_digest
-from natural2nanoscale.data.pictures import read_gray
+from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import make_folder, refuse_non_empty, save_png, write_json
 from natural2nanoscale.records import read_json, reason

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import mask_hash, slice_digest
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, open_pairs
 from natural2nanoscale.data.prepare.splits import PARTS
@@ -137,11 +137,7 @@ def refuse_unfit(learned: Sequence[Learned], held_out: Sequence[PairFolder]) -> 
     described += [(str(folder.path), folder.info) for folder in held_out]
     for name, info in described[1:]:
         first_name, first = described[0]
-        if info.classes != first.classes:
-            raise InputError(
-                f"{name} has other classes than {first_name} ({', '.join(info.classes.names)} and "
-                f"{', '.join(first.classes.names)}), expected the same names and colours: take both from one dataset"
-            )
+        refuse_other_classes(name, info.classes, first_name, first.classes)
         if info.intensity_window != first.intensity_window:
             raise InputError(
                 f"{name} has {window_text(info)}, {first_name} has {window_text(first)}, expected one grey scale: "
@@ -167,6 +163,15 @@ def refuse_unfit(learned: Sequence[Learned], held_out: Sequence[PairFolder]) -> 
                     f"{said} ({len(found)} of {len(folder.stems)}), so scores on them are worthless: keep these slices "
                     "in one part, and train and generate from the training part alone"
                 )
+
+
+def refuse_other_classes(name: str, classes: Classes, first_name: str, first: Classes) -> None:
+    """Raise InputError unless both have one class table; the names say whose they are."""
+    if classes != first:
+        raise InputError(
+            f"{name} has other classes than {first_name} ({', '.join(classes.names)} and {', '.join(first.names)}), "
+            "expected the same names and colours: take both from one dataset"
+        )
 
 
 def window_text(info: DatasetInfo) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from natural2nanoscale.diffusion.hub import PARTS, cached, from_hub, revision_of
 from natural2nanoscale.diffusion.original import read_backbone, refuse_pickle
+from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.stable_diffusion import (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_15,
@@ -138,6 +139,22 @@ def load_backbone(
     return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, recommended, fingerprint, revision)
 
 
+def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
+    """The settings with the backbone's window and learning rate where they name none.
+
+    Raises InputError for a window that does not fit the backbone's grid.
+    """
+    crop, grid = settings.crop or backbone.recommended.crop, backbone.grid
+    if crop[0] % grid or crop[1] % grid:
+        up = tuple(-(-length // grid) * grid for length in crop)
+        raise InputError(
+            f"--crop {crop[0]}x{crop[1]} does not fit the backbone, expected multiples of {grid} pixels such as "
+            f"{up[0]}x{up[1]}"
+        )
+    rate = backbone.recommended.learning_rate if settings.learning_rate is None else settings.learning_rate
+    return replace(settings, crop=crop, learning_rate=rate)
+
+
 def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:
     """Prompts -> encoder_hidden_states (P,L,C) in the U-Net's dtype; L is the tokenizer's full length."""
     tokens = backbone.tokenizer(
@@ -223,4 +240,6 @@ def _recommended(folder: Path) -> Recommended:
         values = read_json(file, RECOMMENDED, links=True)["recommended"]
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({reason(error)}): remove it, or copy the backbone again") from error
-    return Recommended(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    known = {field.name for field in fields(Recommended)}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
+    return Recommended(**values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -128,35 +128,47 @@ def hint_once(controlnet: ControlNetModel, controlnet_cond: torch.Tensor) -> Ite
         controlnet.controlnet_cond_embedding = layers
 
 
-def denoising_loss(
-    unet: UNet2DConditionModel,
-    controlnet: ControlNetModel,
-    scheduler: DDPMScheduler,
-    latents: torch.Tensor,
-    noise: torch.Tensor,
-    timesteps: torch.Tensor,
-    encoder_hidden_states: torch.Tensor,
-    controlnet_cond: torch.Tensor,
-    max_weight: float = 1.0,
-    share: torch.Tensor | None = None,
-    predict: Callable[..., torch.Tensor] = predict_noise,
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Batch:
+    """What a training step draws for its slices, on the device."""
+
+    latents: torch.Tensor  # (B,C,h,w) scaled
+    noise: torch.Tensor  # (B,C,h,w) standard normal
+    timesteps: torch.Tensor  # (B,) int64
+    encoder_hidden_states: torch.Tensor  # (B,L,D) of the prompts
+    controlnet_cond: torch.Tensor  # (B,3,H,W) in [0,1]
+    share: torch.Tensor | None = None  # (B,1,h,w) in [0,1]: how much of each latent carries loss; None: all do
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What predicts the noise, and how its errors are weighed."""
+
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel
+    scheduler: DDPMScheduler
+    max_weight: float = 1.0  # largest weight of a noisy timestep; 1 is the plain loss
+    predict: Callable[..., torch.Tensor] = predict_noise  # plain or compiled
+
+
+def denoising_loss(denoiser: Denoiser, batch: Batch) -> torch.Tensor:
     """Mean squared error between predicted and true noise: w(t) || eps - eps_theta(z_t, t, prompt, mask) ||^2.
 
-    All randomness is handed in: noise like latents (B,C,h,w), timesteps (B,) int64. With a v-prediction
-    scheduler the target is the velocity. w(t) = 1 / SNR(t) within [1, max_weight]: above 1 it makes up for what
-    the plain loss hardly sees, the error in brightness and contrast that is decided where noise prevails.
-    share (B,1,h,w) in [0,1] weighs the latents of an image: 0 where there is padding only.
-    `predict` is predict_noise, plain or compiled.
+    All randomness is handed in. With a v-prediction scheduler the target is the velocity. w(t) = 1 / SNR(t) within
+    [1, max_weight]: above 1 it makes up for what the plain loss hardly sees, the error in brightness and contrast that
+    is decided where noise prevails.
     """
-    noisy_latents = scheduler.add_noise(latents, noise, timesteps)
-    prediction = predict(unet, controlnet, noisy_latents, timesteps, encoder_hidden_states, controlnet_cond)
-    target = noise
+    scheduler, timesteps = denoiser.scheduler, batch.timesteps
+    noisy_latents = scheduler.add_noise(batch.latents, batch.noise, timesteps)
+    prediction = denoiser.predict(
+        denoiser.unet, denoiser.controlnet, noisy_latents, timesteps, batch.encoder_hidden_states, batch.controlnet_cond
+    )
+    target = batch.noise
     if scheduler.config.prediction_type == "v_prediction":
-        target = scheduler.get_velocity(latents, noise, timesteps)
+        target = scheduler.get_velocity(batch.latents, batch.noise, timesteps)
     error = F.mse_loss(prediction, target, reduction="none")  # (B,C,h,w)
-    if share is not None:
-        error = error * share / share.mean(dim=(1, 2, 3), keepdim=True)
+    if batch.share is not None:
+        error = error * batch.share / batch.share.mean(dim=(1, 2, 3), keepdim=True)
     error = error.mean(dim=(1, 2, 3))  # (B,)
     alphas = scheduler.alphas_cumprod.to(error.device)[timesteps]
-    return (((1 - alphas) / alphas).clamp(1.0, max_weight) * error).mean()
+    return (((1 - alphas) / alphas).clamp(1.0, denoiser.max_weight) * error).mean()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import re
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
-from natural2nanoscale.cli import command
 from natural2nanoscale.diffusion.backbone import Recommended
 from natural2nanoscale.diffusion.original import Tensors, fill, read_safetensors, split
 from natural2nanoscale.diffusion.stable_diffusion import (
@@ -23,7 +21,7 @@ from natural2nanoscale.diffusion.stable_diffusion import (
     Configs,
 )
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import new_folder, refuse_non_empty
+from natural2nanoscale.files import new_folder
 from natural2nanoscale.records import open_regular, reason
 
 PICKLES = (".ckpt", ".pth", ".pt")
@@ -35,14 +33,6 @@ Assumed, as the file does not say it and nobody here has checked it: the channel
 (`controlnet_conditioning_channel_order: rgb`). The file does not say either which colour means what; start a training
 from it with `train_controlnet.py --controlnet-init`.
 """
-
-
-def run(args: argparse.Namespace) -> None:
-    """The verb `convert`."""
-    refuse_non_empty(args.out)
-    controlnet = convert(args.file)
-    write(controlnet, args.out, args.file.name)
-    print(f"ControlNet in {args.out}; next: {command('python train_controlnet.py', controlnet_init=args.out)}")
 
 
 def convert(file: Path, configs: Configs = STABLE_DIFFUSION_15) -> ControlNetModel:

@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.data.folders import PairFolder
-from natural2nanoscale.diffusion.backbone import Backbone
+from natural2nanoscale.data.folders import PairFolder, fingerprint, pair_digests
+from natural2nanoscale.data.roots import Learned, learned_from_folder, learned_json
+from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
+from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.controlnet import decoder_state, make_controlnet, unlock_decoder
 from natural2nanoscale.diffusion.settings import FineTuning
+from natural2nanoscale.diffusion.weights import load_module
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.text import markdown_text
 
 DECODER_FILE = "unet_decoder.safetensors"
+
+
+def run_config(
+    settings: FineTuning,
+    backbone: Backbone,
+    data: TrainingData,
+    tokenizer: Path | None = None,
+    initial: ControlNetModel | None = None,
+    before: Sequence[Learned] = (),
+) -> dict:
+    """What a ControlNet's run folder says of it, and what a resumed run must agree with.
+
+    before: what `initial` had learned from.
+    """
+    train, val = data.train, data.val
+    return {
+        "kind": "controlnet",
+        "settings": asdict(settings),
+        "backbone": {
+            "name": backbone.name,
+            "weights": backbone.fingerprint,
+            "tokenizer": str(tokenizer) if tokenizer else None,
+            "precision": backbone.precision,
+        },
+        "hub_revision": backbone.revision,
+        "controlnet_init": weights_hash(initial) if initial else None,
+        "prompts": data.prompts,
+        "classes": train.info.classes.to_json(),
+        "data": {"train": fingerprint(train), "val": fingerprint(val)},
+        "slices": {"train": pair_digests(train), "val": pair_digests(val)},
+        "learned": learned_json([learned_from_folder(train), *before], train.info),
+    }
 
 
 def save_trained(
@@ -80,3 +117,29 @@ def load_trained(run: Path, backbone: Backbone, name: str = "newest") -> tuple[C
     load_weights(folder, controlnet, backbone)
     backbone.unet.requires_grad_(False).to(dtype)
     return controlnet.requires_grad_(False).eval(), backbone
+
+
+def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
+    """The ControlNet of a diffusers folder, or the newest one of a run folder, as make_controlnet would give it.
+
+    Raises InputError unless its tensors and its architecture are exactly those that the backbone needs.
+    """
+    if (folder / "checkpoints").is_dir():
+        checkpoint = find_checkpoint(folder)
+        if (checkpoint / DECODER_FILE).is_file():
+            raise InputError(
+                f"{folder} was trained with --unlock-decoder: its ControlNet belongs to a decoder that a new run would "
+                "not have, expected a run over the frozen backbone, or go on in that one with --resume"
+            )
+        folder = checkpoint / "controlnet"
+    saved = load_module(ControlNetModel, folder)  # weights against their own config
+    controlnet = make_controlnet(backbone)
+    for key, needed in controlnet.config.items():  # and this config against the backbone
+        found = saved.config.get(key)
+        if not key.startswith("_") and json.dumps(found or None) != json.dumps(needed or None):
+            raise InputError(
+                f"the ControlNet in {folder} has {key} {found} but the backbone {backbone.name} needs {needed}: "
+                "expected one for this backbone"
+            )
+    controlnet.load_state_dict(saved.state_dict())
+    return controlnet

@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+
+from natural2nanoscale.cli import at_least, setting, size
+from natural2nanoscale.errors import InputError
 
 
 @dataclass(frozen=True)
 class FineTuning:
     """Settings of the loop; the defaults are the paper's (4.4) where it names them."""
 
-    crop: tuple[int, int]  # width, height of the training windows in pixels
-    learning_rate: float  # 1e-5 for Stable Diffusion 1.5; a backbone carries its own
-    epochs: int = 600
-    max_steps: int | None = None  # replaces epochs
-    batch_size: int = 2  # slices that pass at once
-    accumulate: int = 1  # batches whose gradients add up to one step
+    crop: tuple[int, int] = setting(
+        MISSING, "training window, width and height in pixels (default: the backbone's)", size, metavar="WxH"
+    )
+    learning_rate: float = setting(
+        MISSING, "learning rate (default: the backbone's)", at_least(0.0, float), "--lr", metavar="LR"
+    )
+    epochs: int = setting(600, "passes over the training slices", at_least(1))
+    max_steps: int | None = setting(None, "optimiser steps, in place of --epochs", at_least(1))
+    batch_size: int = setting(2, "slices that pass at once, per process", at_least(1))
+    accumulate: int = setting(1, "batches per step; their gradients add up", at_least(1))
     processes: int = 1  # that the run began with, each with batches of its own; any number resumes it alike
-    rotation: float = 16.0  # degrees, uniform in [-rotation, rotation]; corners mirror image and mask alike
-    noise: float = 4.0  # Gaussian noise in grey levels; each window draws its own strength in [0, noise]
-    latent_variants: int = 16  # augmented windows per slice whose latents are cached; 0 encodes every step
-    condition: str = "mask"  # what the ControlNet sees: class colours, or "mask+edges", with edges drawn onto them
+    rotation: float = setting(
+        16.0, "largest angle in degrees; corners mirror image and mask alike", at_least(0.0, float), metavar="DEGREES"
+    )
+    noise: float = setting(
+        4.0, "largest Gaussian noise in grey levels; each window draws its own", at_least(0.0, float), metavar="LEVELS"
+    )
+    latent_variants: int = setting(
+        16, "augmented windows per slice whose latents are cached; 0 encodes at every step", at_least(0), metavar="K"
+    )
+    condition: str = setting(
+        "mask",
+        "what the ControlNet sees: the classes' colours, or with their boundaries and the slices' edges on them",
+        choices=("mask", "mask+edges"),
+    )
     edge_dropout: float = 0.5  # share of samples without the slice's edges, so that a mask alone is enough to draw from
-    prompt_dropout: float = 0.0  # share of samples that see the empty prompt, which guidance 1 never asks for
-    max_weight: float = 1.0  # largest weight of a noisy timestep in the loss; 1 is the plain loss
-    clip: float = 1.0  # largest norm of the gradient
-    unlock_decoder: float = 0.0  # learning rate of the U-Net's decoder, in parts of learning_rate; 0: frozen
-    gradient_checkpointing: bool = False  # run layers again in the backward pass: less memory, more time
-    compile: bool = False  # torch.compile, with CUDA graphs where there is CUDA
-    seed: int = 0
-    checkpoint_every: int = 1000  # steps
-    checkpoint_minutes: float = 10.0  # and minutes, whichever come first; the first is due after one; 0: steps alone
-    keep: int = 2  # newest checkpoints that stay
-    sample_every: int = 1000  # steps between sample strips and validations
+    prompt_dropout: float = setting(
+        0.0, "share of samples with the empty prompt; of use when slices are drawn with --guidance above 1",
+        at_least(0.0, float), metavar="P",
+    )  # fmt: skip
+    max_weight: float = setting(
+        1.0, "largest weight of a noisy timestep in the loss; 1 is the plain loss (default: the backbone's)",
+        at_least(1.0, float), metavar="W",
+    )  # fmt: skip
+    clip: float = setting(1.0, "largest norm of the gradient", at_least(1e-6, float), metavar="NORM")
+    unlock_decoder: float = setting(
+        0.0, "let the U-Net's decoder learn, at FACTOR (0.1 if not given) times the learning rate; 0 keeps it frozen",
+        at_least(0.0, float), nargs="?", const=0.1, metavar="FACTOR",
+    )  # fmt: skip
+    gradient_checkpointing: bool = setting(False, "less memory, more time, the same gradients")
+    compile: bool = setting(False, "torch.compile; minutes at the start, less time per step on a GPU")
+    seed: int = setting(0, "seed of everything that is drawn", at_least(0))
+    checkpoint_every: int = setting(1000, "steps between checkpoints", at_least(1), metavar="STEPS")
+    checkpoint_minutes: float = setting(
+        10.0, "minutes between checkpoints, whichever come first; the first is due after one; 0: by steps alone",
+        at_least(0.0, float), metavar="MINUTES",
+    )  # fmt: skip
+    keep: int = setting(2, "newest checkpoints that stay", at_least(1))
+    sample_every: int = setting(1000, "steps between looks at samples and validation", at_least(1), metavar="STEPS")
+
+    def __post_init__(self) -> None:
+        if self.prompt_dropout > 1:
+            raise InputError(f"--prompt-dropout {self.prompt_dropout:g} is no share, expected 0 to 1")
 
     @property
     def slices_per_step(self) -> int:
@@ -47,7 +80,7 @@ class FineTuning:
         return self.max_steps or self.epochs * self.steps_per_epoch(slices)
 
 
-MAY_CHANGE = (
+MAY_CHANGE = (  # on --resume
     "epochs",
     "max_steps",
     "checkpoint_every",
@@ -62,12 +95,26 @@ MAY_CHANGE = (
 class SamplingSettings:
     """How a slice is drawn from its mask."""
 
-    steps: int = 20
-    guidance: float = 1.0  # classifier-free guidance scale; 1 is none and costs half
-    strength: float = 1.0  # scale of what ControlNet adds to the U-Net
-    eta: float = 0.0  # 0 is deterministic DDIM, 1 has the noise of DDPM
-    start: float = 1.0  # share of the steps taken; below 1 they begin at the mask's real slice, noised accordingly
+    steps: int = setting(20, "sampling steps", at_least(1))
+    guidance: float = setting(1.0, "guidance scale; 1 is none, and costs half", at_least(1.0, float), metavar="SCALE")
+    strength: float = setting(
+        1.0, "scale of what ControlNet adds to the U-Net (default: the backbone's)", at_least(0.0, float),
+        metavar="SCALE",
+    )  # fmt: skip
+    eta: float = setting(0.0, "0 is deterministic DDIM, 1 as noisy as DDPM", at_least(0.0, float), metavar="ETA")
+    start: float = setting(
+        1.0, "share of the steps taken; below 1 they begin at the mask's real slice (default: the backbone's)",
+        at_least(0.0, float), metavar="SHARE",
+    )  # fmt: skip
     condition: str = "mask"  # what is drawn from; "mask+boundaries" and "mask+edges": for ControlNets that see edges
+
+    def __post_init__(self) -> None:
+        if self.eta > 1 or self.steps > 500:
+            raise InputError(f"--eta {self.eta:g} --steps {self.steps}: expected eta from 0 to 1 and at most 500 steps")
+        if self.start > 1 or self.steps_taken < 1:
+            raise InputError(
+                f"--start {self.start:g} of {self.steps} steps leaves none, expected more than 0, at most 1"
+            )
 
     @property
     def steps_taken(self) -> int:

@@ -14,7 +14,7 @@ from natural2nanoscale.data.encoders import color_table, decode_gray, encode_gra
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced
 from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
-from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments
+from natural2nanoscale.diffusion.controlnet import Batch, Denoiser, denoising_loss, latent_moments
 from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
 from natural2nanoscale.files import make_folder
@@ -65,21 +65,12 @@ class Validation:
     @torch.no_grad()
     def loss(self, controlnet: ControlNetModel) -> float:
         """Mean denoising loss over the fixed timesteps."""
-        conditioning = self.conditioning(slice(None))
-        losses = [
-            denoising_loss(
-                self.backbone.unet,
-                controlnet,
-                self.backbone.scheduler,
-                self.latents,
-                self.noise,
-                torch.full((len(self.latents),), timestep, device=self.latents.device),
-                self.prompt_embeds,
-                conditioning,
-                share=self.share,
-            )
-            for timestep in TIMESTEPS
-        ]
+        denoiser = Denoiser(self.backbone.unet, controlnet, self.backbone.scheduler)
+        conditioning, losses = self.conditioning(slice(None)), []
+        for timestep in TIMESTEPS:
+            timesteps = torch.full((len(self.latents),), timestep, device=self.latents.device)
+            drawn = self.latents, self.noise, timesteps, self.prompt_embeds, conditioning, self.share
+            losses.append(denoising_loss(denoiser, Batch(*drawn)))
         return round(torch.stack(losses).mean().item(), 5)
 
     def draw(self, controlnet: ControlNetModel, count: int | None = None) -> np.ndarray:

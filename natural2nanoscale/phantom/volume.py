@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.cli import add_settings, at_least, command, setting, settings_from, size
+from natural2nanoscale.cli import at_least, setting, size
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.errors import InputError
@@ -100,20 +99,3 @@ def write_phantom(out: Path, settings: PhantomSettings) -> None:
 def write_default(root: Path) -> None:
     """The data root that the scripts make where a user has none."""
     write_phantom(root, PhantomSettings())
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb `phantom`."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="new data root")
-    add_settings(parser, PhantomSettings)
-
-
-def run(args: argparse.Namespace) -> None:
-    """The verb `phantom`."""
-    settings = settings_from(args, PhantomSettings)
-    write_phantom(args.out, settings)
-    print(
-        f"{args.out}: {settings.train} training, {settings.val} validation and {settings.test} test slices of "
-        f"{settings.size[0]}x{settings.size[1]}, seed {settings.seed}; "
-        f"next: {command('python train_controlnet.py', data=args.out)}"
-    )

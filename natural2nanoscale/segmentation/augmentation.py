@@ -29,13 +29,13 @@ DRAWS = 3 + 23  # uniform numbers that every sample draws, used or not; the firs
 def augment(
     values: torch.Tensor,
     ids: torch.Tensor,
-    recipe: str,
+    kind: str,
     seeds: torch.Tensor,
     size: tuple[int, int],
     max_angle: float,
     centers: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows of `size` = (height, width), changed by a recipe of AUGMENTATIONS.
+    """Windows of `size` = (height, width), changed as AUGMENTATIONS[kind] says.
 
     values (B,1,H,W) float32 in [-1,1] and ids (B,H,W) integer of slices, seeds (B,) int64 on the CPU: a sample's draws
     are a function of its seed alone. Rotations are uniform in [-max_angle, max_angle] degrees; centers (B,2) float
@@ -43,8 +43,8 @@ def augment(
     Returns (B,1,h,w) float32 and (B,h,w). All geometry is one interpolation, ids take the nearest; what lies
     beyond the slice is its mirror image. Values stay in [-1,1], but for "nnunet", which clips nothing.
     """
-    parts, device = AUGMENTATIONS[recipe], values.device
-    if recipe == "nnunet":
+    parts, device = AUGMENTATIONS[kind], values.device
+    if kind == "nnunet":
         max_angle = 15.0 if max(size) > 1.5 * min(size) else 180.0
     elif "rotation" not in parts:
         max_angle = 0.0
@@ -56,7 +56,7 @@ def augment(
     if "shifts" in parts:
         reach = MAX_SHIFT * torch.tensor([values.shape[-1], values.shape[-2]])
         centers = centers + ((2 * draws[:, 2:4] - 1) * reach).round()
-    if recipe == "nnunet":
+    if kind == "nnunet":
         angles = angles * (draws[:, 4] < 0.2)
         scales = scales * torch.where(draws[:, 5:6] < 0.2, 0.7 + 0.7 * draws[:, 6:7], 1.0)  # 1.4: smaller objects
         deviation, mean = torch.std_mean(values, (1, 2, 3), keepdim=True)  # of whole slices
@@ -67,9 +67,9 @@ def augment(
     values, ids = warp(values, ids, angles, centers, size, scales, offsets)
     if "noise" in parts:
         values = add_noise(values, (MAX_NOISE * draws[:, 7]).to(device), seeds).clamp(-1, 1)
-    if recipe == "nnunet":
-        standard = (values - mean) / deviation.clamp(min=1e-6)  # nnU-Net's strengths are meant for these
-        values = nnunet_intensities(standard, draws[:, 8:], seeds) * deviation + mean
+    if kind == "nnunet":
+        standardized = (values - mean) / deviation.clamp(min=1e-6)  # nnU-Net's strengths are meant for these
+        values = nnunet_intensities(standardized, draws[:, 8:], seeds) * deviation + mean
     return values, ids
 
 

@@ -13,53 +13,12 @@ import numpy as np
 import torch
 
 from natural2nanoscale.data.augment import place_windows
-from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.draws import permutations, sample_seeds, uniform
-from natural2nanoscale.errors import InputError
 from natural2nanoscale.segmentation.augmentation import augment
+from natural2nanoscale.segmentation.schedule import slices_per_step
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
-from natural2nanoscale.segmentation.unet import normalize
-
-BYTES_PER_PIXEL_AND_WIDTH = 120  # of float32 activations and gradients in one training pass
-
-
-def check(training: Slices, validation: Slices, settings: Settings) -> None:
-    """Raise InputError for data and settings that cannot be trained on."""
-    if training.classes != validation.classes:
-        raise InputError(
-            f"training slices have classes {', '.join(training.classes.names)}, validation slices "
-            f"{', '.join(validation.classes.names)}, or their colours differ: take both from one dataset"
-        )
-    for name, slices in (("training", training), ("validation", validation)):
-        if all((mask == IGNORE_ID).all() for mask in slices.masks):
-            raise InputError(f"no pixel of the {len(slices)} {name} masks carries a label: check the masks")
-    if settings.crop is None and len(training.shapes) > 1:
-        (h0, w0), (h1, w1) = training.shapes[0], training.shapes[-1]
-        raise InputError(
-            f"the training slices have {len(training.shapes)} different sizes, from {w0}x{h0} to {w1}x{h1}, "
-            f"expected one: train on windows with --crop WxH, such as --crop {w0}x{h0}"
-        )
-    synthetic, size = len(training) - training.real, slices_per_step(settings, set_size(training, settings))
-    for flag, given in (("--balance", settings.balance), ("--mode pretrain-finetune", settings.finetune_after)):
-        if given is not None and not (training.real and synthetic):
-            raise InputError(
-                f"{flag} needs real and synthetic slices, found {training.real} real and {synthetic} "
-                "synthetic: leave it out, or mix both with --synthetic-ratio"
-            )
-    if settings.balance is not None and not 0 < round(settings.balance * size) < size:
-        raise InputError(
-            f"--balance {settings.balance:g} of batches of {size} leaves no slice for one of the two "
-            "kinds, expected at least one of each: change --balance or raise --batch-size"
-        )
-    if settings.enlarge_to is not None:
-        if not 0 < training.real <= settings.enlarge_to:
-            raise InputError(
-                f"--enlarge-to {settings.enlarge_to} of {training.real} real slices, expected real slices and a "
-                "number that is not below theirs: raise it or leave it out"
-            )
-        if settings.augment == "none":
-            raise InputError("--enlarge-to without --augment repeats the slices: add --augment rotation")
 
 
 class DeviceSlices:
@@ -89,12 +48,18 @@ class DeviceSlices:
         Yields (positions in `indices` (b,), whether they stay as they are, images (b,H,W) uint8, masks (b,H,W) uint8).
         """
         kind, row = self.place[indices].unbind(1)
-        original = torch.zeros_like(kind) if self.fixed is None else (self.fixed[indices, 1] == 0).long()
-        alike = 2 * kind + original
+        unchanged = torch.zeros_like(kind) if self.fixed is None else (self.fixed[indices, 1] == 0).long()
+        alike = 2 * kind + unchanged
         for key in alike.unique().tolist():
             positions = (alike == key).nonzero().squeeze(1)
             shape, rows = list(self.images)[key // 2], row[positions].to(self.device)
             yield positions, bool(key % 2), self.images[shape][rows], self.masks[shape][rows]
+
+    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """All slices once, at most `size` at a time: indices (b,), images (b,H,W) uint8, masks (b,H,W) uint8."""
+        for indices in torch.arange(len(self.place)).split(size):
+            for positions, _, grey, masks in self.groups(indices):
+                yield indices[positions], grey, masks
 
 
 def _stack(arrays: list[np.ndarray], rows: list[int], device: torch.device) -> torch.Tensor:
@@ -111,22 +76,6 @@ def enlarge(slices: Slices, size: int) -> list[tuple[int, int]]:
     entries = [(index, copy) for copy in range(copies) for index in range(slices.real)]
     entries += [(turn * slices.real // rest, copies) for turn in range(rest)]
     return entries + [(index, 0) for index in range(slices.real, len(slices))]
-
-
-def set_size(training: Slices, settings: Settings) -> int:
-    """How many slices an epoch takes."""
-    return len(training) if settings.enlarge_to is None else settings.enlarge_to + len(training) - training.real
-
-
-def plan_steps(count: int, settings: Settings) -> tuple[int, int]:
-    """Optimiser steps per epoch and in all, for a training set of `count` slices."""
-    per_epoch = math.ceil(count / slices_per_step(settings, count))
-    return per_epoch, settings.max_steps or settings.epochs * per_epoch
-
-
-def slices_per_step(settings: Settings, count: int) -> int:
-    """How many slices a step takes from a set of `count`: the batch size or, if smaller, all."""
-    return settings.batch_size if settings.full_batches else min(settings.batch_size, count)
 
 
 def draw_batch(step: int, count: int, real: int, settings: Settings) -> torch.Tensor:
@@ -170,19 +119,19 @@ def read_batch(pool: DeviceSlices, samples: torch.Tensor, settings: Settings) ->
     Returns images (B,1,h,w) float32 in [-1,1] and targets (B,h,w) int64.
     """
     places, images, masks = [], [], []
-    for positions, original, grey, ids in pool.groups(samples[:, 1]):
+    for positions, unchanged, grey, ids in pool.groups(samples[:, 1]):
         chosen = samples[positions]
-        recipe = "none" if original else settings.augment
+        augmentation = "none" if unchanged else settings.augment
         shape = (grey.shape[1], grey.shape[2])
         size = (settings.crop[1], settings.crop[0]) if settings.crop else shape
-        values, centers = normalize(grey), None
+        values, centers = encode_gray(grey, 1), None
         if pool.fixed is not None and settings.crop:
             draws = uniform(sample_seeds(chosen, settings.seed, "window"), 3)
             _, centers = place_windows(draws, shape, size, 0.0)
-        if recipe != "none" or settings.crop:
+        if augmentation != "none" or settings.crop:
             keys = chosen if pool.fixed is None else pool.fixed[chosen[:, 1]].flip(1)
             seeds = sample_seeds(keys, settings.seed, "augment")
-            values, ids = augment(values, ids, recipe, seeds, size, settings.angle, centers)
+            values, ids = augment(values, ids, augmentation, seeds, size, settings.angle, centers)
         places.append(positions)
         images.append(values)
         masks.append(ids.long())
@@ -190,30 +139,3 @@ def read_batch(pool: DeviceSlices, samples: torch.Tensor, settings: Settings) ->
         return images[0], masks[0]
     back = torch.cat(places).argsort().to(pool.device)
     return torch.cat(images)[back], torch.cat(masks)[back]
-
-
-def steps_between_validations(training: Slices, validation: Slices, settings: Settings) -> int:
-    """After how many steps the validation slices are looked at: as set, else once per epoch or, where that would take
-    more than a twentieth of the training's time, less often.
-
-    Counted in pixels and not in seconds, so that it is the same on every machine: per pixel a step takes at least
-    2.5 times as long as a look, which goes forward alone (measured on one core: 2.5 to 3.3).
-    """
-    if settings.validate_every:
-        return settings.validate_every
-    count = set_size(training, settings)
-    window = settings.crop[0] * settings.crop[1] if settings.crop else math.prod(training.shapes[0])
-    seen = slices_per_step(settings, count) * window
-    looked_at = sum(mask.size for mask in validation.masks)
-    return max(plan_steps(count, settings)[0], math.ceil(looked_at / (0.05 * 2.5 * seen)))
-
-
-def micro_batch_size(pixels: int, width: int, device: torch.device) -> int:
-    """Slices of `pixels` pixels per forward pass: what should fit, at least one.
-
-    Taken from the device's whole memory, not from what is free, so that it is the same on every start.
-    """
-    budget = 2**30  # a larger micro-batch is no faster on a CPU
-    if device.type == "cuda":
-        budget = torch.cuda.get_device_properties(device).total_memory // 2
-    return max(1, budget // (BYTES_PER_PIXEL_AND_WIDTH * width * pixels))

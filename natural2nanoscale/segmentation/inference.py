@@ -8,9 +8,10 @@ from types import EllipsisType
 
 import torch
 
+from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.segmentation.batches import micro_batch_size
-from natural2nanoscale.segmentation.unet import UNet, normalize
+from natural2nanoscale.segmentation.schedule import micro_batch_size
+from natural2nanoscale.segmentation.unet import UNet
 
 Index = tuple[EllipsisType, slice, slice]
 TILE = 2048  # pixels: a longer side is cut
@@ -56,7 +57,7 @@ def predict_mask(models: Sequence[UNet], grey: torch.Tensor, tile: int = TILE, m
     """
     ids = torch.empty_like(grey)
     for window, answer, place in tiles(grey.shape[1:], tile, margin):
-        shares = sum(model(normalize(grey[window])).softmax(1) for model in models)
+        shares = sum(model(encode_gray(grey[window], 1)).softmax(1) for model in models)
         if not shares.isfinite().all():  # else all would be class 0
             raise InputError(
                 "the U-Nets' answer is not finite, and no mask is made of it: train them anew with a lower --lr, or "

@@ -46,7 +46,7 @@ def train_judge(
             validate_every=max(1, steps // 8),
             seed=seed,
         )
-        train(training, validation, settings, device, RunFolder(out), resume=True)
+        train(training, validation, settings, device, RunFolder(out))
     model, info = load_unet(best, device)
     score = info.trained["best"]["val_miou"]
     print(

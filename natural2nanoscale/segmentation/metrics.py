@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 import torch
 
 from natural2nanoscale.data.classes import IGNORE_ID
 
 
-def confusion(truth: torch.Tensor, prediction: torch.Tensor, classes: int, ignore_id: int = IGNORE_ID) -> torch.Tensor:
+def confusion(truth: torch.Tensor, prediction: torch.Tensor, classes: int) -> torch.Tensor:
     """Pixels of true class i predicted as class j: two integer tensors of one shape -> (K,K) int64 counts.
 
-    Pixels whose truth is `ignore_id` do not count. The result lies on the tensors' device; matrices of
+    Pixels whose truth is 255 do not count. The result lies on the tensors' device; matrices of
     batches add up to that of the whole set.
     """
     cell = truth.long() * classes + prediction.long()
-    cell = torch.where(truth == ignore_id, classes * classes, cell)  # one more cell, cut off again
+    cell = torch.where(truth == IGNORE_ID, classes * classes, cell)  # one more cell, cut off again
     return torch.bincount(cell.flatten(), minlength=classes * classes + 1)[:-1].view(classes, classes)
 
 
@@ -36,9 +39,9 @@ def dice(matrix: torch.Tensor) -> torch.Tensor:
     return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
 
 
-def mean_present(scores: torch.Tensor) -> float:
-    """Mean over the classes that occur: mIoU from `iou`. NaN when there is none."""
-    return scores.nanmean().item()
+def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (ddof 1); the latter is None for a single value, both where there is none."""
+    return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
 
 
 def percent(mean: float | None, std: float | None = None) -> str:

@@ -1,8 +1,7 @@
-"""The verb `segment`: what all of this is for, masks of slices that nobody has annotated."""
+"""What all of this is for: masks of slices that nobody has annotated."""
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.data.prepare.pairing import list_pages
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.sheets import colored, overlay, sheet
-from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import make_folder, save_png, sha256
 from natural2nanoscale.records import read_lines
@@ -29,14 +27,16 @@ from natural2nanoscale.signals import Interrupted, StopSignal
 SHOWN = 6  # slices on the contact sheet
 
 
-def run_segment(args: argparse.Namespace) -> None:
-    """The verb `segment`: a mask for every slice of args.images; makes only what is missing in args.out."""
-    device = select_device(args.device)
-    folders = trained_seeds(args.run)
+def segment_slices(unets: Path, images: Path, out: Path, device: torch.device, max_pixels: int) -> None:
+    """A mask for every slice of a folder or stack by the U-Nets of a run; makes only what is missing in `out`.
+
+    Raises InputError for unusable slices, of which none has more than `max_pixels`, and Interrupted after a signal.
+    """
+    folders = trained_seeds(unets)
     networks = [load_unet(folder, device) for folder in folders]
     models, info = [model for model, _ in networks], networks[0][1]
-    with Reader(args.max_pixels) as reader, Reader(args.max_pixels) as masks:
-        images = args.images / "images" if (args.images / "dataset.json").is_file() else args.images
+    with Reader(max_pixels) as reader, Reader(max_pixels) as masks:
+        images = images / "images" if (images / "dataset.json").is_file() else images
         pages = list_pages(images, reader, "--images")
         twice = [stem for stem, count in Counter(page.stem for page in pages).items() if count > 1]
         if twice:
@@ -48,7 +48,7 @@ def run_segment(args: argparse.Namespace) -> None:
             "networks": {folder.parent.name: sha256(folder / WEIGHTS_NAME) for folder in folders},
             "classes": info.classes.to_json(),
         }
-        run = open_run(args.out, config, (args.out / "config.json").is_file(), at_once=False)
+        run = open_run(out, config, (out / "config.json").is_file(), at_once=False)
         run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
         make_folder(run.path / "masks")
         rows = read_lines(run.path / "log.jsonl", SEGMENT_ROW)
@@ -69,14 +69,14 @@ def run_segment(args: argparse.Namespace) -> None:
                 rows[page.stem] = {"image": page.stem, "file": stamp(page), "pixels": pixels, "clipped": clipped}
                 rows[page.stem]["sha256"] = sha256(run.path / "masks" / f"{page.stem}.png")
                 run.log(rows[page.stem])
-        cells = []
+        pictures = []
         for page in evenly_spaced(pages, SHOWN):
             grey = read_slice(reader, page, info, rule)[0]
             file = masks.pages_of(run.path / "masks" / f"{page.stem}.png", page.stem)[0]
             step = max(1, grey.shape[1] // 1024)  # the sheet is small
             grey, mask = grey[::step, ::step], masks.mask(file).values[::step, ::step]
-            cells.append([grey, colored(mask, info.classes), overlay(grey, mask, info.classes)])
-    sheet(cells, run.path / "contact.png", ["image", "mask", "overlay"], width=448)
+            pictures.append([grey, colored(mask, info.classes), overlay(grey, mask, info.classes)])
+    sheet(pictures, run.path / "contact.png", ["image", "mask", "overlay"], width=448)
     pixels = np.sum([rows[page.stem]["pixels"] for page in pages], axis=0)  # (K,)
     for name, share in zip(info.classes.names, pixels / pixels.sum(), strict=True):
         print(f"{name:>20}: {100 * share:.2f} % of all pixels")
@@ -117,7 +117,7 @@ def converted_window(images: Path) -> tuple[float, float] | None:
 
 def stamp(page: Page) -> list[int]:
     """Size and time of a slice's file: what tells a new one under an old name."""
-    status = page.path.stat()
+    status = page.file.stat()
     return [status.st_size, status.st_mtime_ns]
 
 

@@ -1,54 +1,13 @@
-"""The defaults of U-Net training (paper 4.3 and 4.4), and what a dataset's origin recommends instead."""
+"""What a U-Net training is set to (paper 4.3 and 4.4), its flags, and what a dataset's origin recommends instead."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Settings:
-    """One U-Net training."""
-
-    width: int = 64  # channels of the first stage
-    depth: int = 4  # halvings of the resolution
-    epochs: int = 400
-    max_steps: int | None = None  # optimiser steps, in place of epochs
-    batch_size: int = 512  # slices per step; the whole set when it is smaller
-    full_batches: bool = False  # every step takes batch_size slices, even from a smaller set
-    balance: float | None = None  # share of every batch that is real; None: as in the set
-    finetune_after: int | None = None  # steps on synthetic slices (with balance: on both), then real ones alone
-    learning_rate: float = 1e-3
-    decay: bool = False  # the learning rate rises for a tenth of the steps, then falls to 0 along a cosine
-    class_balance: float = 0.0  # a pixel weighs (share of its class)^-class_balance in the loss; 0: all the same
-    augment: str = "none"  # a name of AUGMENTATIONS
-    angle: float = 16.0  # degrees: rotation is uniform in [-angle, angle] (paper 4.3); "nnunet" has its own
-    enlarge_to: int | None = None  # the real slices become this many, augmented once and for all
-    crop: tuple[int, int] | None = None  # (width, height) in pixels of windows cut from the training slices
-    validate_every: int | None = None  # steps; None: once per epoch, less often where that would take long
-    patience: int = 20  # validations without a better one until training stops; 0: never
-    select_by: str = "loss"  # validation "loss" or "miou" names the best weights
-    checkpoint_every: int = 200  # steps
-    checkpoint_minutes: float = 10.0  # and minutes, whichever come first; the first is due after one; 0: steps alone
-    micro_batch: int | None = None  # slices per forward pass; None: by pixels and device
-    compile: bool = False  # torch.compile of the training pass; worth its minute at the start in long trainings
-    precision: str = "auto"  # of the arithmetic, weights are float32; auto: bfloat16 where the device computes in it
-    seed: int = 0
-
-
-# Minutes in place of hours, in which few slices converge: the U-Nets of the demo, of the experiments and of the judge.
-SHORT = Settings(
-    width=8,
-    max_steps=200,
-    batch_size=4,
-    full_batches=True,
-    learning_rate=8e-3,  # its highest value: it rises and falls, which 200 steps need
-    decay=True,
-    class_balance=0.5,  # without it, so short a training may never find a rare class, with any training set
-    crop=(112, 112),  # as many steps of whole slices cost more
-    validate_every=40,  # eight slices of the phantom take as long as two steps: a twentieth of the time
-    patience=0,
-    select_by="miou",
-)
+from natural2nanoscale.cli import at_least, setting, size
 
 AUGMENTATIONS = {  # paper 4.3: its standard augmentation, rotation; what it found useless; all of them
     "none": (),
@@ -61,6 +20,108 @@ AUGMENTATIONS = {  # paper 4.3: its standard augmentation, rotation; what it fou
     "nnunet": ("rotation", "flips"),  # and scale and intensities, by nnU-Net's published 2-D defaults
 }
 
+# By a dataset's origin, where that is not the default.
+RECOMMENDED: dict[str, dict[str, object]] = {
+    "phantom": {  # small slices that hardly vary need neither the paper's network nor its length
+        "width": 8,
+        "epochs": 60,
+        "batch_size": 8,
+        "learning_rate": 8e-3,  # its highest value: it rises and falls, which 200 steps need
+        "decay": True,
+        "class_balance": 0.5,  # without it, so short a training may never find a rare class, with any training set
+        "crop": (112, 112),  # as many steps of whole slices cost more
+        "select_by": "miou",
+    },
+}
+
+
+def shown(value: object) -> str:
+    """A setting as its flag takes it."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+
+
+def recommended(name: str, default: object, text: str, kind: Callable | None = None, **argument: object) -> Any:
+    """The setting `name`, of which RECOMMENDED has other values: its flag is None until it is given."""
+    special = "".join(f"; {shown(values[name])} for the {origin}" for origin, values in RECOMMENDED.items())
+    return setting(default, f"{text} (default: {shown(default)}{special})", kind, default=None, **argument)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One U-Net training."""
+
+    balance: float | None = setting(
+        None, "share of every batch that is real, such as 0.5 (default: as in the set)", at_least(0.0, float),
+        metavar="SHARE",
+    )  # fmt: skip
+    augment: str = setting(
+        "none", "rotation is the paper's, elastic rotates and deforms, paper-all is all that the paper tried, nnunet "
+        "nnU-Net's defaults", choices=tuple(AUGMENTATIONS),
+    )  # fmt: skip
+    angle: float = setting(  # "nnunet" has its own
+        16.0, "largest rotation either way", at_least(0.0, float), metavar="DEGREES"
+    )
+    enlarge_to: int | None = setting(
+        None, "augment once and for all, to N slices from the real ones (default: anew at every visit)", at_least(1)
+    )
+    crop: tuple[int, int] | None = recommended(
+        "crop", None, "train on windows of this size, not on whole slices", size, metavar="WxH"
+    )
+    epochs: int = recommended("epochs", 400, "passes over the training slices", at_least(1))
+    max_steps: int | None = setting(None, "optimiser steps, in place of --epochs", at_least(1))
+    batch_size: int = recommended("batch_size", 512, "slices per step, all where there are fewer", at_least(1))
+    full_batches: bool = False  # every step takes batch_size slices, even from a smaller set
+    finetune_after: int | None = None  # steps on synthetic slices (with balance: on both), then real ones alone
+    micro_batch: int | None = setting(None, "slices per forward pass (default: what fits)", at_least(1))
+    width: int = recommended("width", 64, "channels of the first stage", at_least(1))
+    depth: int = setting(4, "halvings of the resolution", at_least(1))
+    learning_rate: float = recommended("learning_rate", 1e-3, "learning rate", at_least(0.0, float), flag="--lr")
+    decay: bool = recommended(
+        "decay", False, "let the learning rate rise for a tenth of the steps, then fall to 0: good for short trainings",
+        action=argparse.BooleanOptionalAction,
+    )  # fmt: skip
+    class_balance: float = recommended(
+        "class_balance", 0.0, "pixels weigh (share of their class)^-B in the loss; 0.5 helps rare classes",
+        at_least(0.0, float), metavar="B",
+    )  # fmt: skip
+    validate_every: int | None = setting(
+        None, "steps between validations (default: once per epoch, less often where that takes more than a twentieth "
+        "of the time)", at_least(1), metavar="STEPS",
+    )  # fmt: skip
+    patience: int = setting(20, "validations without a better one until training stops, 0 for never", at_least(0))
+    select_by: str = recommended(
+        "select_by", "loss", "validation score that names the best weights", choices=("loss", "miou"), flag="--select"
+    )
+    compile: bool = setting(False, "torch.compile; about a minute at the start, less time per step")
+    precision: str = setting(
+        "auto", "of the arithmetic, weights are float32; auto is bfloat16 on a GPU that computes in it",
+        choices=("auto", "float32", "bfloat16"),
+    )  # fmt: skip
+    checkpoint_every: int = setting(200, "steps between checkpoints", at_least(1), metavar="STEPS")
+    checkpoint_minutes: float = setting(
+        10.0, "and minutes, whichever come first; a first one after one minute; 0 counts steps alone",
+        at_least(0.0, float), metavar="MINUTES",
+    )  # fmt: skip
+    seed: int = setting(0, "the first seed", at_least(0))
+
+
+def complete(settings: Settings, origin: str) -> Settings:
+    """Settings whose flags were not all given: None becomes what the origin recommends (printed), or the default."""
+    open_ = {field.name: field.default for field in fields(Settings) if getattr(settings, field.name) is None}
+    advised = {name: value for name, value in RECOMMENDED.get(origin, {}).items() if name in open_}
+    if advised:
+        values = ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in advised.items())
+        print(f"{values}: recommended for the {origin}")
+    return replace(settings, **open_ | advised)
+
+
+# Minutes in place of hours, in which few slices converge: the U-Nets of the demo, of the experiments and of the judge.
+SHORT = Settings(
+    **RECOMMENDED["phantom"]
+    | {"epochs": Settings.epochs, "max_steps": 200, "batch_size": 4, "full_batches": True, "patience": 0},
+    validate_every=40,  # eight slices of the phantom take as long as two steps: a twentieth of the time
+)
+
 # What may differ on --resume.
 MAY_CHANGE = (
     "epochs",
@@ -71,31 +132,3 @@ MAY_CHANGE = (
     "checkpoint_minutes",
     "micro_batch",
 )
-
-# Small slices that hardly vary need neither the paper's network nor its length.
-RECOMMENDED: dict[str, dict[str, object]] = {
-    "phantom": {
-        "width": SHORT.width,
-        "epochs": 60,
-        "batch_size": 8,
-        "learning_rate": SHORT.learning_rate,
-        "decay": SHORT.decay,
-        "class_balance": SHORT.class_balance,
-        "crop": SHORT.crop,
-        "select_by": SHORT.select_by,
-    },
-}
-
-
-def shown(value: object) -> str:
-    """A setting as its flag takes it."""
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def recommended_help(name: str) -> str:
-    """A setting's default and its recommended values, for the help text of its flag."""
-    special = "".join(
-        f"; {shown(values[name])} for the {origin}" for origin, values in RECOMMENDED.items() if name in values
-    )
-    default = getattr(Settings(), name)
-    return f"(default: {'whole slices' if name == 'crop' else shown(default)}{special})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import mask_hash
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.errors import InputError
@@ -40,6 +40,12 @@ def load_slices(folder: PairFolder) -> Slices:
     real = 0 if folder.info.origin == "synthetic" else len(images)
     sources = () if real else tuple(stem.rpartition("_s")[0] or stem for stem in folder.stems)
     return Slices(images, masks, folder.info.classes, real, folder.info.intensity_window, sources)
+
+
+def refuse_unlabelled(slices: Slices, name: str) -> None:
+    """Raise InputError where no pixel has a class: there is nothing to learn, or to score."""
+    if all((mask == IGNORE_ID).all() for mask in slices.masks):
+        raise InputError(f"no pixel of the {len(slices)} masks of {name} carries a label: check the masks")
 
 
 def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float = 1.0, real_count: int = 0) -> Slices:

@@ -106,8 +106,14 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def select_precision(name: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where the device computes in it, else float32; the two others are themselves."""
-    return ("bfloat16" if native_bfloat16(device) else "float32") if name == "auto" else name
+    """`auto` is bfloat16 on a GPU that computes in it, else float32; the two others are themselves.
+
+    On a CPU only if asked for: there it makes a third of the time, and cost narrow U-Nets (width 8, two slices, 1,500
+    steps, two seeds) six points of mIoU.
+    """
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" and native_bfloat16(device) else "float32"
 
 
 def move_to(model: UNet, device: torch.device) -> UNet:
@@ -118,15 +124,6 @@ def move_to(model: UNet, device: torch.device) -> UNet:
     """
     last = device.type == "cpu" and (model.precision == "float32" or model.width >= 64)
     return model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def normalize(slices: torch.Tensor) -> torch.Tensor:
-    """uint8 or float grey values (B,H,W) in 0..255 -> network input (B,1,H,W) float32 in [-1,1].
-
-    A fixed map and not the training set's mean and deviation: those would differ between the real and the
-    synthetic set, and two U-Nets that are compared would see the same test slice differently.
-    """
-    return (slices.to(torch.float32) / 127.5 - 1.0).unsqueeze(1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from natural2nanoscale.data.encoders import normalize
 from natural2nanoscale.workshop import dead_leaves
 from natural2nanoscale.workshop.recipe import PretrainingSettings
 
@@ -46,17 +47,12 @@ def with_mirror_images(images: Tensor, captions: list[str]) -> tuple[Tensor, lis
     return torch.cat([images, images.flip(3)]), captions + mirrored
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
 @torch.no_grad()
 def encode_bank(vae, images: Tensor) -> tuple[Tensor, Tensor]:
     """Posterior mean and std of images (N, 3, H, W) uint8, as fp16 on the CPU: (N, C, H/4, W/4) each."""
     means, stds = [], []
     for batch in tqdm(images.split(16), "encoding"):
-        posterior = vae.encode(to_pixels(batch).to(vae.device)).latent_dist
+        posterior = vae.encode(normalize(batch).to(vae.device)).latent_dist
         means.append(posterior.mean.half().cpu())
         stds.append(posterior.std.half().cpu())
     return torch.cat(means), torch.cat(stds)

@@ -5,23 +5,18 @@ python -m natural2nanoscale backbone --out runs/backbone     -> runs/backbone/ba
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
 from natural2nanoscale import runs
 from natural2nanoscale.checkpoints import State
-from natural2nanoscale.cli import settings_from
-from natural2nanoscale.device import select_device
-from natural2nanoscale.diffusion.backbone import load_module
+from natural2nanoscale.data.encoders import normalize
 from natural2nanoscale.seeds import generator_for, seed_for
 from natural2nanoscale.workshop.architecture import (
     make_scheduler,
@@ -31,12 +26,9 @@ from natural2nanoscale.workshop.architecture import (
     make_vae,
     write_backbone,
 )
-from natural2nanoscale.workshop.captions import caption_sheet
 from natural2nanoscale.workshop.images import (
     SHAPES,
     encode_bank,
-    image_bank,
-    to_pixels,
     tokenize,
     with_mirror_images,
 )
@@ -103,7 +95,7 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
             n, y, x = rng.integers(len(images)), rng.integers(height - crop + 1), rng.integers(width - crop + 1)
             piece = torch.rot90(images[n, :, y : y + crop, x : x + crop], int(rng.integers(4)), (1, 2))
             crops.append(piece.flip(2) if rng.random() < 0.5 else piece)
-        pixels = to_pixels(torch.stack(crops)).to(device)
+        pixels = normalize(torch.stack(crops)).to(device)
 
         # one gradient step
         posterior = vae.encode(pixels).latent_dist
@@ -197,20 +189,3 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
             state.counts.step = step + 1
             run.save(state, name="unet")
     write_backbone(run.path / "backbone", vae, unet, text_encoder, tokenizer, scheduler)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# The verb
-
-
-def run(args: argparse.Namespace) -> None:
-    """Trains the VAE, then the U-Net, into args.out."""
-    settings = settings_from(args, PretrainingSettings)
-    device = select_device(args.device)
-    folder = runs.open_run(args.out, {"kind": "backbone", "settings": asdict(settings), "data": {}}, args.resume,
-                          may_change=("unet_steps",))  # fmt: skip
-    bank = image_bank(settings)
-    vae = load_module(AutoencoderKL, args.vae / "vae") if args.vae else train_vae(settings, bank, folder, device)
-    train_unet(settings, bank, vae, folder, device)
-    caption_sheet(folder.path / "backbone", folder.path / "captions.png")
-    print(f"backbone written to {folder.path}/backbone; what it makes of captions: {folder.path}/captions.png")

@@ -13,7 +13,7 @@ import torch
 from natural2nanoscale.data.classes import palette
 from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
-from natural2nanoscale.diffusion.controlnet import denoising_loss, latent_moments, make_controlnet
+from natural2nanoscale.diffusion.controlnet import Batch, Denoiser, denoising_loss, latent_moments, make_controlnet
 from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.phantom.volume import PhantomSettings, volume
@@ -65,8 +65,8 @@ def main() -> None:
     timesteps = torch.tensor([100, 700])
 
     def step() -> None:
-        parts = (backbone.unet, controlnet, backbone.scheduler)
-        denoising_loss(*parts, latents, noise, timesteps, embeds, conditioning).backward()
+        denoiser = Denoiser(backbone.unet, controlnet, backbone.scheduler)
+        denoising_loss(denoiser, Batch(latents, noise, timesteps, embeds, conditioning)).backward()
         torch.nn.utils.clip_grad_norm_(controlnet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -37,6 +37,7 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.encoders import encode_gray, encode_mask
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, write_pairs
 from natural2nanoscale.diffusion.backbone import EMBEDDED, Backbone, Recommended, load_backbone
+from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.latents import augmented_windows
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.training import fine_tune
@@ -82,7 +83,7 @@ def ours(device: torch.device, folders: list[PairFolder], steps: int, options: d
     )
     with tempfile.TemporaryDirectory() as out:
         run = RunFolder(Path(out))
-        fine_tune(run, backbone, *folders, [PROMPT], settings)
+        fine_tune(run, backbone, TrainingData(*folders, [PROMPT]), settings)
         seconds = {row["step"]: row["seconds"] for row in run.read_log() if "seconds" in row}
     return (seconds[WARM_UP + steps] - seconds[WARM_UP]) / steps
 

@@ -12,17 +12,27 @@ from PIL import Image
 from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare import splits
-from natural2nanoscale.data.prepare.intensity import Histogram, to_bytes
-from natural2nanoscale.data.prepare.labels import LabelRule, PageCodes, decide_labels
-from natural2nanoscale.data.prepare.pairing import check_sizes, list_pages, pair_pages
+from natural2nanoscale.data.prepare.codes import LabelRule
+from natural2nanoscale.data.prepare.intensity import to_bytes
+from natural2nanoscale.data.prepare.pairing import (
+    apart,
+    check_sizes,
+    class_folders,
+    crop_bottom,
+    is_folder,
+    join_folders,
+    list_pages,
+    one_mask_of_many,
+    pair_pages,
+)
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
+from natural2nanoscale.data.prepare.survey import label_rule, read_masks, survey
 from natural2nanoscale.data.sheets import contact_sheet
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import new_folder, refuse_non_empty
 
 Pair = tuple[Page, Page]  # a slice and its mask
-MAX_CODES = 4096  # different values or colours that are worth counting in one mask
 
 
 def prepare(settings: Preparation) -> None:
@@ -33,14 +43,17 @@ def prepare(settings: Preparation) -> None:
     """
     out = settings.out.resolve()
     refuse_non_empty(out)
-    with Reader(settings.max_pixels) as images, Reader(settings.max_pixels) as masks:
+    masks = Reader(settings.max_pixels, None, settings.axes, settings.one_hot, settings.alpha, True)
+    with Reader(settings.max_pixels, settings.channel, settings.axes) as images, masks:
         pairs = find_pairs(settings, images, masks)
+        pairs, codes = read_masks(settings, pairs, masks)
         parts, description = assign_parts(settings, pairs)
         pairs = [pair for pair, part in zip(pairs, parts, strict=True) if part]
         parts = [part for part in parts if part]
         stems = safe_stems(pairs)
-        rule, window = survey(settings, pairs, parts, images, masks)
-        info = DatasetInfo(out.name, "prepared", rule.classes, window, settings.pixel_size_nm, description)
+        rule = label_rule(settings, codes)
+        window, pixel_size = survey(settings, pairs, parts, images)
+        info = DatasetInfo(out.name, "prepared", rule.classes, window, pixel_size, description)
 
         with new_folder(out, fresh=True) as root:
             folders = {}
@@ -54,12 +67,23 @@ def prepare(settings: Preparation) -> None:
 
 def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pair]:
     """All pairs of slice and mask, large enough for the tiles; nothing is decoded yet."""
-    pairs = pair_pages(
-        list_pages(settings.images, images, "--images"),
-        list_pages(settings.masks, masks, "--masks"),
-        by_index=settings.images.is_file() and settings.masks.is_file(),
-        only_pairs=settings.only_pairs,
-    )
+    slices, folders = list_pages(settings.images, images, "--images"), class_folders(settings.masks)
+    masks.options = replace(masks.options, shape=images.open(slices[-1].path).shape)
+    if settings.images.resolve() == settings.masks.resolve():
+        slices, labels = apart(slices)
+    elif folders and not settings.one_hot:
+        raise InputError(
+            f"{settings.masks} holds the folders {', '.join(folder.name for folder in folders[:8])}: pass `--one-hot` "
+            "if each has the masks of one class, or name one of them"
+        )
+    else:
+        labels = join_folders(folders, masks) if folders else list_pages(settings.masks, masks, "--masks")
+    if settings.one_hot and not folders:
+        labels = one_mask_of_many(slices, labels)
+    single = [len({page.path for page in pages}) == 1 for pages in (slices, labels)]
+    by_index = all(single) and not is_folder(settings.images) and not is_folder(settings.masks)
+    pairs = pair_pages(slices, labels, by_index, settings.only_pairs)
+    pairs = crop_bottom(pairs, settings.crop_bottom) if settings.crop_bottom else pairs
     check_sizes(pairs)
     if settings.size is None:
         huge = [image for image, _mask in pairs if image.size[0] * image.size[1] > Image.MAX_IMAGE_PIXELS]
@@ -123,41 +147,6 @@ def safe_stems(pairs: list[Pair]) -> list[str]:
             first = pairs[stems.index(stem)][0]
             raise InputError(f"{pairs[i][0]} and {first} would both be named {stem!r}: rename one of them")
     return stems
-
-
-def survey(
-    settings: Preparation, pairs: list[Pair], parts: list[str], images: Reader, masks: Reader
-) -> tuple[LabelRule, tuple[float, float] | None]:
-    """Read all slices and masks once: how masks become class ids, and which grey values become 0 and 255."""
-    codes, histogram, kinds, colored = [], Histogram(), {}, []
-    for (image_page, mask_page), part in zip(pairs, parts, strict=True):
-        pixels, unequal = images.image(image_page)
-        mask = masks.mask(mask_page)
-        codes.append(PageCodes(mask_page, mask.value_counts(), mask.color_counts(), mask.palette()))
-        if max(len(counts or ()) for counts in (codes[-1].values, codes[-1].colors)) > MAX_CODES:
-            break  # no mask, as decide_labels will say; counting on would fill the memory
-        kinds.setdefault(pixels.dtype == np.uint8, image_page)
-        if unequal:
-            colored.append(image_page)
-        if part == "train":
-            histogram.add(pixels)
-    if len(kinds) == 2:
-        raise InputError(f"{kinds[True]} has 8 bits but {kinds[False]} has more: convert all slices to one depth")
-    if colored:
-        print(f"{len(colored)} colour images such as {colored[0]} became grey by the mean of their channels")
-    rule = decide_labels(codes, settings.classes, settings.colors, settings.mapping)
-    for note in rule.notes:
-        print(note)
-    if settings.window:
-        window = settings.window
-    elif True in kinds and settings.percentiles is None:
-        return rule, None
-    else:
-        percentiles = settings.percentiles or Preparation.default_percentiles
-        window = histogram.percentiles(percentiles)
-        print(f"percentiles {percentiles[0]:g} and {percentiles[1]:g} of the training part:", end=" ")
-    print(f"grey values {window[0]:g} to {window[1]:g} become 0 to 255")
-    return rule, window
 
 
 def convert(

@@ -20,7 +20,9 @@ class Histogram:
     def add(self, pixels: np.ndarray) -> None:
         whole = np.issubdtype(pixels.dtype, np.integer)
         if whole and -self.OFFSET <= int(pixels.min()) and int(pixels.max()) < self.OFFSET:
-            self.counts += np.bincount(pixels.ravel().astype(np.int64) + self.OFFSET, minlength=len(self.counts))
+            for start in range(0, len(pixels), 256):  # rows: the 64-bit copy of a montage would not fit
+                values = pixels[start : start + 256].ravel().astype(np.int64)
+                self.counts += np.bincount(values + self.OFFSET, minlength=len(self.counts))
         else:
             self.samples.append(pixels.ravel()[:: max(1, pixels.size // self.SAMPLE)].astype(np.float64))
 
@@ -48,3 +50,14 @@ def to_bytes(pixels: np.ndarray, window: tuple[float, float] | None) -> np.ndarr
         return pixels
     scaled = (pixels.astype(np.float64) - window[0]) * (255.0 / (window[1] - window[0]))
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+
+
+def information_bar(pixels: np.ndarray) -> int:
+    """Rows at the bottom of a slice (H,W) that look like an information bar, flat but for its letters; or 0."""
+    height = pixels.shape[0]
+    flat = np.zeros(height, bool)
+    for row in range(height // 2, height):
+        values, counts = np.unique(pixels[row], return_counts=True)
+        flat[row] = counts.max() > 0.4 * pixels.shape[1] or (counts.max() > 0.2 * pixels.shape[1] and len(values) < 64)
+    rows = height - 1 - (np.flatnonzero(~flat)[-1] if not flat.all() else -1)
+    return int(rows) if 8 <= rows <= height // 4 else 0

@@ -3,86 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import replace
 
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, palette
-from natural2nanoscale.data.prepare.sources import MaskPixels, Page
+from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes, without_unlabelled
+from natural2nanoscale.data.prepare.pixels import UNLABELLED
+from natural2nanoscale.data.prepare.ranges import Mapping, without_ranges
+from natural2nanoscale.data.prepare.remedies import MANY, for_values, objects
 from natural2nanoscale.errors import InputError
-
-GREY = 0x010101  # times a value: the grey of that value
-
-
-@dataclass(frozen=True)
-class PageCodes:
-    """Pixel counts of a mask read as values and as colours 0xRRGGBB; None where it is not of that kind.
-
-    palette: the colours of the values in use, of a palette picture.
-    """
-
-    page: Page
-    values: dict[int, int] | None
-    colors: dict[int, int] | None
-    palette: dict[int, int] = field(default_factory=dict)
-
-    def color_of_value(self) -> dict[int, int]:
-        """Colour of every value in use; in a coloured mask the values are its greys."""
-        if self.values is None:
-            return {color & 0xFF: color for color in self.colors if color % GREY == 0}
-        return {value: self.palette.get(value, value * GREY) for value in self.values}
-
-    def colors_without(self, values: Iterable[int]) -> Counter:
-        """Pixels of every colour, those left out that have one of these values."""
-        shown, rest = self.color_of_value(), Counter()
-        if self.values is None:
-            gone = {shown[value] for value in values if value in shown}
-            return Counter({color: n for color, n in self.colors.items() if color not in gone})
-        for value, n in self.values.items():
-            if value not in values:
-                rest[shown[value]] += n
-        return rest
-
-
-@dataclass(frozen=True)
-class LabelRule:
-    """How mask pixels become class ids: `table` maps every value, or colour 0xRRGGBB, that occurs.
-
-    Where masks are read by colour, `values` maps what goes by a mask's own value, before its colour.
-    """
-
-    classes: Classes
-    by_color: bool
-    table: dict[int, int]
-    notes: tuple[str, ...]
-    values: dict[int, int] = field(default_factory=dict)
-
-    def apply(self, mask: MaskPixels) -> np.ndarray:
-        """(H,W) uint8 class ids of a mask whose values or colours are all in the table."""
-        codes = np.array(sorted(self.table))
-        ids = np.array([self.table[int(code)] for code in codes], np.uint8)
-        ids = ids[np.searchsorted(codes, mask.codes(self.by_color))]
-        if self.values:
-            own = mask.values if mask.colors is None else np.where(mask.colors % GREY, -1, mask.colors & 0xFF)
-            for value, to in self.values.items():
-                ids[own == value] = to
-        return ids
 
 
 def decide_labels(
     pages: list[PageCodes],
     names: tuple[str, ...] = (),
     colors: tuple[tuple[str, int], ...] = (),
-    mapping: dict[int | str, int] | None = None,
+    mapping: Mapping | None = None,
+    labels_from: int = 0,
 ) -> LabelRule:
     """The rule that fits all masks, or an InputError that names file, values and pixel counts.
 
     names: the classes in the order of their ids. colors: (name, 0xRRGGBB) of the classes in that order.
-    mapping: class id or IGNORE_ID for mask values (int) and for colours ("#rrggbb"); it goes before all else. In a
-    coloured mask a value is a grey; in a palette picture it is the index.
+    mapping: class id or IGNORE_ID for mask values (int), ranges and colours ("#rrggbb"); it goes before all else. In a
+    coloured mask a value is a grey; in a palette picture it is the index. The pages' ranges are merged already.
+    labels_from: value of the first class; what is below is ignored.
     """
-    mapping = mapping or {}
+    given = mapping or {}
+    mapping = without_ranges(given)
+    pages = [without_unlabelled(page) for page in pages]
     seen: dict[int, int] = {}  # colours of palette values: where files disagree, only the colours tell the classes
     shuffled = any(seen.setdefault(value, color) != color for page in pages for value, color in page.palette.items())
     by_color = bool(colors) or shuffled or any(page.values is None for page in pages)
@@ -92,13 +39,50 @@ def decide_labels(
                 raise InputError(
                     f"{page.page} has values beyond 255 where colours are expected: save all masks in one form"
                 )
-        return _color_rule(pages, names, colors, mapping)
+        if labels_from:
+            raise InputError(f"--labels-from {labels_from} shifts values, but the masks are coloured: pass --colors")
+        scale = _scale_of_colors(pages, colors)
+        pages = [replace(page, colors={code * scale: n for code, n in page.colors.items()}) for page in pages]
+        rule = _color_rule(pages, names, colors, mapping)
+        rule = replace(rule, table={code // scale: to for code, to in rule.table.items()}) if scale > 1 else rule
+        return replace(rule, table=rule.table | {UNLABELLED: IGNORE_ID}, mapping=given)
     if any(isinstance(key, str) for key in mapping):
         raise InputError("--map names colours but no mask is coloured: give the masks' values, such as 128=1")
-    return _value_rule(pages, names, mapping)
+    shift = _shift([page.values for page in pages], mapping, labels_from, names) if labels_from else {}
+    rule = _value_rule(pages, names, mapping | shift, given)
+    notes = (f"mask value {labels_from} is class 0, and so on; lower values are ignored",) if labels_from else ()
+    table = rule.table | {UNLABELLED: IGNORE_ID}
+    return replace(rule, table=table, mapping=given, notes=notes + rule.notes)
 
 
-def _value_rule(pages: list[PageCodes], names: tuple[str, ...], mapping: dict[int, int]) -> LabelRule:
+def _scale_of_colors(pages: list[PageCodes], colors: tuple[tuple[str, int], ...]) -> int:
+    """255 for colours of channels 0 and 1 only, unless --colors names such; else 1."""
+
+    def small(code: int) -> bool:
+        return not code & ~0x010101
+
+    used = {code for page in pages for code in page.colors}
+    return 255 if any(used) and all(map(small, used)) and not any(c and small(c) for _name, c in colors) else 1
+
+
+def _shift(
+    pages: list[dict[int, int]], mapping: dict[int, int], labels_from: int, names: tuple[str, ...]
+) -> dict[int, int]:
+    """--labels-from as entries of --map; 255 stays what it is."""
+    values = [value for value in _total(pages) if value not in mapping and value != 255]
+    shifted = [value for value in values if value >= labels_from]
+    if len(shifted) > MANY and not names:
+        raise InputError(f"--labels-from {labels_from} makes {len(shifted)} classes: name them with --classes")
+    beyond = [value for value in values if value - labels_from >= MAX_CLASSES]
+    if beyond:
+        raise InputError(
+            f"--labels-from {labels_from} makes mask value {max(beyond)} class {max(beyond) - labels_from}, expected "
+            f"at most {MAX_CLASSES - 1}: map it with --map"
+        )
+    return {value: value - labels_from if value >= labels_from else IGNORE_ID for value in values}
+
+
+def _value_rule(pages: list[PageCodes], names: tuple[str, ...], mapping: dict[int, int], given: Mapping) -> LabelRule:
     total = _total(page.values for page in pages)
     rest = sorted(set(total) - set(mapping))
     table = {value: to for value, to in mapping.items() if value in total}
@@ -117,16 +101,18 @@ def _value_rule(pages: list[PageCodes], names: tuple[str, ...], mapping: dict[in
         table[255] = IGNORE_ID
         notes.append(f"mask value 255 is ignored ({total[255]} px)")
     rest = [value for value in rest if value != 255]
-    used = set(rest) | {to for to in table.values() if to != IGNORE_ID}
+    if len(rest) > MANY and not names:
+        raise InputError(
+            f"the masks hold {len(rest)} different values from {rest[0]} to {rest[-1]}, such as in {pages[0].page}: "
+            f"{objects(rest, given)}, name all classes with --classes, or save the masks "
+            "again without smoothing or JPEG if they should hold fewer"
+        )
+    mapped = {to for to in table.values() if to != IGNORE_ID}
+    used = set(rest) | set(range(max(mapped, default=-1) + 1))  # --map may name a class that no mask holds
     count = len(names) or next(n for n in range(len(used) + 1) if n not in used)  # ids without gaps
     strays = [value for value in rest if not 0 <= value < count]
     if strays:
-        ranks = ",".join(f"{v}={i}" for i, v in enumerate(sorted(total)) if v != i)
-        remedy = f"map or ignore them, `--map {','.join(f'{v}=ignore' for v in strays[:4])}`"
-        if not names and len(total) <= MAX_CLASSES:
-            remedy += f" or `--map {ranks}`, or name all classes with --classes"
-        if len(strays) > MAX_CLASSES:
-            remedy = "save them as class ids, since so many values look like object numbers or grey values"
+        remedy = for_values(sorted(total), strays, names, given)
         expected = f"0..{count - 1}" if count else "ids that count from 0"
         _refuse_strays([(p.page, p.values) for p in pages], strays, str, expected, remedy)
     table |= {value: value for value in rest}

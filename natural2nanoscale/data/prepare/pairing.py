@@ -3,71 +3,205 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
-from natural2nanoscale.data.folders import IMAGE_SUFFIXES, stems_of
+from natural2nanoscale.data.folders import natural_order
+from natural2nanoscale.data.prepare.names import IMAGE_WORDS, MASK_WORDS, match_names, words_of
 from natural2nanoscale.data.prepare.sources import Page, Reader
+from natural2nanoscale.data.readers.opening import SUFFIXES, VENDORS, is_zarr, refuse_suffix, split_container
 from natural2nanoscale.errors import InputError
+
+KINDS = "PNG, TIFF, MRC, HDF5, Zarr or NumPy"
 
 
 def list_pages(path: Path, reader: Reader, role: str) -> list[Page]:
-    """All slices under `path` in natural order: a folder of single-page files and stacks, or one file.
+    """All slices under `path` in natural order: a folder of slices and stacks, one file, or a container path.
 
     A lone stack gives slice_0000, slice_0001, ...; a stack in a folder gives <its stem>_0000 and so on.
     """
-    if path.is_dir():
-        files = stems_of(path)
-        if not files:
-            others = Counter(file.suffix.lower() or "no suffix" for file in path.iterdir() if file.is_file())
-            found = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(4)) or "no file"
-            raise InputError(
-                f"{path} ({role}) holds no PNG or TIFF picture, found {found}: name the folder that holds "
-                "the slices themselves, saved as .png, .tif or .tiff"
-            )
+    file, inner = split_container(path)
+    if is_folder(path):
+        files = _files_of(path, role)
         return [page for stem, file in files.items() for page in reader.pages_of(file, stem)]
-    if not path.exists():
-        raise InputError(f"{path} ({role}) does not exist: name a folder of PNG or TIFF slices, or a TIFF stack")
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(f"{path} ({role}) is no folder, .png, .tif or .tiff file: convert it to one of these")
+    if not file.exists():
+        raise InputError(f"{file} ({role}) does not exist: name a folder of slices, a stack or a volume ({KINDS})")
+    if not file.is_dir() and file.suffix.lower() not in SUFFIXES:
+        refuse_suffix(file)
     pages = reader.pages_of(path, "slice")
-    return [Page(path.stem, path, 0, 1, pages[0].size)] if len(pages) == 1 else pages
+    stem = file.stem if not inner else f"{file.stem}_{inner.strip('/').replace('/', '_')}"
+    return [replace(pages[0], stem=stem)] if len(pages) == 1 else pages
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path names a folder of files, and not a stack or volume."""
+    return path.is_dir() and path.suffix != ".zarr" and not is_zarr(split_container(path)[0])
+
+
+def _files_of(folder: Path, role: str) -> dict[str, Path]:
+    """Readable files of a folder by stem, in natural order; hidden ones are none."""
+    files, others = {}, Counter()
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith("."):
+            continue
+        suffix = file.suffix.lower()
+        if suffix not in SUFFIXES and not (suffix == ".zarr" and file.is_dir()):
+            others[suffix or "no suffix"] += not file.is_dir()
+            continue
+        if file.stem in files:
+            raise InputError(f"{folder} has two files of the stem {file.stem!r}: remove one of them")
+        files[file.stem] = file
+    if not files:
+        if any(suffix in VENDORS for suffix in others):
+            refuse_suffix(next(file for file in sorted(folder.iterdir()) if file.suffix.lower() in VENDORS))
+        found = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(4) if n) or "no file"
+        raise InputError(
+            f"{folder} ({role}) holds no slice that can be read ({KINDS}), found {found}: name the folder that holds "
+            "the slices themselves"
+        )
+    vendors = [suffix for suffix in others if suffix in VENDORS]
+    if vendors:
+        print(f"note: left aside in {folder}: " + ", ".join(f"{others[suffix]} {suffix}" for suffix in vendors))
+    return dict(sorted(files.items(), key=lambda entry: natural_order(entry[0])))
 
 
 def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool) -> list[tuple[Page, Page]]:
-    """Pairs of equal stem, in the images' order; by page number where each source is a single file.
+    """Pairs in the images' order: by page number where each source is a single file, else by name.
 
-    What lacks its partner is an error that lists some of both sides, or left out with `only_pairs`.
+    Names are equal, or have their telling part in common, which is printed. What lacks its partner is an error that
+    lists some of both sides, or left out with `only_pairs`.
     """
     if by_index:
         if len(images) != len(masks):
             raise InputError(
                 f"{images[0].path} has {len(images)} page(s) but {masks[0].path} has {len(masks)}, expected "
                 "one mask per slice: make the stacks equally long"
+                + (
+                    ", or pass `--one-hot` if each slice has one mask per class"
+                    if len(masks) % len(images) == 0
+                    else ""
+                )
             )
         return list(zip(images, masks, strict=True))
     of_mask = {page.stem: page for page in masks}
-    stems = {page.stem for page in images}
-    pairs = [(page, of_mask[page.stem]) for page in images if page.stem in of_mask]
-    lonely = (
-        [s for s in (p.stem for p in images) if s not in of_mask],
-        [s for s in of_mask if s not in stems],
-    )
+    partner = {page.stem: page.stem for page in images if page.stem in of_mask}
+    if len(partner) < max(len(images), len(masks)):
+        partner = _partners_by_common_part(images, masks, partner)
+    pairs = [(page, of_mask[partner[page.stem]]) for page in images if page.stem in partner]
+    taken = set(partner.values())
+    lonely = [page.stem for page in images if page.stem not in partner], [stem for stem in of_mask if stem not in taken]
     if (lonely[0] or lonely[1]) and not (only_pairs and pairs):
         shown = [", ".join(side[:3]) + (", ..." if len(side) > 3 else "") or "none" for side in lonely]
         raise InputError(
-            f"{len(pairs)} pairs of equal stem; {len(lonely[0])} images without a mask ({shown[0]}) and "
+            f"{len(pairs)} pairs of matching names; {len(lonely[0])} images without a mask ({shown[0]}) and "
             f"{len(lonely[1])} masks without an image ({shown[1]}): give image and mask the same name"
-            + (", or leave these out with --only-pairs" if pairs else "")
+            + (", or leave these out with `--only-pairs`" if pairs else "")
         )
     if lonely[0] or lonely[1]:
         print(f"left out without a partner: {len(lonely[0])} images and {len(lonely[1])} masks")
     return pairs
 
 
+def _partners_by_common_part(images: list[Page], masks: list[Page], equal: dict[str, str]) -> dict[str, str]:
+    """Stem of the mask by stem of the image, where the names' common part pairs more of them than equal names do."""
+    found, told, ambiguous = match_names([page.stem for page in images], [page.stem for page in masks])
+    if len(found) <= len(equal) or any(found.get(stem) != stem for stem in equal):
+        return equal
+    if ambiguous:
+        raise InputError(
+            f"the names of {len(ambiguous)} images and masks do not tell which belong together "
+            f"({'; '.join(ambiguous[:10])}): give image and mask the same name"
+        )
+    print(f"{len(found)} pairs matched by the common part of their names, {told}")
+    return found
+
+
+def apart(pages: list[Page]) -> tuple[list[Page], list[Page]]:
+    """Slices and masks that lie in one folder, as cell_1.png and cell_1_mask.png."""
+    masks = [page for page in pages if MASK_WORDS & set(words_of(page.stem)) - IMAGE_WORDS]
+    images = [page for page in pages if page not in masks]
+    if not masks or not images:
+        raise InputError(
+            f"{pages[0].path.parent} is named by --images and by --masks, but no file name says what is a mask: "
+            "put the masks in a folder of their own"
+        )
+    return images, masks
+
+
+def one_mask_of_many(images: list[Page], masks: list[Page]) -> list[Page]:
+    """One mask per slice out of files whose pages or channels are one class each, those of a slice in a row."""
+    joined = []
+    for _path, group in groupby(masks, lambda page: page.path):
+        pages = list(group)
+        slices = len(images) if len({page.path for page in masks}) == 1 else 1
+        if len(pages) % slices or len(pages) == slices:
+            raise InputError(
+                f"{pages[0].path} has {len(pages)} masks for {slices} slices, expected one per slice and class with "
+                "--one-hot: leave it out, or add the missing ones"
+            )
+        each = len(pages) // slices
+        for start in range(0, len(pages), each):
+            parts = tuple(pages[start : start + each])
+            stem = f"slice_{start // each:04d}" if slices > 1 else parts[0].path.stem
+            joined.append(replace(parts[0], stem=stem, parts=parts))
+    return joined
+
+
+def class_folders(path: Path) -> list[Path]:
+    """Folders of one class each below `path`, in natural order; none where slices lie in `path` itself."""
+    if not is_folder(path) or any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+        return []
+    folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    folders = [folder for folder in folders if any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())]
+    order = sorted(folders, key=lambda folder: natural_order(folder.name))
+    return order if len(order) > 1 else []
+
+
+def join_folders(folders: list[Path], reader: Reader) -> list[Page]:
+    """One mask per stem out of folders that hold the mask of one class each."""
+    of_stem: dict[str, list[Page]] = {}
+    for folder in folders:
+        for page in list_pages(folder, reader, "--masks"):
+            of_stem.setdefault(page.stem, []).append(page)
+    short = [stem for stem, parts in of_stem.items() if len(parts) < len(folders)]
+    if short:
+        raise InputError(
+            f"{folders[0].parent} has no mask of {short[0]!r} in some of {', '.join(f.name for f in folders)} "
+            f"({len(short)} of {len(of_stem)} lack one): add empty masks there"
+        )
+    return [replace(parts[0], parts=tuple(parts)) for parts in of_stem.values()]
+
+
+def one_hot_names(path: Path, classes: int, rest: bool) -> tuple[str, ...]:
+    """Names of the classes of masks of one class each: of their folders, or numbered; rest: pixels are in none."""
+    names = tuple(folder.name for folder in class_folders(path)) or tuple(f"class_{i}" for i in range(classes))
+    return ("background" if "background" not in names else "rest", *names) if rest else names
+
+
+def crop_bottom(pairs: list[tuple[Page, Page]], rows: int) -> list[tuple[Page, Page]]:
+    """The pairs without the lowest rows of every slice, and of every mask that is as high as its slice."""
+
+    def cropped(page: Page) -> Page:
+        size = page.size[0], page.size[1] - rows
+        return replace(page, size=size, parts=tuple(replace(part, size=size) for part in page.parts))
+
+    low = next((image for image, _mask in pairs if image.size[1] <= rows), None)
+    if low:
+        raise InputError(f"{low} has {low.size[1]} rows, expected more than --crop-bottom {rows}: crop fewer")
+    return [(cropped(image), cropped(mask) if mask.size == image.size else mask) for image, mask in pairs]
+
+
 def check_sizes(pairs: list[tuple[Page, Page]]) -> None:
     for image, mask in pairs:
         if image.size != mask.size:
+            higher = image.size[1] - mask.size[1] if image.size[0] == mask.size[0] else 0
             raise InputError(
                 f"{image} is {image.size[0]}x{image.size[1]} but its mask {mask} is "
                 f"{mask.size[0]}x{mask.size[1]}, expected equal sizes"
+                + (
+                    f": if these are the rows of an information bar, pass `--crop-bottom {higher}`"
+                    if higher > 0
+                    else ""
+                )
             )

@@ -11,6 +11,7 @@ from typing import ClassVar
 from natural2nanoscale.cli import at_least, setting, size
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
 from natural2nanoscale.data.prepare import splits
+from natural2nanoscale.data.prepare.ranges import Mapping
 from natural2nanoscale.errors import InputError
 
 
@@ -43,19 +44,31 @@ def parse_colors(text: str) -> tuple[tuple[str, int], ...]:
     return tuple(entries)
 
 
-def parse_map(text: str) -> dict[int | str, int]:
-    """`128=1,7=ignore,#000000=ignore` -> {128: 1, 7: 255, "#000000": 255}."""
-    mapping: dict[int | str, int] = {}
+def parse_map(text: str) -> Mapping:
+    """`128=1,7=ignore,1-=2,#000000=ignore` -> {128: 1, 7: 255, (1, None): 2, "#000000": 255}."""
+    mapping: Mapping = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(-?\d+|#[0-9a-fA-F]{6})\s*=\s*(\d+|ignore)\s*", part)
-        if not match or (match[2] != "ignore" and int(match[2]) >= MAX_CLASSES):
+        match = re.fullmatch(r"\s*(?:(-?\d+)(-(-?\d+)?)?|(#[0-9a-fA-F]{6}))\s*=\s*(\d+|ignore)\s*", part)
+        if not match or (match[5] != "ignore" and int(match[5]) >= MAX_CLASSES):
             raise InputError(
                 f"--map has the entry {part!r}, expected value=id (0..{MAX_CLASSES - 1}) or value=ignore, "
-                "such as 128=1,7=ignore or #000000=ignore"
+                "such as 128=1,7=ignore, 1-=1 for all values from 1 on, or #000000=ignore"
             )
-        key = match[1].lower() if match[1].startswith("#") else int(match[1])
-        mapping[key] = IGNORE_ID if match[2] == "ignore" else int(match[2])
+        key = match[4].lower() if match[4] else int(match[1])
+        if match[2]:
+            key = key, int(match[3]) if match[3] else None
+            if key[1] is not None and key[1] < key[0]:
+                raise InputError(f"--map has the entry {part!r}, expected a range from low to high, such as 3-7=1")
+        mapping[key] = IGNORE_ID if match[5] == "ignore" else int(match[5])
     return mapping
+
+
+def parse_axes(text: str) -> str:
+    """`zyx` -> "ZYX"."""
+    axes = text.upper()
+    if not re.fullmatch(r"[A-Z]{2,7}", axes) or len(set(axes)) < len(axes) or not {"Y", "X"} <= set(axes):
+        raise InputError(f"--axes is {text!r}, expected one letter per axis, such as ZYX, YXZ or ZCYX (C for channels)")
+    return axes
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -83,10 +96,26 @@ class Preparation:
         (), 'colour-coded masks: "background=#000000,nucleus=#ff8000,...", in the order of the ids', parse_colors,
         metavar="LIST",
     )  # fmt: skip
-    mapping: dict[int | str, int] | None = setting(
-        None, 'mask values or colours to ids, such as "128=1,7=ignore,#000000=ignore"', parse_map, "--map",
-        metavar="LIST",
+    mapping: Mapping | None = setting(
+        None, 'mask values or colours to ids, such as "128=1,7=ignore,#000000=ignore"; 1-=1 takes all from 1 on',
+        parse_map, "--map", metavar="LIST",
     )  # fmt: skip
+    labels_from: int = setting(0, "mask value of the first class; lower ones are ignored", int, metavar="N")
+    one_hot: bool = setting(False, "masks are one page, channel or folder per class")
+    blank: str | None = setting(
+        None, "masks that hold nothing but 0 beside others: ignore (left out, the default) or background",
+        choices=("ignore", "background"),
+    )  # fmt: skip
+    alpha: str | None = setting(
+        None, "transparency of masks: drop it, ignore transparent pixels, or it holds the class",
+        choices=("drop", "ignore", "class"),
+    )  # fmt: skip
+    channel: int | None = setting(None, "of several channels of the slices the one to take, from 0", at_least(0))
+    axes: str | None = setting(
+        None, "what the axes of arrays are where files do not say it, such as ZYX, YXZ or ZCYX", parse_axes,
+        metavar="AXES",
+    )  # fmt: skip
+    crop_bottom: int = setting(0, "cut off the lowest rows, a microscope's information bar", at_least(0))
     split: str | None = setting(
         None, "block: contiguous with gaps (default); random: as in the paper, neighbours leak; or group",
         choices=("block", "random", "group"),

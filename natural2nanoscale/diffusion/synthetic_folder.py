@@ -1,4 +1,4 @@
-"""What a synthetic folder was begun with, which of its images are planned, and which stand as their lines say."""
+"""The folder of synthetic slices: what is planned in it, what its files say, and whether a call goes on with it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,27 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 
-from natural2nanoscale.data.folders import GENERATION, DatasetInfo, read_generation, read_info, stems_of
-from natural2nanoscale.data.pictures import read_gray
+from natural2nanoscale.data.folders import (
+    GENERATION,
+    DatasetInfo,
+    PairFolder,
+    fingerprint,
+    read_generation,
+    read_info,
+    stems_of,
+)
+from natural2nanoscale.data.readers.gray import read_gray
+from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
+from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import holds_nothing, sha256, write_json
+from natural2nanoscale.files import holds_nothing, make_folder, sha256, write_json
 from natural2nanoscale.records import read_lines
 from natural2nanoscale.schemas import MANIFEST_ROW
 from natural2nanoscale.seeds import generator_for, seed_for
@@ -45,6 +56,56 @@ def plan_image(source: str, copy: int, prompts: Sequence[str], seed: int) -> Ima
 def plan_images(stems: Sequence[str], per_mask: int, prompts: Sequence[str], seed: int) -> list[Image]:
     """`per_mask` images from every mask."""
     return [plan_image(source, copy, prompts, seed) for source in stems for copy in range(per_mask)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be drawn from every mask."""
+
+    prompts: list[str]
+    settings: SamplingSettings
+    per_mask: int = 1
+    seed: int = 0
+    learned: dict | None = None  # what the ControlNet was trained on, as its run's config.json says
+    call: str | None = None  # the command that makes the rest, should this one be stopped
+
+
+def describe(backbone: Backbone, controlnet: ControlNetModel, source: PairFolder, request: Request) -> DatasetInfo:
+    """What dataset.json of a synthetic folder says: all that its pixels depend on."""
+    return DatasetInfo(
+        name=f"{source.info.name} synthetic",
+        origin="synthetic",
+        classes=source.info.classes,
+        intensity_window=source.info.intensity_window,
+        pixel_size_nm=source.info.pixel_size_nm,
+        split={
+            "rule": "synthesis",
+            "source": {"part": source.path.name, "fingerprint": fingerprint(source)},
+            "controlnet": weights_hash(controlnet),
+            "backbone": backbone.fingerprint,
+            "precision": backbone.precision,
+            "sampler": "ddim",
+            **asdict(request.settings),
+            "seed": request.seed,
+            "prompts": seed_for(*request.prompts),
+        },
+        learned=request.learned or {},
+    )
+
+
+def manifest_row(image: Image, info: DatasetInfo, request: Request, digests: dict[str, str]) -> dict:
+    """The line of manifest.jsonl from which an image can be made again, but for the hash of its file."""
+    return {
+        "file": f"{image.stem}.png",
+        "seed": image.seed,
+        "prompt": image.prompt,
+        "source": image.source,
+        "source_digest": digests.get(image.source),
+        "checkpoint": info.split["controlnet"],
+        "precision": info.split["precision"],
+        "sampler": "ddim",
+        **asdict(request.settings),
+    }
 
 
 def check_continues(out: Path, info: DatasetInfo) -> None:
@@ -87,6 +148,8 @@ def most_planned(out: Path, per_mask: int, call: str | None) -> tuple[int, str |
 
 def begin(out: Path, info: DatasetInfo, per_mask: int, call: str | None) -> None:
     """Make `out`, or go on with it, as a folder that is not complete."""
+    make_folder(out / "images")
+    make_folder(out / "masks")
     write_json(out / GENERATION, info.to_json() | {"per_mask": per_mask, "call": call})
     (out / "dataset.json").unlink(missing_ok=True)
 

@@ -1,18 +1,20 @@
-"""The model card of a U-Net run: what the networks do, what they learned from, how well, and where to be careful."""
+"""What a U-Net run scored: report.json, which every table reads, report.md for people, and the model card."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
+import torch
+
 from natural2nanoscale.cli import command
 from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.files import write_json, write_text
 from natural2nanoscale.runs import environment
-from natural2nanoscale.segmentation.evaluation import verdict
 from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
-from natural2nanoscale.text import markdown_text
+from natural2nanoscale.text import markdown_text, printable
 
 LEAKS = {
     "random": "Slices were split at random: neighbours in a stack are in training and test, which flatters scores.",
@@ -21,8 +23,63 @@ LEAKS = {
 }
 
 
+def write_report(out: Path, report: dict) -> None:
+    """Write report.json and report.md into the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "report.json", report)
+    write_text(out / "report.md", markdown(report))
+
+
+def verdict(report: dict) -> str:
+    """One line: what the run scored on what."""
+    return (
+        f"mIoU {percent(report['miou_mean'], report['miou_std'])} % over {len(report['seeds'])} seed(s) "
+        f"on the {report['slices']} slices of {printable(report['data'])}"
+    )
+
+
+def class_table(report: dict) -> list[str]:
+    """IoU and Dice of every class over the seeds, as lines of Markdown."""
+    lines = ["| class | IoU | Dice |", "|---|--:|--:|"]
+    for entry in report["per_class"]:
+        scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]
+        lines.append(f"| {markdown_text(entry['name'])} | {' | '.join(scores)} |")
+    return lines
+
+
+def markdown(report: dict) -> str:
+    """report.md: the verdict first, then classes, seeds, confusions and the hardest slices."""
+    names = [markdown_text(entry["name"]) for entry in report["per_class"]]
+    lines = [f"**{markdown_text(verdict(report))}**", ""]
+    precision = " and ".join(sorted({seed["precision"] for seed in report["seeds"]}))
+    lines += [f"All numbers in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds."]
+    lines += ["", *class_table(report)]
+    lines += ["", "| seed | mIoU | best step | validation mIoU |", "|--:|--:|--:|--:|"]
+    for seed in report["seeds"]:
+        best = seed["trained"]["best"]
+        scores = [percent(seed["miou"]), str(best["step"]), percent(best["val_miou"])]
+        lines.append(f"| {seed['seed']} | {' | '.join(scores)} |")
+    lines += ["", "Share of each true class (rows) that was predicted as (columns), all seeds together:", ""]
+    lines += [f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
+    pooled = torch.tensor([seed["confusion"] for seed in report["seeds"]]).sum(0).double()
+    for name, row in zip(names, pooled, strict=True):
+        shares = [percent(share) for share in (row / row.sum()).tolist()] if row.sum() else ["–"] * len(names)
+        lines.append(f"| {name} | {' | '.join(shares)} |")
+    hardest = sorted(
+        (row["miou"], row["image"], seed["seed"])
+        for seed in report["seeds"]
+        for row in seed["images"]
+        if row["miou"] is not None
+    )[:5]
+    lines += ["", "| hardest slices | seed | mIoU |", "|---|--:|--:|"]
+    lines += [f"| {markdown_text(image)} | {seed} | {percent(miou)} |" for miou, image, seed in hardest]
+    return "\n".join(lines) + "\n"
+
+
 def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training: Slices, settings: Settings) -> str:
-    """The card in Markdown. `report` is evaluate_run's; `folders` are train, test and, where used, synthetic."""
+    """The model card in Markdown: what the networks do, what they learned from, how well, and where to be careful.
+
+    `report` is evaluate_run's; `folders` are train, test and, where used, synthetic."""
     train, info = folders["train"], folders["train"].info
     names = markdown_text(", ".join(info.classes.names))
     (height, width), window = max(training.shapes, key=math.prod), info.intensity_window
@@ -67,13 +124,7 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         "",
         f"{markdown_text(verdict(report))}. Single networks; `segment` averages their probabilities.",
         "",
-        "| class | IoU | Dice |",
-        "|---|--:|--:|",
-        *(
-            f"| {markdown_text(entry['name'])} | {percent(entry['iou_mean'], entry['iou_std'])} "
-            f"| {percent(entry['dice_mean'], entry['dice_std'])} |"
-            for entry in report["per_class"]
-        ),
+        *class_table(report),
         "",
         "## Where to be careful",
         "",

@@ -1,0 +1,62 @@
+"""Which mask belongs to which slice where their names differ: by what the names have in common."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+IMAGE_WORDS = {"image", "images", "img", "imgs", "im", "raw", "em", "sem", "tem", "input", "data", "ome", "slice"}
+MASK_WORDS = {
+    "mask", "masks", "label", "labels", "lbl", "seg", "segmentation", "segmented", "gt", "groundtruth", "ground",
+    "truth", "annotation", "annotations", "annotated", "anno", "ann", "manual", "target", "ome", "slice",
+}  # fmt: skip
+
+
+def words_of(stem: str) -> tuple[str, ...]:
+    """Words and numbers of a name; numbers without leading zeros, so that 1 is 001."""
+    words = re.findall(r"\d+|[^\W\d_]+", stem.lower())
+    return tuple(str(int(word)) if word.isdecimal() else word for word in words)
+
+
+def match_names(images: list[str], masks: list[str]) -> tuple[dict[str, str], str, list[str]]:
+    """As `_match`, with nnU-Net's channel number _0000 as part of the images' names or not: what pairs more."""
+    return max((_match(images, masks, channel) for channel in (False, True)), key=lambda found: len(found[0]))
+
+
+def _match(images: list[str], masks: list[str], channel: bool) -> tuple[dict[str, str], str, list[str]]:
+    """Mask of every image whose names have their telling part in common, how that was found, and what is ambiguous.
+
+    Words for images and masks ("image", "label") and nnU-Net's _0000 do not tell slices apart, nor does a word that
+    all names of one side have and none of the other, as long as the other side has no such word.
+    """
+    keys = [_keys(images, IMAGE_WORDS, channel), _keys(masks, MASK_WORDS, channel=False)]
+    common = [set.intersection(*map(set, side.values())) if side else set() for side in keys]
+    extra = [
+        {w for w in common[i] if not w.isdecimal()} - {w for key in keys[1 - i].values() for w in key} for i in (0, 1)
+    ]
+    if bool(extra[0]) != bool(extra[1]):
+        side = 0 if extra[0] else 1
+        keys[side] = {stem: tuple(w for w in key if w not in extra[side]) for stem, key in keys[side].items()}
+    groups = [defaultdict(list), defaultdict(list)]
+    for group, side in zip(groups, keys, strict=True):
+        for stem, key in side.items():
+            group[key].append(stem)
+    shared = [key for key in groups[0] if key and key in groups[1]]
+    ambiguous = [
+        f"{', '.join(groups[0][key])} with {', '.join(groups[1][key])}"
+        for key in shared
+        if len(groups[0][key]) > 1 or len(groups[1][key]) > 1
+    ]
+    pairs = {groups[0][key][0]: groups[1][key][0] for key in shared}
+    told = next((f"such as {image} with {mask}" for image, mask in pairs.items() if image != mask), "")
+    return pairs, told, ambiguous
+
+
+def _keys(stems: list[str], words: set[str], channel: bool) -> dict[str, tuple[str, ...]]:
+    """The words of every name without those that only say what kind of file it is."""
+    if channel and stems and all(stem.endswith("_0000") for stem in stems):
+        stems = {stem: stem.removesuffix("_0000") for stem in stems}
+    else:
+        stems = {stem: stem for stem in stems}
+    keys = {stem: words_of(short) for stem, short in stems.items()}
+    return {stem: tuple(word for word in key if word not in words) or key for stem, key in keys.items()}

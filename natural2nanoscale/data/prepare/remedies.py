@@ -1,0 +1,53 @@
+"""What to propose where the values of masks are no class ids: every proposal is a flag that works as it is printed."""
+
+from __future__ import annotations
+
+from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
+from natural2nanoscale.data.prepare.ranges import Mapping, spelled
+
+MANY = 12  # more values than these are a question: numbered objects, or classes that nobody named
+
+
+def flag(name: str, value: str) -> str:
+    """A flag and its value, joined by = where argparse would take the value for a flag."""
+    return f"`{name}={value}`" if value.startswith("-") else f"`{name} {value}`"
+
+
+def mapped(given: Mapping, added: dict) -> str:
+    """--map with the entries that were given already and more."""
+    return flag("--map", spelled({**given, **added}, IGNORE_ID))
+
+
+def objects(values: list[int], given: Mapping) -> str:
+    """For numbered objects: all of them one class; -1 is what marks unlabelled pixels beside them."""
+    if values[0] < -1:
+        return "save them as unsigned numbers, since those below -1 number neither classes nor objects"
+    return f"pass {mapped(given, {**({-1: IGNORE_ID} if -1 in values else {}), (1, None): 1})} if they number objects"
+
+
+def for_values(total: list[int], strays: list[int], names: tuple[str, ...], given: Mapping) -> str:
+    """Flags for the values of masks (total, ascending) of which some (strays) are no class id."""
+    plain = [value for value in total if value != 255 and value not in given]
+    low, high = plain[0], plain[-1]
+    contiguous = plain == list(range(low, high + 1)) and len(plain) > 1 and not given
+    if len(strays) > MANY:
+        many = " (so many values look like object numbers or grey values)"
+        return f"{objects(plain, given)}{many}, else save class ids"
+    shifted = names and not given and strays == [len(names)]  # 1..K for K classes, of which some may be absent
+    if shifted and low == 0:
+        return "pass `--labels-from 1` if 0 marks unlabelled pixels, or name one class more with --classes"
+    if shifted or (contiguous and low not in (0, -1) and high - low < (len(names) or MAX_CLASSES)):
+        first = min(low, 1) if shifted else low
+        return f"pass {flag('--labels-from', str(first))} if {first} is the first class"
+    ignored = mapped(given, {value: IGNORE_ID for value in strays})
+    if strays == [-1]:
+        return f"pass {ignored} if -1 marks unlabelled pixels"
+    ways = [ignored] if strays != plain else []
+    if names and not given and len(plain) <= len(names):
+        order = mapped(given, {value: i for i, value in enumerate(plain)})
+        return (
+            f"pass {order} if these are the classes in their order, or {' or '.join(ways or [ignored])} to ignore some"
+        )
+    if not names and not given and len(total) <= MANY:
+        ways.append(flag("--map", ",".join(f"{v}={i}" for i, v in enumerate(total) if v != i)))
+    return f"map or ignore them, {' or '.join(ways or [ignored])}, or name all classes with --classes"

@@ -1,0 +1,110 @@
+"""One look at all slices and masks before anything is written: classes, grey window, pixel size, blank masks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes
+from natural2nanoscale.data.prepare.intensity import Histogram, information_bar
+from natural2nanoscale.data.prepare.labels import decide_labels
+from natural2nanoscale.data.prepare.pairing import one_hot_names
+from natural2nanoscale.data.prepare.ranges import merge_ranges
+from natural2nanoscale.data.prepare.settings import Preparation
+from natural2nanoscale.data.prepare.sources import Page, Reader
+from natural2nanoscale.errors import InputError
+
+MANY_CODES = 4096  # different values or colours in one mask that ask for a verdict before all are counted
+
+
+def read_masks(
+    settings: Preparation, pairs: list[tuple[Page, Page]], masks: Reader
+) -> tuple[list[tuple[Page, Page]], list[PageCodes]]:
+    """The pairs whose masks are annotated, and the values and colours of these; blank masks are named and left out."""
+    mapping, codes = settings.mapping or {}, []
+    for _image, page in pairs:
+        mask = merge_ranges(masks.mask(page), mapping)
+        codes.append(PageCodes(page, mask.value_counts(), mask.color_counts(), mask.palette()))
+        if max(len(counts or ()) for counts in (codes[-1].values, codes[-1].colors)) > MANY_CODES:
+            decide_labels(
+                codes, settings.classes, settings.colors, mapping, settings.labels_from
+            )  # as it looks, refused
+    blank = [set((page.colors if page.values is None else page.values) or {0}) == {0} for page in codes]
+    if settings.blank == "background" or not any(blank) or all(blank):
+        return pairs, codes
+    named = [str(image.stem) for (image, _mask), empty in zip(pairs, blank, strict=True) if empty]
+    shown = ", ".join(named[:10]) + ", ..." * (len(named) > 10)
+    print(
+        f"note: {len(named)} of {len(pairs)} masks hold nothing but 0 and are left out as not annotated: {shown}; pass "
+        "`--blank background` if they are background"
+    )
+    kept = [i for i, empty in enumerate(blank) if not empty]
+    return [pairs[i] for i in kept], [codes[i] for i in kept]
+
+
+def label_rule(settings: Preparation, codes: list[PageCodes]) -> LabelRule:
+    """How masks become class ids; prints what was decided."""
+    names = settings.classes
+    if settings.one_hot and not names:
+        found = {value for page in codes for value in page.values}
+        names = one_hot_names(settings.masks, max(found), 0 in found)
+    shift = settings.labels_from or int(settings.one_hot and all(0 not in page.values for page in codes))
+    rule = decide_labels(codes, names, settings.colors, settings.mapping, shift)
+    for note in rule.notes:
+        print(note)
+    return rule
+
+
+def survey(
+    settings: Preparation, pairs: list[tuple[Page, Page]], parts: list[str], images: Reader
+) -> tuple[tuple[float, float] | None, float | None]:
+    """Read all slices once: which grey values become 0 and 255, and the pixel size in nm if the files say it."""
+    histogram, kinds, colored, sizes = Histogram(), {}, [], {}
+    for (page, _mask), part in zip(pairs, parts, strict=True):
+        pixels, unequal = images.image(page)
+        kinds.setdefault(pixels.dtype == np.uint8, page)
+        sizes.setdefault(images.pixel_size(page), page)
+        if unequal:
+            colored.append(page)
+        if part == "train":
+            histogram.add(pixels)
+        if page is pairs[0][0] and not settings.crop_bottom:
+            rows = information_bar(pixels)
+            if rows:
+                print(
+                    f"note: the lowest {rows} rows of {page} look like an information bar: pass `--crop-bottom {rows}`"
+                )
+    if len(kinds) == 2:
+        raise InputError(f"{kinds[True]} has 8 bits but {kinds[False]} has more: convert all slices to one depth")
+    if colored:
+        print(f"{len(colored)} colour images such as {colored[0]} became grey by the mean of their channels")
+    return grey_window(settings, True in kinds, histogram), pixel_size_of(settings, sizes)
+
+
+def pixel_size_of(settings: Preparation, sizes: dict[float | None, Page]) -> float | None:
+    """--pixel-size, or what all files say; nothing where they differ."""
+    if settings.pixel_size_nm is not None:
+        return settings.pixel_size_nm
+    if len(sizes) > 1:
+        told = ", ".join(
+            f"{size:g} nm ({page})" if size else f"none ({page})" for size, page in list(sizes.items())[:3]
+        )
+        print(f"note: the files say different pixel sizes, {told}: pass --pixel-size NM if you know it")
+        return None
+    found = next(iter(sizes))
+    if found is not None:
+        print(f"pixel size: {found:g} nm, as the files say")
+    return found
+
+
+def grey_window(settings: Preparation, eight_bit: bool, histogram: Histogram) -> tuple[float, float] | None:
+    """The grey values that become 0 and 255; None for 8-bit slices, which stay as they are."""
+    if settings.window:
+        window = settings.window
+    elif eight_bit and settings.percentiles is None:
+        return None
+    else:
+        percentiles = settings.percentiles or Preparation.default_percentiles
+        window = histogram.percentiles(percentiles)
+        print(f"percentiles {percentiles[0]:g} and {percentiles[1]:g} of the training part:", end=" ")
+    print(f"grey values {window[0]:g} to {window[1]:g} become 0 to 255")
+    return window

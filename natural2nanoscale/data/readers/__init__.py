@@ -1,0 +1,1 @@
+"""Files of the field as slices: one interface (base.Source) for pictures, stacks and volumes."""
