@@ -22,6 +22,7 @@ from natural2nanoscale.files import make_folder, refuse_non_empty, save_png, wri
 from natural2nanoscale.records import read_json, reason
 
 T = TypeVar("T")
+PARTS = ("train", "val", "test")  # of a data root
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
 

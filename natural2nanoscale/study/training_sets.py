@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.data.folders import PairFolder, open_pairs, write_pairs
+from natural2nanoscale.data.folders import PARTS, PairFolder, open_pairs, write_pairs
 from natural2nanoscale.data.roots import digests_of, learned_from_folder, refuse_unfit
 from natural2nanoscale.draws import sample_seeds
 from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
@@ -18,8 +18,6 @@ from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.schedule import check
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, load_slices
-
-PARTS = ("train", "val", "test")
 
 
 def check_study(folders: dict[str, PairFolder], budgets: Iterable[Settings]) -> None:
