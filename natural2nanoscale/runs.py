@@ -88,7 +88,7 @@ class RunFolder:
             clear(path)
         cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         newest = next(iter(self.checkpoints()), None)
-        known = sum(file.stat().st_size for file in newest.rglob("*")) if newest and name is None else 0
+        known = sum(file.lstat().st_size for file in newest.rglob("*")) if newest and name is None else 0
         with new_folder(target, max(known, sum(value.nbytes for value in cpu.values()))) as folder:
             save_file(cpu, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")

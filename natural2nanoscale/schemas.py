@@ -47,6 +47,7 @@ MANIFEST_ROW = {
     "checkpoint": HASH,
     "sha256?": (None, HASH),
 }
+SOURCE_ROW = {"file": PNG, "source?": str, "source_digest?": (None, str)}  # what tells of leaks
 SETTINGS = {
     "condition?": str,
     "processes?": Between(int, 1, 10_000),
@@ -89,6 +90,15 @@ RECOMMENDED = {
         "start?": Between(float, 0.0, 1.0),
         "conditioning_embedding_out_channels?": [Between(int, 1, 100_000)],
     }
+}
+COUNT, WIDTH = Between(int, 0, 100), Between(int, 1, 1_000_000)
+PART = {  # config.json of a model's part: what would take for ever to build
+    "num_hidden_layers?": COUNT,
+    "layers_per_block?": (None, COUNT, [COUNT]),
+    "transformer_layers_per_block?": (None, COUNT, [COUNT]),
+    "block_out_channels?": (None, [WIDTH]),
+    **{f"{name}?": (None, WIDTH) for name in ("vocab_size", "hidden_size", "intermediate_size", "projection_dim")},
+    "max_position_embeddings?": (None, WIDTH),
 }
 DIFFUSERS_UNET = {"in_channels?": (None, int), "cross_attention_dim?": (None, int, [int])}
 SECONDS = {...: float}

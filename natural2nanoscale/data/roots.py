@@ -13,7 +13,7 @@ from natural2nanoscale.data.digests import mask_hash, slice_digest
 from natural2nanoscale.data.folders import PARTS, DatasetInfo, PairFolder, fingerprint, open_pairs
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.records import read_config, read_lines
-from natural2nanoscale.schemas import MANIFEST_ROW
+from natural2nanoscale.schemas import SOURCE_ROW
 
 SHOWN = 3  # slices that a refusal names
 
@@ -81,7 +81,7 @@ def learned_by_synthetic(folder: PairFolder, training: PairFolder | None = None)
     Masks that `training` holds as well tell nothing: neighbours with one annotation agree by chance.
     """
     # strict: a line that is left out would hide a leak
-    lines = read_lines(folder.path / "manifest.jsonl", MANIFEST_ROW, strict=True)
+    lines = read_lines(folder.path / "manifest.jsonl", SOURCE_ROW, strict=True)
     rows = {Path(row["file"]).stem: row for row in lines}
     sources = [rows.get(stem, {}) for stem in folder.stems]
     slices = {row["source"]: row["source_digest"] for row in sources if row.get("source_digest")}

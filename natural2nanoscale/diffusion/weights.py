@@ -13,7 +13,8 @@ from transformers import CLIPTextModel
 
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.finite import refuse_not_finite
-from natural2nanoscale.records import reason
+from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.schemas import PART
 
 # <name>.<variant>-<shard>.safetensors, variant and shard where there are some
 WEIGHTS_FILE = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
@@ -38,6 +39,7 @@ def load_module(kind: type, folder: Path) -> torch.nn.Module:
     except LookupError:
         raise InputError(f"{folder} {_without_safetensors(kind, folder, names)}") from None
     try:
+        read_json(folder / "config.json", PART, links=True)
         options = {"low_cpu_mem_usage": False} if kind is not CLIPTextModel else {}
         model, report = kind.from_pretrained(
             folder,
