@@ -14,7 +14,6 @@ from natural2nanoscale.cli import (
     add_settings,
     at_least,
     command,
-    main_guard,
     refuse_torchrun,
     settings_from,
     shard,
@@ -22,6 +21,7 @@ from natural2nanoscale.cli import (
 )
 from natural2nanoscale.diffusion.settings import FAST, SamplingSettings
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.guard import main_guard
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -132,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
 
 def controlnet_run(args: argparse.Namespace) -> dict:
     """The config of the run in --controlnet."""
-    from natural2nanoscale.files import read_config
+    from natural2nanoscale.records import read_config
 
     if not (args.controlnet / "config.json").is_file():
         run = None if args.controlnet == CONTROLNET_RUN else args.controlnet

@@ -12,13 +12,13 @@ from natural2nanoscale.cli import (
     Parser,
     add_settings,
     command,
-    main_guard,
     parse_resumable,
     resumable,
     settings_from,
 )
 from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.guard import main_guard
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -65,8 +65,9 @@ def prepare(args: argparse.Namespace) -> tuple:
     from natural2nanoscale.diffusion.batches import TrainingData
     from natural2nanoscale.diffusion.prompts import read_prompts
     from natural2nanoscale.diffusion.saving import load_initial, run_config
-    from natural2nanoscale.files import read_config, refuse_non_empty
+    from natural2nanoscale.files import refuse_non_empty
     from natural2nanoscale.phantom.volume import write_default
+    from natural2nanoscale.records import read_config
     from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
 
     # what needs neither data nor weights
@@ -103,7 +104,7 @@ def prepare(args: argparse.Namespace) -> tuple:
     if args.judge:
         config["judge"] = True
     serves = f"learn from all of them in a run of its own, with --controlnet-init {args.out} and another --out"
-    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves) if main else RunFolder(args.out)
+    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves, at_once=False) if main else RunFolder(args.out)
     if args.resume:
         run.tell_beginning()
     slices = len(data.train.stems)

@@ -13,13 +13,13 @@ from natural2nanoscale.cli import (
     add_settings,
     at_least,
     command,
-    main_guard,
     parse_resumable,
     refuse_torchrun,
     resumable,
     settings_from,
 )
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.guard import main_guard
 from natural2nanoscale.segmentation.settings import MAY_CHANGE, Settings, complete
 
 
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         refuse_unfit,
     )
     from natural2nanoscale.device import select_device
-    from natural2nanoscale.files import refuse_non_empty, write_text
+    from natural2nanoscale.files import make_folder, refuse_non_empty, write_text
     from natural2nanoscale.phantom.volume import write_default
     from natural2nanoscale.runs import RunFolder, open_run, refuse_no_run
     from natural2nanoscale.segmentation.evaluation import evaluate_run
@@ -108,10 +108,9 @@ def main(args: argparse.Namespace) -> None:
     config["data"] = {part: fingerprint(folder) for part, folder in folders.items()}
     config["slices"] = {part: pair_digests(folder) for part, folder in folders.items()}
     config["learned"] = learned_json(learned[1:] if args.no_real else learned, folders["train"].info)
-    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"))
+    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"), at_once=False)
     for seed in range(args.seed, args.seed + args.seeds):
-        folder = RunFolder(run.path / f"seed-{seed}")
-        folder.path.mkdir(exist_ok=True)
+        folder = RunFolder(make_folder(run.path / f"seed-{seed}"), within=run)
         if args.resume:
             folder.tell_beginning()
         try:
@@ -119,6 +118,7 @@ def main(args: argparse.Namespace) -> None:
         except Interrupted as stop:  # which knows this seed's folder alone
             stop.args = (command(str(stop), out=None if args.out == UNET_RUN else args.out),)
             raise
+    run.settle()
     report = evaluate_run(run.path, folders["test"], device)
     write_report(run.path, report)
     write_text(run.path / "README.md", model_card(run.path, report, folders, training, settings))
@@ -147,7 +147,7 @@ def find_synthetic(ratio: float | None, made: Path | None, data: Path | None, no
 def steps_before_finetuning(out: Path, mode: str) -> int | None:
     """Of the run in `out` half of its first length, however long it becomes, so that what it has learned already stays
     what it would learn again; None where it has no fine-tuning. InputError when it began with another --mode."""
-    from natural2nanoscale.files import read_config
+    from natural2nanoscale.records import read_config
 
     steps = read_config(out).get("settings", {}).get("finetune_after")
     before = "joint" if steps is None else "pretrain-finetune"

@@ -7,7 +7,8 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-from natural2nanoscale.cli import Parser, main_guard
+from natural2nanoscale.cli import Parser
+from natural2nanoscale.guard import main_guard
 
 VERBS = {  # verb -> module with add_arguments(parser) and run(args), and what it is for
     "demo": ("study.demo", "the whole loop at embedded scale, from a few slices to a table (the default)"),

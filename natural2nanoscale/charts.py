@@ -159,7 +159,8 @@ def plot_progress(path: Path, rows: Sequence[dict], panels: Sequence[Sequence[st
     canvas = Image.new("RGB", (PANEL_WIDTH, PANEL_HEIGHT * len(panels)), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for i, keys in enumerate(panels):
-        curves = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in keys}
+        known = [row for row in rows if "step" in row]
+        curves = {key: [(row["step"], row[key]) for row in known if row.get(key) is not None] for key in keys}
         _panel(draw, font, curves, top=i * PANEL_HEIGHT)
     save_png(path, np.asarray(canvas))
 

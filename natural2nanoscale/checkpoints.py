@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import in_words, sha256
+from natural2nanoscale.finite import files_not_finite
+from natural2nanoscale.records import inside, read_json, reason
+from natural2nanoscale.schemas import HASHES, STATE
+
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,28 @@ class State:
                 named |= {f"{part}.{name}": tensor for name, tensor in entries.items()}
         return named
 
+    def refuse_other(self, checkpoint: Checkpoint) -> None:
+        """Raise InputError unless the counts and tensors of a checkpoint are of the kinds and shapes of those here."""
+        counts, here = {"step": checkpoint.step} | checkpoint.state, self.tensors()
+        for part in [value for value in self.parts.values() if isinstance(value, torch.optim.Optimizer)]:
+            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+            here |= {f"optimizer.{i}.step": torch.zeros(()) for i in range(len(parameters))}
+            here |= {f"optimizer.{i}.{m}": p for i, p in enumerate(parameters) for m in ("exp_avg", "exp_avg_sq")}
+        shapes = {name: value.shape for name, value in here.items()}
+        wrong = [name for name, value in counts.items() if type(value) is not type(getattr(self.counts, name, None))]
+        wrong += [name for name, value in checkpoint.tensors.items() if value.shape != shapes.get(name)]
+        if wrong:
+            raise InputError(
+                f"{checkpoint.path} is of another kind of training, its {wrong[0]} is not of this one: start again in "
+                "another folder, or go on with the program that wrote it"
+            )
+
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Bring back what `tensors` and `counts` were; what the checkpoint does not know stays as it is."""
+        """Bring back what `tensors` and `counts` were; what the checkpoint does not know stays as it is.
+
+        InputError, and nothing changed, for a checkpoint of another form.
+        """
+        self.refuse_other(checkpoint)
         for name, value in ({"step": checkpoint.step} | checkpoint.state).items():
             setattr(self.counts, name, value)
         here = self.tensors()
@@ -117,13 +143,19 @@ def disk_need(checkpoint: int, keep: int) -> str:
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None: every file of the manifest has its hash."""
+    """What is wrong with a checkpoint folder, or None: all files of its manifest and no others are there, each has its
+    hash, what they say is of its form, and all numbers are finite."""
     try:
-        hashes = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "its manifest is missing or unreadable"
-    for name, expected in hashes.items():
-        file = path / name
-        if not file.is_file() or sha256(file) != expected:
-            return f"{name} is missing or does not match its hash"
-    return None
+        hashes = read_json(path / MANIFEST, HASHES)
+        files = {inside(path, name): name for name in hashes}
+        for file, name in files.items():
+            if not file.is_file() or sha256(file) != hashes[name]:
+                return f"{name} is missing or does not match its hash"
+        known = {*files, path / MANIFEST}
+        strange = [file for file in path.rglob("*") if not file.is_dir() and file not in known]
+        if strange:
+            return f"{strange[0].relative_to(path)} does not belong to it"
+        read_json(path / "state.json", STATE)
+        return files_not_finite(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"its manifest or another file cannot be read ({reason(error)})"

@@ -8,66 +8,15 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.signals import exit_code
+from natural2nanoscale.records import read_config
 
 T = TypeVar("T")
 # where folders lie by default
 DATA, CONTROLNET_RUN, UNET_RUN = Path("data"), Path("runs/controlnet"), Path("runs/unet")
-
-
-def main_guard(parse: Callable[[], argparse.Namespace], run: Callable[[argparse.Namespace], None]) -> None:
-    """Run a front door: bad input prints one line and exits 2, a signal exits 128 + its number; no tracebacks."""
-    args = argparse.Namespace()
-    try:
-        args = parse()
-        run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt as interrupt:
-        with suppress(OSError):  # the terminal may be gone
-            print(f"interrupted {interrupt}".rstrip(), file=sys.stderr)
-        raise SystemExit(exit_code(interrupt)) from None
-    except BrokenPipeError:
-        raise SystemExit(1) from None
-    except OSError as error:  # no right, no room, a file where a folder is needed: the system says it best
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except Exception as error:  # what torch and safetensors, imported by now or not at all, say of memory and disks
-        torch, safetensors = sys.modules.get("torch"), sys.modules.get("safetensors")
-        reason = (str(error).splitlines() or [""])[0]
-        if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
-            print(f"error: out of memory ({reason}): {lighter(args)}", file=sys.stderr)
-        elif safetensors and isinstance(error, safetensors.SafetensorError):
-            print(f"error: weights cannot be read or written ({reason}): is the disk full?", file=sys.stderr)
-        else:
-            raise
-        raise SystemExit(2) from None
-
-
-def lighter(args: argparse.Namespace) -> str:
-    """What would take less memory, of what this command has: its arguments are the fields of `args`."""
-    found = [
-        advice
-        for name, advice in (
-            ("batch_size", "fewer slices at once (--batch-size)"),
-            ("unet_batch", "fewer windows at once (--unet-batch)"),
-            ("crop", "smaller windows (--crop)"),
-            ("unet_crop", "smaller windows for the U-Nets (--unet-crop)"),
-            ("data", "smaller slices, which `python -m natural2nanoscale prepare --size` cuts"),
-            ("images", "smaller slices (--images)"),
-            ("size", "smaller tiles (--size)"),
-        )
-        if name in args
-    ]
-    if getattr(args, "device", "cpu") != "cpu":
-        found.append("--device cpu")
-    return f"take {', or '.join(found)}" if found else "free some, or take a larger machine"
 
 
 class Help(argparse.HelpFormatter):
@@ -128,19 +77,46 @@ def parse_resumable(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; with --resume those that are not given are those that the run in --out began with."""
     args = parser.parse_args()
     if args.resume:
-        from natural2nanoscale.files import read_config  # brings numpy, which --help does without
-
         saved = read_config(args.out).get("arguments", {})
         if any(word.startswith("--epochs") for word in sys.argv):  # else a --max-steps of old would go before it
             saved.pop("max_steps", None)
-        parser.set_defaults(**{name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()})
+        parser.set_defaults(**remembered(parser, saved, args.out))
         args = parser.parse_args()
     return args
 
 
+OF_THE_CALL = ("help", "resume", "out", "device")  # arguments that a resumed run may not take over
+
+
+def remembered(parser: argparse.ArgumentParser, saved: dict, out: Path) -> dict:
+    """The arguments that a run began with, read as if they were typed; InputError for one that could not be."""
+    values = {}
+    for action in parser._actions:
+        if action.dest in OF_THE_CALL or action.dest not in saved:
+            continue
+        value = saved[action.dest]
+        try:
+            if value is None and action.default is None:
+                continue
+            if isinstance(value, bool) != (action.nargs == 0) or not isinstance(value, (bool, int, float, str, list)):
+                raise ValueError
+            if not isinstance(value, bool):
+                text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+                value = action.type(text) if action.type else text
+            if action.choices and value not in action.choices:
+                raise ValueError
+        except (ValueError, argparse.ArgumentTypeError):
+            raise InputError(
+                f"{out}/config.json says that {action.option_strings[0]} was {str(value)[:60]!r}, which it cannot have "
+                "been: restore the file from a copy, or give the argument anew in another --out"
+            ) from None
+        values[action.dest] = value
+    return values
+
+
 def resumable(args: argparse.Namespace) -> dict:
     """The arguments as JSON for config.json, without those that a resumed run may not take over."""
-    named = {name: value for name, value in vars(args).items() if name not in ("resume", "out", "device")}
+    named = {name: value for name, value in vars(args).items() if name not in OF_THE_CALL}
     return {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
 
 

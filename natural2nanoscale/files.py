@@ -17,13 +17,31 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.locks import locked
+from natural2nanoscale.records import open_regular
 
-LEFTOVER = re.compile(r"\..+\.tmp")  # the names that `temporary` gives
+LEFTOVER = re.compile(r"\.(.+\.(tmp|lock)|lock)")  # the names that `temporary` gives, and those of locks
 
 
 def temporary(path: Path) -> Path:
     """Where a file or folder is written before it gets its name: hidden, beside it."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def clear(path: Path) -> None:
+    """Remove a file, a link or a folder; what a link points to stays."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def make_folder(path: Path) -> Path:
+    """A folder of ours within another one, new or there already. InputError for a link, which leads who knows where."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a link to {os.readlink(path)}, expected a folder: remove the link")
+    path.mkdir(exist_ok=True)
+    return path
 
 
 @contextmanager
@@ -35,6 +53,8 @@ def new_file(path: Path, needed: int | None = None) -> Iterator[Path]:
     unfinished = temporary(path)
     try:
         with enough_room(path, needed):
+            clear(unfinished)  # which may be a link that somebody has put there
+            unfinished.open("xb").close()
             yield unfinished
             sync(unfinished)  # else a power cut may leave a renamed file without its contents
             os.replace(unfinished, path)
@@ -44,22 +64,33 @@ def new_file(path: Path, needed: int | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, needed: int | None = None) -> Iterator[Path]:
+def new_folder(path: Path, needed: int | None = None, fresh: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; at the end all in it is synced and it is renamed to `path`.
 
     A folder that has this name already steps aside first, as `.old-<name>`, and goes once the new one stands.
-    needed and errors: as in `new_file`.
+    With `fresh` that is an InputError instead. needed and errors: as in `new_file`; another process that makes the
+    same folder just now is an InputError too.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path, path.with_name(f".{path.name}.lock")):
+        if fresh:
+            refuse_non_empty(path)
+        with _new_folder(path, needed) as unfinished:
+            yield unfinished
+
+
+@contextmanager
+def _new_folder(path: Path, needed: int | None) -> Iterator[Path]:
     unfinished, aside = temporary(path), path.with_name(f".old-{path.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         with enough_room(path, needed):
+            clear(unfinished)
             unfinished.mkdir(parents=True)
             yield unfinished
             for file in sorted(unfinished.rglob("*")):
                 sync(file)
             if path.exists():  # so that one of the two always stands
-                shutil.rmtree(aside, ignore_errors=True)
+                clear(aside)
                 os.replace(path, aside)
             os.replace(unfinished, path)
             sync(path.parent)
@@ -92,34 +123,10 @@ def write_lines(path: Path, rows: Iterable[dict]) -> None:
 
 def append_lines(path: Path, rows: Iterable[dict]) -> None:
     """Append JSON lines."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    with enough_room(path, len(text)), path.open("a", encoding="utf-8") as file:
-        file.write(text)
-
-
-def read_lines(path: Path) -> list[dict]:
-    """All whole JSON lines of a file, none where it does not exist; a line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a folder; {} where there is none, InputError where it is not readable."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): name another folder, or restore the file") from error
-    return config
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with enough_room(path, len(content)), os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+        file.write(content)
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
@@ -144,7 +151,7 @@ def refuse_non_empty(out: Path) -> None:
 
 def sha256(file: Path) -> str:
     """Hexadecimal digest of a file's bytes."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

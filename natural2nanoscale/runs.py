@@ -20,28 +20,47 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.checkpoints import Checkpoint, State, damage_of, step_of
+from natural2nanoscale.checkpoints import MANIFEST, Checkpoint, State, damage_of, step_of
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import (
     append_lines,
+    clear,
     holds_nothing,
+    make_folder,
     new_folder,
-    read_config,
-    read_lines,
     sha256,
     write_json,
     write_lines,
 )
+from natural2nanoscale.finite import files_not_finite
+from natural2nanoscale.locks import hold
+from natural2nanoscale.records import read_config, read_json, read_lines
+from natural2nanoscale.resuming import refuse_changes
+from natural2nanoscale.schemas import STATE
 
 
 class RunFolder:
-    """One training's folder on disk."""
+    """One training's folder on disk; `within` is the run that it is a part of.
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    A resumed run's config.json is written anew with the first thing that is written: who is refused before
+    that leaves the folder as it was.
+    """
+
+    def __init__(self, path: Path, within: RunFolder | None = None):
+        self.path, self.within = Path(path), within
+        self.config: dict | None = None  # still to be written
+
+    def settle(self) -> None:
+        """Write what config.json is to say."""
+        if self.within:
+            self.within.settle()
+        if self.config is not None:
+            write_json(self.path / "config.json", self.config)
+            self.config = None
 
     def log(self, row: dict) -> None:
         """Append one line to log.jsonl."""
+        self.settle()
         append_lines(self.path / "log.jsonl", [row])
 
     def read_log(self) -> list[dict]:
@@ -55,35 +74,48 @@ class RunFolder:
         state: dict,
         save_model: Callable[[Path], None] | None = None,
         name: str | None = None,
-        keep: int = 1,
+        keep: int = 2,
     ) -> Path:
         """Write checkpoints/step-<step> (or checkpoints/<name>) whole or not at all; return its path.
 
         `save_model` writes the model into the folder that it is given. Of the step-* checkpoints the newest
         `keep` stay, and older ones go once this one stands; a named checkpoint replaces only its namesake.
+        InputError, and the older ones stay, where a number that was to be saved is not finite.
         """
-        target = self.path / "checkpoints" / (name or f"step-{step:06d}")
+        self.settle()
+        target = make_folder(self.path / "checkpoints") / (name or f"step-{step:06d}")
         for path in target.parent.glob(".*.tmp"):  # half written when a run was killed
-            shutil.rmtree(path)
+            clear(path)
         cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         newest = next(iter(self.checkpoints()), None)
-        known = sum(file.stat().st_size for file in newest.rglob("*")) if newest and name is None else 0
+        known = sum(file.lstat().st_size for file in newest.rglob("*")) if newest and name is None else 0
         with new_folder(target, max(known, sum(value.nbytes for value in cpu.values()))) as folder:
             save_file(cpu, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
             if save_model is not None:
                 save_model(folder)
+            self.refuse_not_finite(folder, step)
             files = sorted(file for file in folder.rglob("*") if file.is_file())
             hashes = {str(file.relative_to(folder)): sha256(file) for file in files}
-            (folder / "manifest.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+            (folder / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
         if name is None:  # later ones that stand here are damaged: the run went on from an earlier one
             whole = [path for path in self.checkpoints() if path.name.startswith("step-") and step_of(path) <= step]
             for path in set(self.checkpoints()) - set(whole[:keep]):
                 shutil.rmtree(path)
         return target
 
+    def refuse_not_finite(self, folder: Path, step: int) -> None:
+        """Raise InputError where a checkpoint that is about to get its name holds numbers that are not finite."""
+        bad = files_not_finite(folder)
+        if bad:
+            stands = next((f"{path.name} stands" for path in self.checkpoints()), "none was saved before")
+            raise InputError(
+                f"{self.path} holds numbers that are not finite by step {step} ({bad}), so this checkpoint is not "
+                f"saved, {stands}: start again with a lower --lr"
+            )
+
     def save(
-        self, state: State, save_model: Callable[[Path], None] | None = None, name: str | None = None, keep: int = 1
+        self, state: State, save_model: Callable[[Path], None] | None = None, name: str | None = None, keep: int = 2
     ) -> Path:
         """`save_checkpoint` of what is registered."""
         counts = dict(vars(state.counts))
@@ -119,15 +151,21 @@ class RunFolder:
             if damage:
                 print(f"{path} is passed over: {damage}")
                 continue
-            saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if path != candidates[0]:
+                print(f"{path} is taken")
+            saved = read_json(path / "state.json", STATE)
             return Checkpoint(saved["step"], load_file(path / "state.safetensors"), saved["state"], path)
         if candidates:
-            raise InputError(f"every checkpoint in {parent} is damaged or still being written: none can be loaded")
+            raise InputError(
+                f"every checkpoint in {parent} is damaged ({damage}): bring a whole one back from a copy, or "
+                + (f"remove {parent}, and --resume begins at step 0" if name is None else "name another --checkpoint")
+            )
         return None
 
     def drop_log_after(self, step: int) -> None:
         """Forget log lines of steps later than `step`: a resumed log has each step once."""
         rows = [row for row in self.read_log() if row.get("step", 0) <= step]
+        self.settle()
         write_lines(self.path / "log.jsonl", rows)
 
 
@@ -137,12 +175,14 @@ def open_run(
     resume: bool,
     may_change: Sequence[str] = (),
     serves: str = "name another folder with --out",
+    at_once: bool = True,
 ) -> RunFolder:
-    """Start a run folder, or reopen it to resume.
+    """Start a run folder, or reopen it to resume; no other process may, until this one ends or releases its locks.
 
     `config` is JSON: {"kind": ..., "settings": {...}, "data": {...}, "slices": {...}}. On resume every entry must
     be as it was, except the settings named in `may_change` (lengths and intervals). `slices` holds for each part the
-    digest of every stem, so that changed slices can be named; `serves` is what then can be done.
+    digest of every stem, so that changed slices can be named; `serves` is what then can be done. Without `at_once` a
+    resumed run's config.json is written with the first thing that it writes, not now.
     Raises InputError for a non-empty folder without resume, for nothing to resume and for a changed entry.
     """
     out = Path(out)
@@ -150,6 +190,7 @@ def open_run(
     config = json.loads(json.dumps(config))  # as it will be read back: tuples become lists
     if resume:
         refuse_no_run(out)
+        hold(out)
         old = read_config(out)
         refuse_changes(out, old, config, may_change, serves)
     elif file.is_file():
@@ -157,54 +198,17 @@ def open_run(
     elif not holds_nothing(out):
         raise InputError(f"{out} already exists and holds no run: name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
+    hold(out)
+    if not resume and file.is_file():
+        raise InputError(f"{out} already exists: go on with --resume, or name another folder with --out")
     environments = [environment()]  # of the beginning, then each other one in which the run went on
     if resume:
         environments = [known for known in old.get("environments", []) if known != environments[0]] + environments
-    write_json(file, config | {"environments": environments})
-    return RunFolder(out)
-
-
-def refuse_changes(out: Path, old: dict, config: dict, may_change: Sequence[str], serves: str) -> None:
-    """Raise InputError for the first entry of a resumed run's config that is not as it was."""
-    listed = old.get("slices", {})  # runs of older versions have no such lists
-    for part in listed:
-        changes = slice_changes(listed[part], config.get("slices", {}).get(part, {}))
-        if changes:
-            raise InputError(
-                f"{out} goes on with the slices it began with, but in {part}/ {changes}: bring the old ones back, "
-                f"or {serves}"
-            )
-    for part in sorted((set(config) | set(old)) - {"environments", "arguments", "slices", "learned"}):
-        before, now = old.get(part), config.get(part)
-        if not isinstance(before, dict) or not isinstance(now, dict):
-            before, now = {part: before}, {part: now}
-        for key in sorted(set(before) | set(now)):
-            if before.get(key) == now.get(key) or key in may_change:
-                continue
-            if part == "data" and key in listed:  # the slices are the same
-                raise InputError(
-                    f"{out} goes on as it began, but the classes in {key}/dataset.json are not as before: bring the "
-                    "old ones back, or name another folder with --out"
-                )
-            raise InputError(
-                f"{out} goes on as it began, but {key} was {before.get(key)} and is now {now.get(key)}: "
-                "give the old value, or name another folder with --out"
-            )
-
-
-def slice_changes(before: dict[str, str], now: dict[str, str]) -> str:
-    """What became of slices, given the digest of every stem, in words; empty when nothing did."""
-    kinds = {
-        "added": [stem for stem in now if stem not in before],
-        "removed": [stem for stem in before if stem not in now],
-        "changed": [stem for stem in before if now.get(stem, before[stem]) != before[stem]],
-    }
-    told = []
-    for kind, stems in kinds.items():
-        names = ", ".join(stems[:5]) + ", ..." * (len(stems) > 5)
-        if stems:
-            told.append(f"{len(stems)} {'was' if len(stems) == 1 else 'were'} {kind} ({names})")
-    return ", ".join(told)
+    run = RunFolder(out)
+    run.config = config | {"environments": environments}
+    if at_once or not resume:
+        run.settle()
+    return run
 
 
 def refuse_no_run(out: Path) -> None:

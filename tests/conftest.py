@@ -1,6 +1,7 @@
 """Small stand-ins that the tests make themselves: pair folders and a backbone of Stable Diffusion's shape."""
 
 import runpy
+import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,31 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA card")
     if not config.option.markexpr:
         config.option.markexpr = "not slow"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nobody_outside():
+    """No test reaches the network: sockets connect to this machine alone, and names are not looked up elsewhere."""
+    connect, lookup = socket.socket.connect, socket.getaddrinfo
+    here = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "", None)
+
+    def refuse(host: object) -> None:
+        if host not in (*here, socket.gethostname()):
+            raise OSError(f"tests reach nobody but this machine, not {host}")
+
+    def local_connect(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX:
+            refuse(address[0])
+        return connect(self, address)
+
+    def local_lookup(host: object, *arguments: object, **named: object) -> list:
+        refuse(host)
+        return lookup(host, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", local_connect)
+        patch.setattr(socket, "getaddrinfo", local_lookup)
+        yield
 
 
 def pytest_runtest_setup(item):

@@ -314,6 +314,21 @@ def test_cache_is_asked_before_the_network(cache, tiny_backbone):
         load_backbone("lab/small", CPU)
 
 
+def test_a_revision_is_pinned_where_one_is_given_and_recorded(cache, tiny_backbone, monkeypatch):
+    put_into_cache(cache, "lab/small", tiny_backbone)
+    for name in ("lab/small", "lab/small@0123456789"):
+        assert load_backbone(name, CPU).revision == "0123456789"
+    assert load_backbone(str(tiny_backbone), CPU).revision is None
+    with pytest.raises(InputError, match="lab/small@abc is not in the local cache.*--revision abc"):
+        load_backbone("lab/small@abc", CPU)
+    asked = []
+    answer = SimpleNamespace(siblings=[SimpleNamespace(rfilename=f"{part}/model.safetensors") for part in hub.WEIGHTS])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **named: asked.append(named) or answer)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **named: asked.append(named) or tiny_backbone)
+    load_backbone("lab/other@abc", CPU)
+    assert [named["revision"] for named in asked] == ["abc"] * 3
+
+
 def test_no_network_is_one_sentence():
     with pytest.raises(InputError, match=r"hub cannot be asked.*hf download lab/none.*--backbone weights"):
         load_backbone("lab/none", CPU)

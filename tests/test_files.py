@@ -19,12 +19,12 @@ from natural2nanoscale.files import (
     in_words,
     new_file,
     new_folder,
-    read_lines,
     refuse_non_empty,
     save_png,
     write_json,
     write_lines,
 )
+from natural2nanoscale.records import read_lines
 from natural2nanoscale.runs import RunFolder, open_run
 
 
@@ -79,23 +79,29 @@ def test_leftovers_of_a_stopped_writer_never_block(tmp_path, script, data_folder
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_full_disk_names_the_path_and_the_room_it_needs(tmp_path):
-    def full(name: str) -> Path:
-        (tmp_path / f".{name}.tmp").symlink_to("/dev/full")
-        return tmp_path / name
+def test_full_disk_names_the_path_and_the_room_it_needs(tmp_path, monkeypatch):
+    def into_full(path: Path, content: bytes) -> None:
+        with open("/dev/full", "wb") as device:
+            device.write(content)
 
     for write, room in (
-        (lambda: write_json(full("a.json"), list(range(400))), "2.7 kB"),
-        (lambda: save_png(full("b.png"), np.zeros((8, 8), np.uint8)), "bytes"),
+        (lambda: write_json(tmp_path / "a.json", list(range(400))), "2.7 kB"),
+        (lambda: save_png(tmp_path / "b.png", np.zeros((8, 8), np.uint8)), "bytes"),
     ):
-        with pytest.raises(InputError, match=rf"no space left on the disk: .*(a.json|b.png) needs .*{room} and has \d"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(InputError, match=rf"no space left on the disk: .*(a.json|b.png) needs .*{room} and has \d"),
+        ):
+            patch.setattr(Path, "write_bytes", into_full)
             write()
     with pytest.raises(InputError, match="c.safetensors needs 4.0 MB"), new_file(tmp_path / "c.safetensors", 4_000_000):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert names(tmp_path) == []  # no temporary stays
-    (tmp_path / "log.jsonl").symlink_to("/dev/full")
-    with pytest.raises(InputError, match="log.jsonl needs 12 bytes"):
-        RunFolder(tmp_path).log({"step": 1})
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="log.jsonl needs 12 bytes"):
+        patch.setattr(files.os, "open", lambda *_: os.dup(full.fileno()))
+        with open("/dev/full", "wb") as full:
+            RunFolder(tmp_path).log({"step": 1})
+    (tmp_path / "log.jsonl").unlink(missing_ok=True)
 
     def fill(folder: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

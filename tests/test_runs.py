@@ -10,9 +10,9 @@ import torch
 
 from natural2nanoscale import runs, signals
 from natural2nanoscale.checkpoints import State, load_optimizer_tensors, optimizer_tensors
-from natural2nanoscale.cli import main_guard
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.guard import main_guard
 from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.seeds import generator_for, permutation_for, seed_for
 from natural2nanoscale.signals import Interrupted, StopSignal
@@ -47,7 +47,7 @@ def test_checkpoints_round_trip_and_rotate(tmp_path):
     save(run, 5, -1.0, name="best")
     checkpoint = run.load_checkpoint()
     assert checkpoint.step == 10 and checkpoint.state == {"value": 10.0} and checkpoint.tensors["weights"][0] == 10
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "step-000010"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "step-000005", "step-000010"]
     assert run.load_checkpoint("best").tensors["weights"][0] == -1
     assert not [file for file in tmp_path.rglob("*") if file.suffix in (".pt", ".pth", ".pkl", ".ckpt")]
 
@@ -208,14 +208,14 @@ def test_registered_state_comes_back_into_the_same_tensors(tmp_path):
         optimizer = torch.optim.Adam(model.parameters())
         model(torch.ones(1, 3, 4, 4)).sum().backward()
         optimizer.step()
-        counts = SimpleNamespace(step=int(value), best={"loss": value})
+        counts = SimpleNamespace(step=int(value), best={"step": 1, "val_loss": value, "val_miou": None})
         return State(counts, model=model, optimizer=optimizer, sums=torch.full((2,), value), kept={"a": torch.ones(1)})
 
     run, saved, other = RunFolder(tmp_path), start(7.0), start(3.0)
     assert run.restore(other) is None and other.counts.step == 3
     run.save(saved)
     places = {name: value.data_ptr() for name, value in other.tensors().items() if "optimizer" not in name}
-    assert run.restore(other).step == other.counts.step == 7 and other.counts.best == {"loss": 7.0}
+    assert run.restore(other).step == other.counts.step == 7 and other.counts.best["val_loss"] == 7
     assert all(torch.equal(value, other.tensors()[name]) for name, value in saved.tensors().items())
     assert all(other.tensors()[name].data_ptr() == place for name, place in places.items())
     assert other.parts["model"].weight.is_contiguous(memory_format=torch.channels_last)

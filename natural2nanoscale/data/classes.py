@@ -68,6 +68,11 @@ class Classes:
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
 
+    def __post_init__(self) -> None:
+        strange = [name for name in self.names if not name.strip() or not name.isprintable() or len(name) > 200]
+        if strange:
+            raise InputError(f"the class name {strange[0][:200]!r} cannot be shown, expected a line of text: rename it")
+
     @classmethod
     def named(cls, *names: str) -> Classes:
         """Classes with the standard palette."""
@@ -85,15 +90,15 @@ class Classes:
 
     @classmethod
     def from_json(cls, entries: list[dict]) -> Classes:
-        """Raises KeyError, TypeError or ValueError when entries are not ids 0..K-1 with names and colours."""
+        """Of what fits `schemas.CLASSES`; ValueError when entries are not ids 0..K-1 with names and colours."""
         entries = sorted(entries, key=lambda entry: entry["id"])
         if [entry["id"] for entry in entries] != list(range(len(entries))):
             raise ValueError("class ids must be 0, 1, 2, ... without gaps")
         if not 2 <= len(entries) <= MAX_CLASSES:
             raise ValueError(f"a dataset has 2 to {MAX_CLASSES} classes, found {len(entries)}")
-        colors = tuple(tuple(int(c) for c in entry["color"]) for entry in entries)
+        colors = tuple(tuple(entry["color"]) for entry in entries)
         if len(set(colors)) < len(colors) or IGNORE_COLOR in colors:
             raise ValueError("class colours must differ from one another and from black, the ignore colour")
         if any(len(color) != 3 or not all(0 <= c <= 255 for c in color) for color in colors):
             raise ValueError("class colours are three numbers in 0..255")
-        return cls(tuple(str(entry["name"]) for entry in entries), colors)
+        return cls(tuple(entry["name"] for entry in entries), colors)

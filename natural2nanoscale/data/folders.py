@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +13,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from natural2nanoscale import schemas
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import refuse_non_empty, save_png, write_json
+from natural2nanoscale.files import make_folder, refuse_non_empty, save_png, write_json
+from natural2nanoscale.records import read_json, reason
 
 T = TypeVar("T")
 PARTS = ("train", "val", "test")  # of a data root
@@ -51,7 +54,10 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
+        """Of what fits `schemas.DATASET`; ValueError where that makes no sense."""
         window, pixel_size = data.get("intensity_window"), data.get("pixel_size_nm")
+        if window and (len(window) != 2 or not window[0] < window[1]):
+            raise ValueError(f"intensity_window is {window}, expected a grey value and a higher one")
         return cls(
             name=str(data["name"]),
             origin=str(data["origin"]),
@@ -107,8 +113,9 @@ def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFo
     """
     path = Path(path)
     refuse_non_empty(path)
-    (path / "images").mkdir(parents=True, exist_ok=True)
-    (path / "masks").mkdir(exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path / "images")
+    make_folder(path / "masks")
     digests = {}
     for stem, image, mask, *given in items:
         save_png(path / "images" / f"{stem}.png", image)
@@ -124,9 +131,9 @@ def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFo
 def read_info(path: Path) -> DatasetInfo:
     """dataset.json of a pair folder; InputError when it is missing or not of its form."""
     file = Path(path) / "dataset.json"
-    if file.is_file():
+    if os.path.lexists(file):
         return _parse_info(file)[0]
-    if (Path(path) / GENERATION).is_file():
+    if os.path.lexists(Path(path) / GENERATION):
         call = read_generation(path)[2]
         raise InputError(f"{path} is unfinished, slices are missing: " + (f"`{call}` makes them" if call else "go on"))
     raise InputError(
@@ -139,16 +146,17 @@ def read_generation(path: Path) -> tuple[DatasetInfo, int, str | None]:
     """Of an unfinished synthetic folder: what its dataset.json will say, how many slices per mask are planned, and the
     call that makes those that are missing, if it is known."""
     info, data = _parse_info(Path(path) / GENERATION)
-    per_mask, call = data.get("per_mask"), data.get("call")
-    return info, per_mask if isinstance(per_mask, int) else 0, call if isinstance(call, str) else None
+    return info, data.get("per_mask") or 0, data.get("call")
 
 
 def _parse_info(file: Path) -> tuple[DatasetInfo, dict]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file, schemas.GENERATION if file.name == GENERATION else schemas.DATASET)
         return DatasetInfo.from_json(data), data
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, InputError) as error:
-        raise InputError(f"{file} is not a valid dataset description ({error}): prepare the folder again") from error
+    except (OSError, ValueError, InputError) as error:
+        raise InputError(
+            f"{file} is not a valid dataset description ({reason(error)}): prepare the folder again"
+        ) from error
 
 
 def stems_of(folder: Path) -> dict[str, Path]:

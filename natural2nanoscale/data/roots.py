@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import mask_hash, slice_digest
 from natural2nanoscale.data.folders import PARTS, DatasetInfo, PairFolder, fingerprint, open_pairs
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import read_config
+from natural2nanoscale.records import read_config, read_lines
+from natural2nanoscale.schemas import SOURCE_ROW
 
 SHOWN = 3  # slices that a refusal names
 
@@ -80,14 +80,9 @@ def learned_by_synthetic(folder: PairFolder, training: PairFolder | None = None)
 
     Masks that `training` holds as well tell nothing: neighbours with one annotation agree by chance.
     """
-    file = folder.path / "manifest.jsonl"
-    rows = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-        rows[Path(row["file"]).stem] = row
+    # strict: a line that is left out would hide a leak
+    lines = read_lines(folder.path / "manifest.jsonl", SOURCE_ROW, strict=True)
+    rows = {Path(row["file"]).stem: row for row in lines}
     sources = [rows.get(stem, {}) for stem in folder.stems]
     slices = {row["source"]: row["source_digest"] for row in sources if row.get("source_digest")}
     fingerprints = {(folder.info.split.get("source") or {}).get("fingerprint")} - {None}

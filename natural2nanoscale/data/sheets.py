@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from natural2nanoscale.data.classes import Classes, color_table
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced
 from natural2nanoscale.files import save_png
+from natural2nanoscale.text import printable
 
 LINE = 18  # pixels of a line of text
 MARGIN = 4
@@ -60,10 +61,6 @@ def shrink(picture: np.ndarray, width: int) -> Image.Image:
         size = width, max(1, round(image.height * width / image.width))
         image = image.resize(size, Image.Resampling.BOX if picture.ndim == 2 else Image.Resampling.NEAREST)
     return image.convert("RGB")
-
-
-def printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def colored(mask: np.ndarray, classes: Classes) -> np.ndarray:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from natural2nanoscale.diffusion.hub import MODEL_PARTS, cached, from_hub
+from natural2nanoscale.diffusion.hub import MODEL_PARTS, cached, from_hub, revision_of
 from natural2nanoscale.diffusion.original import read_backbone, refuse_pickle
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.stable_diffusion import (
@@ -24,6 +23,8 @@ from natural2nanoscale.diffusion.stable_diffusion import (
 )
 from natural2nanoscale.diffusion.weights import load_module
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.schemas import RECOMMENDED
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 
@@ -54,6 +55,7 @@ class Backbone:
     scheduler: DDPMScheduler
     recommended: Recommended
     fingerprint: str  # sha256 over the U-Net's and the VAE's weights
+    revision: str | None = None  # of the hub, where it comes from there
 
     @property
     def precision(self) -> str:
@@ -99,7 +101,7 @@ def load_backbone(
     for library in (diffusers_logging, transformers_logging):  # one line of ours says what they say in ten
         library.set_verbosity_error()
         library.disable_progress_bar()
-    path = EMBEDDED if name == "embedded" else Path(name)
+    path, revision = EMBEDDED if name == "embedded" else Path(name), None
     if path.is_file():
         refuse_pickle(path)
         tokenizer = _load_tokenizer(tokenizer_folder or _find_tokenizer(path))  # before gigabytes are read
@@ -107,6 +109,7 @@ def load_backbone(
         recommended = Recommended()
     else:
         folder = path if path.is_dir() else from_hub(name)
+        revision = revision_of(folder)
         refuse_other_folder(folder)
         missing = [part for part in MODEL_PARTS if not (folder / part).is_dir()]
         if missing:
@@ -133,7 +136,7 @@ def load_backbone(
     unet.to(dtype)
     for part in (vae, unet):  # the faster memory format on CPU and on GPU alike
         part.to(memory_format=torch.channels_last)
-    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, recommended, fingerprint)
+    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, recommended, fingerprint, revision)
 
 
 def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
@@ -233,5 +236,10 @@ def _recommended(folder: Path) -> Recommended:
     file = folder / "natural2nanoscale.json"
     if not file.is_file():
         return Recommended()
-    values = json.loads(file.read_text(encoding="utf-8"))["recommended"]
-    return Recommended(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    try:
+        values = read_json(file, RECOMMENDED, links=True)["recommended"]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({reason(error)}): remove it, or copy the backbone again") from error
+    known = {field.name for field in fields(Recommended)}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
+    return Recommended(**values)

@@ -22,6 +22,7 @@ from natural2nanoscale.diffusion.stable_diffusion import (
 )
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import new_folder
+from natural2nanoscale.records import open_regular, reason
 
 PICKLES = (".ckpt", ".pth", ".pt")
 CARD = """# ControlNet converted from {file}
@@ -68,7 +69,8 @@ def read_pickle(file: Path) -> Tensors:
     The only place that reads a pickle. Raises InputError, with the type's name, for a file that needs any other type.
     """
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
+        with open_regular(file) as opened:
+            saved = torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text, which tells how to read the file anyway, is not passed on
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
@@ -77,9 +79,10 @@ def read_pickle(file: Path) -> Tensors:
                 "authors for a .safetensors file"
             ) from None
         raise InputError(f"{file} cannot be read, expected tensors as torch.save writes them") from None
-    except (OSError, EOFError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file} cannot be read ({reason}), expected tensors as torch.save writes them") from error
+    except Exception as error:  # damaged pickles and archives fail in many ways, each of which means the same
+        raise InputError(
+            f"{file} cannot be read ({reason(error)}), expected tensors as torch.save writes them"
+        ) from error
     tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
     if not isinstance(tensors, dict):
         raise InputError(f"{file} holds a {type(tensors).__name__}, expected tensors by name")
@@ -91,6 +94,6 @@ def read_pickle(file: Path) -> Tensors:
 
 def write(controlnet: ControlNetModel, out: Path, origin: str) -> None:
     """Weights, config and card under a temporary name, then renamed: the folder is whole or not there."""
-    with new_folder(out.resolve()) as folder:
+    with new_folder(out.resolve(), fresh=True) as folder:
         controlnet.save_pretrained(folder, safe_serialization=True)
         (folder / "README.md").write_text(CARD.format(file=origin), encoding="utf-8")

@@ -20,45 +20,55 @@ WEIGHTS = ("vae", "unet", "text_encoder")  # the parts that have some
 PATIENCE, PATIENCE_WITH_NETWORK = 1.5, 10.0
 
 
-def from_hub(name: str) -> Path:
-    """The folder of a hub id, from the cache or else downloaded, configs first: what they show to be another model is
-    refused before its weights are fetched. Raises InputError where it is to be had neither way."""
+def from_hub(choice: str) -> Path:
+    """The folder of a hub id, "name" or "name@revision", from the cache or else downloaded, configs first: what they
+    show to be another model is refused before its weights are fetched. It is called after the revision that it holds.
+    Raises InputError where it is to be had neither way."""
+    name, _, revision = choice.partition("@")
+    pinned = {"revision": revision} if revision else {}
     neither = InputError(
-        f"--backbone {name} is neither a folder, nor a .safetensors file, nor a hub id: check the path, or pass "
+        f"--backbone {choice} is neither a folder, nor a .safetensors file, nor a hub id: check the path, or pass "
         "--backbone embedded for the small backbone of this package"
     )
     if name.endswith((".safetensors", ".ckpt", ".pth", ".pt", ".bin")):
         raise neither
     try:
-        folder = cached(name, "unet/config.json")
+        folder = cached(name, "unet/config.json", revision or None)
     except HFValidationError:
         raise neither from None
     if folder is not None and is_complete(folder):
         return folder
-    answer = _ask(name)
+    answer = _ask(name, revision or None)
     reason = answer if isinstance(answer, str) else None
     try:
         if reason is None:
-            refuse_other_folder(Path(huggingface_hub.snapshot_download(name, allow_patterns=["*/config.json"])))
+            configs = huggingface_hub.snapshot_download(name, allow_patterns=["*/config.json"], **pinned)
+            refuse_other_folder(Path(configs))
             patterns = [f"{part}/*.{kind}" for part in MODEL_PARTS for kind in ("json", "txt")]
             patterns += _weights(name, [sibling.rfilename for sibling in answer.siblings or ()])
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **pinned))
     except InputError:
         raise
     except Exception as error:  # the hub client raises many kinds; each of them means: not to be had now
         reason = type(error).__name__
-    include = " ".join(f"--include '{pattern}'" for pattern in ("*/*.json", "*/*.txt", "*model.safetensors"))
+    include = f"--revision {revision} " * bool(revision)
+    include += " ".join(f"--include '{pattern}'" for pattern in ("*/*.json", "*/*.txt", "*model.safetensors"))
     raise InputError(
-        f"backbone {name} is not in the local cache and the hub cannot be asked for it ({reason}): on a machine with "
+        f"backbone {choice} is not in the local cache and the hub cannot be asked for it ({reason}): on a machine with "
         f"network run `hf download {name} {include} --exclude 'safety_checker/*' --local-dir weights`, copy the "
         "folder `weights` here and pass --backbone weights; "
         "or pass --backbone embedded for the small backbone of this package"
     ) from None
 
 
-def cached(name: str, file: str) -> Path | None:
+def revision_of(folder: Path) -> str | None:
+    """The commit of the hub that a folder of its cache holds; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def cached(name: str, file: str, revision: str | None = None) -> Path | None:
     """The cached folder of a hub id if it holds `file`; no network is asked."""
-    found = huggingface_hub.try_to_load_from_cache(name, file)
+    found = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
     return Path(found).parents[file.count("/")] if isinstance(found, str) else None
 
 
@@ -92,7 +102,7 @@ def patience(name: str) -> float:
     return PATIENCE_WITH_NETWORK if network else PATIENCE
 
 
-def _ask(name: str) -> huggingface_hub.ModelInfo | str:
+def _ask(name: str, revision: str | None = None) -> huggingface_hub.ModelInfo | str:
     """What the hub says of `name`, or why it does not answer.
 
     Asked in a thread, as neither a name server nor a proxy that keeps silent obeys the client's timeout.
@@ -102,7 +112,11 @@ def _ask(name: str) -> huggingface_hub.ModelInfo | str:
 
     def ask() -> None:
         try:
-            answers.append(huggingface_hub.HfApi().model_info(name, timeout=seconds))
+            answers.append(
+                huggingface_hub.HfApi().model_info(
+                    name, timeout=seconds, **({"revision": revision} if revision else {})
+                )
+            )
         except Exception as error:
             answers.append(type(error).__name__)
 

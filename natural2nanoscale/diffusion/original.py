@@ -24,6 +24,8 @@ from natural2nanoscale.diffusion.stable_diffusion import (
     refuse_other_file,
 )
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.finite import refuse_not_finite
+from natural2nanoscale.records import open_regular
 
 Tensors = dict[str, torch.Tensor]
 
@@ -81,6 +83,7 @@ def refuse_pickle(path: Path) -> None:
 def read_safetensors(path: Path) -> Tensors:
     """All tensors of a file, on the CPU; InputError if it is damaged or something else."""
     try:
+        open_regular(path).close()
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as safetensors ({error}): fetch or copy it once more") from error
@@ -132,4 +135,5 @@ def fill(module: torch.nn.Module, converted: dict[str, torch.Tensor | None], sou
                 f"{path} has {len(names)} {problem} tensor(s) for {type(module).__name__}, such as {names[0]}: "
                 "expected exactly those of Stable Diffusion 1.5"
             )
+    refuse_not_finite(weights, path, "the weights are damaged, fetch or copy them once more")
     module.load_state_dict({name: t.to(torch.float32, copy=True) for name, t in weights.items()}, assign=True)

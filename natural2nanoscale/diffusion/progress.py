@@ -125,7 +125,7 @@ class Progress:
 
     def _read_loss(self, epoch: int, logging: bool) -> None:
         counts, losses = self.state.counts, self.state.parts["losses"]
-        loss = (losses[0] / losses[1]).item()
+        loss = (losses[0] / losses[1].clamp(min=1)).item()  # of the steps that were made
         if not np.isfinite(loss):  # before anything is saved
             raise distributed.agreed(
                 InputError(f"the loss of {self.run.path} became {loss} by step {counts.step}: start with a lower --lr")

@@ -19,6 +19,7 @@ from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.weights import load_module
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.text import markdown_text
 
 DECODER_FILE = "unet_decoder.safetensors"
 
@@ -45,6 +46,7 @@ def run_config(
             "tokenizer": str(tokenizer) if tokenizer else None,
             "precision": backbone.precision,
         },
+        "hub_revision": backbone.revision,
         "controlnet_init": weights_hash(initial) if initial else None,
         "prompts": data.prompts,
         "classes": train.info.classes.to_json(),
@@ -59,8 +61,9 @@ def save_trained(
 ) -> None:
     """Write controlnet/ with its card into `folder` and, where the decoder learns, its weights beside it."""
     controlnet.save_pretrained(folder / "controlnet", safe_serialization=True)
+    known = train.info.classes
     classes = ", ".join(
-        f"{name} = RGB {color}" for name, color in zip(train.info.classes.names, train.info.classes.colors, strict=True)
+        f"{markdown_text(name)} = RGB {color}" for name, color in zip(known.names, known.colors, strict=True)
     )
     facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
     seen = f"colour-coded class masks ({classes})"
@@ -72,7 +75,7 @@ def save_trained(
         decoder = {name: value.cpu().contiguous() for name, value in decoder_state(backbone.unet).items()}
         save_file(decoder, folder / DECODER_FILE)
     (folder / "controlnet" / "README.md").write_text(
-        f"# ControlNet for {train.info.name}\n\nSteered by {seen} over {over}, "
+        f"# ControlNet for {markdown_text(train.info.name)}\n\nSteered by {seen} over {over}, "
         f"fine-tuned for {step} steps on {len(train.stems)} slices.\n\n{facts}\n",
         encoding="utf-8",
     )

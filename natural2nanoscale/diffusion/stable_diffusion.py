@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.schemas import DIFFUSERS_UNET
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # hub id; the older one is gone
 
@@ -86,9 +87,9 @@ def refuse_other_folder(folder: Path) -> None:
     """Raise InputError for a diffusers folder of a relative, named after what its configs say."""
     file = folder / "unet" / "config.json"
     try:
-        unet = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:
-        raise InputError(f"{file} is not JSON, expected the U-Net's config as diffusers saves it") from None
+        unet = read_json(file, DIFFUSERS_UNET, links=True) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not the U-Net's config as diffusers saves it ({reason(error)})") from None
     if (folder / "transformer").is_dir():
         _refuse(folder, "a transformer model such as Stable Diffusion 3 or Flux")
     if (folder / "text_encoder_2").is_dir() or unet.get("addition_embed_type") == "text_time":

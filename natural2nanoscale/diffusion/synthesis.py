@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,19 @@ from tqdm import tqdm
 
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
-from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.data.folders import GENERATION, DatasetInfo, PairFolder
 from natural2nanoscale.data.roots import digests_of
 from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
 from natural2nanoscale.diffusion.controlnet import latent_moments
+from natural2nanoscale.diffusion.manifest import (
+    MANIFEST,
+    SHARDS,
+    in_order,
+    lines_of,
+    manifest_row,
+    refuse_strangers,
+    standing_rows,
+)
 from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.diffusion.synthetic_folder import (
@@ -28,12 +38,14 @@ from natural2nanoscale.diffusion.synthetic_folder import (
     begin,
     check_continues,
     describe,
-    finish,
-    manifest_row,
-    read_manifest,
+    most_planned,
+    plan_image,
+    plan_images,
+    publish,
 )
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import append_lines, save_png
+from natural2nanoscale.files import append_lines, save_png, sha256, write_json, write_lines
+from natural2nanoscale.locks import locked
 from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.signals import Interrupted, StopSignal
 
@@ -62,24 +74,54 @@ def synthesize(
 ) -> int:
     """Draw what is requested from the masks of `source` into the pair folder `out`; return how many slices were new.
 
-    What is there already is left alone. Until all slices that were ever asked for are there, generation.json holds
-    what dataset.json will say. Raises InputError when `out` was made with other settings, another ControlNet, backbone
-    or source, and for slices that are blank or not finite, which are never written; Interrupted after a requested stop.
+    What is there as its line says is left alone, what is not is made anew. Until all slices that were ever asked for
+    are there, generation.json holds what dataset.json will say. Raises InputError when `out` was made with other
+    settings, another ControlNet, backbone or source, while another process writes there, and for slices that are not
+    finite or blank, which are never written; Interrupted after a requested stop.
     """
     info = describe(backbone, controlnet, source, request)
     check_continues(out, info)
-    done = read_manifest(out)
-    missing = [image for image in request.images(source.stems) if image.stem not in done]
-    if not missing and (out / "dataset.json").is_file():
-        return 0
-    begin(out, info, request)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, out / request.lock):
+        check_continues(out, info)  # another call may have begun it
+        masks, digests = {stem: source.mask(stem) for stem in source.stems}, digests_of(source)
 
+        def row_of(name: str, copy: int) -> dict:
+            return manifest_row(plan_image(name, copy, request.prompts, request.seed), info, request, digests)
+
+        most, call = most_planned(out, request.per_mask, request.call)
+        whole = plan_images(source.stems, most, request.prompts, request.seed)
+        refuse_strangers(out, whole)
+        done = standing_rows(out, row_of, masks)
+        missing = [image for image in request.images(source.stems) if image.stem not in done]
+        if not missing and (out / "dataset.json").is_file():
+            if lines_of(out / MANIFEST) != in_order(done):
+                write_lines(out / MANIFEST, in_order(done))
+            return 0
+        begin(out, info, most, call, request)
+        own = {Path(row["file"]).stem for row in lines_of(out / request.manifest)}
+        write_lines(out / request.manifest, in_order({stem: row for stem, row in done.items() if stem in own}))
+        new = draw_missing(out, backbone, controlnet, source, request, missing, masks, row_of, batch_size)
+        finish(out, info, request, whole, standing_rows(out, row_of, masks, tell=False))
+    return new
+
+
+def draw_missing(
+    out: Path,
+    backbone: Backbone,
+    controlnet: ControlNetModel,
+    source: PairFolder,
+    request: Request,
+    missing: list[Image],
+    masks: dict[str, np.ndarray],
+    row_of: Callable[[str, int], dict],
+    batch_size: int,
+) -> int:
+    """Draw the images that are missing, slices of one size together, and write each with its line; return how many."""
     if controlnet.dtype != backbone.unet.dtype:  # once, not at every step as while it learns
         controlnet = copy.deepcopy(controlnet).to(backbone.unet.dtype)
     embeds = dict(zip(request.prompts, encode_prompts(backbone, request.prompts), strict=True))
-    empty, digests = encode_prompts(backbone, [""]), digests_of(source)
-    masks = {stem: source.mask(stem) for stem in source.stems}
-    images = {stem: source.image(stem) for stem in source.stems}
+    empty = encode_prompts(backbone, [""])
     missing.sort(key=lambda image: masks[image.source].shape)  # equal sizes share a batch; the sort is stable
     new = len(missing)
     with StopSignal() as stop, Writing(out, request.manifest) as writing, tqdm(total=new, desc="synthesis") as bar:
@@ -89,7 +131,7 @@ def synthesize(
             del missing[: len(batch)]
             drawn = Drawn(
                 [masks[image.source] for image in batch],
-                [images[image.source] for image in batch],
+                [source.image(image.source) for image in batch],
                 torch.stack([embeds[image.prompt] for image in batch]),
                 empty,
                 [image.seed for image in batch],
@@ -97,12 +139,23 @@ def synthesize(
             slices = draw_slices(backbone, controlnet, drawn, source.info.classes.colors, request.settings)
             refuse_blank(batch, slices)
             for image, pixels in zip(batch, slices, strict=True):
-                writing.write(masks[image.source], pixels, manifest_row(image, info, request, digests))
+                writing.write(masks[image.source], pixels, row_of(image.source, image.copy))
             bar.update(len(batch))
     if missing:
         raise Interrupted(f"with {len(missing)} images to go: the same command makes them", stop.number)
-    finish(out, info, request, source.stems)
     return new
+
+
+def finish(out: Path, info: DatasetInfo, request: Request, whole: list[Image], rows: dict[str, dict]) -> bool:
+    """Whether every slice that was ever asked for stands. If so `out` is made complete, by whichever call sees it: the
+    shards' manifests become one, and dataset.json comes last."""
+    if not all(image.stem in rows for image in whole):
+        return False
+    publish(out, MANIFEST, write_lines, in_order(rows), request)
+    publish(out, "dataset.json", write_json, info.to_json(), request)
+    for file in (out / GENERATION, *out.glob(SHARDS)):
+        file.unlink(missing_ok=True)
+    return True
 
 
 class Writing:
@@ -133,6 +186,7 @@ class Writing:
     def _write(self, mask: np.ndarray, pixels: np.ndarray, row: dict) -> None:
         save_png(self.out / "masks" / row["file"], mask)
         save_png(self.out / "images" / row["file"], pixels)
+        row |= {"sha256": sha256(self.out / "images" / row["file"])}
         with self.lock:
             append_lines(self.out / self.manifest, [row])
 

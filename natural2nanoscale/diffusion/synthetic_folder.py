@@ -1,10 +1,10 @@
-"""The folder of synthetic slices: what is planned in it, what its files say, and whether a call goes on with it."""
+"""The folder of synthetic slices: what is planned in it, what it says of itself, and whether a call goes on with it."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,17 +16,14 @@ from natural2nanoscale.data.folders import (
     DatasetInfo,
     PairFolder,
     fingerprint,
-    natural_order,
     read_generation,
     read_info,
 )
 from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import holds_nothing, read_lines, write_json, write_lines
+from natural2nanoscale.files import holds_nothing, make_folder, write_json
 from natural2nanoscale.seeds import generator_for, seed_for
-
-SHARDS = "manifest-*-of-*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -43,15 +40,16 @@ class Image:
         return f"{self.source}_s{self.copy:03d}"
 
 
-def plan_images(stems: tuple[str, ...], per_mask: int, prompts: list[str], seed: int) -> list[Image]:
-    """Every image with its own seed and prompt: functions of (seed, mask, copy), whatever else is made."""
-    images = []
-    for source in stems:
-        for copy in range(per_mask):
-            image_seed = seed_for(seed, "image", source, copy)
-            draw = torch.randint(len(prompts), (1,), generator=generator_for(image_seed, "prompt"))
-            images.append(Image(source, copy, image_seed, prompts[int(draw)]))
-    return images
+def plan_image(source: str, copy: int, prompts: Sequence[str], seed: int) -> Image:
+    """An image with its own seed and prompt: functions of (seed, mask, copy), whatever else is made."""
+    image_seed = seed_for(seed, "image", source, copy)
+    draw = torch.randint(len(prompts), (1,), generator=generator_for(image_seed, "prompt"))
+    return Image(source, copy, image_seed, prompts[int(draw)])
+
+
+def plan_images(stems: Sequence[str], per_mask: int, prompts: Sequence[str], seed: int) -> list[Image]:
+    """`per_mask` images from every mask."""
+    return [plan_image(source, copy, prompts, seed) for source in stems for copy in range(per_mask)]
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,11 @@ class Request:
     def manifest(self) -> str:
         """Name of the file that this call writes its lines to; a shard's is its own."""
         return "manifest.jsonl" if self.shard == (1, 1) else "manifest-{}-of-{}.jsonl".format(*self.shard)
+
+    @property
+    def lock(self) -> str:
+        """Name of the file that keeps other calls of this shard away."""
+        return ".lock" if self.shard == (1, 1) else ".shard-{}-of-{}.lock".format(*self.shard)
 
     def images(self, stems: tuple[str, ...]) -> list[Image]:
         """Those that this call makes. Which shard an image belongs to is a function of (mask, copy): any `per_mask`
@@ -102,20 +105,6 @@ def describe(backbone: Backbone, controlnet: ControlNetModel, source: PairFolder
     )
 
 
-def manifest_row(image: Image, info: DatasetInfo, request: Request, digests: dict[str, str]) -> dict:
-    """The line of manifest.jsonl from which an image can be made again."""
-    return {
-        "file": f"{image.stem}.png",
-        "seed": image.seed,
-        "prompt": image.prompt,
-        "source": image.source,
-        "source_digest": digests.get(image.source),
-        "checkpoint": info.split["controlnet"],
-        "precision": info.split["precision"],
-        **asdict(request.settings),
-    }
-
-
 def check_continues(out: Path, info: DatasetInfo) -> None:
     """Refuse to mix: `out` must be new, or a folder that was begun with what `info` says."""
     begun = begun_with(out)
@@ -144,65 +133,25 @@ def begun_with(out: Path) -> DatasetInfo | None:
     return read_info(out)
 
 
-def begin(out: Path, info: DatasetInfo, request: Request) -> None:
-    """Make `out`, or go on with it, as a folder that is not complete.
-
-    It will be when the most slices per mask that were ever asked for are there: a call for fewer does not complete what
-    one before it has begun.
-    """
-    complete, per_mask, call = out / "dataset.json", request.per_mask, request.call
-    if (out / GENERATION).is_file() and not complete.is_file():
+def most_planned(out: Path, per_mask: int, call: str | None) -> tuple[int, str | None]:
+    """How many slices per mask complete `out`, and the call that makes them: the most that were ever asked for, as a
+    call for fewer does not complete what one before it has begun."""
+    if os.path.lexists(out / GENERATION) and not os.path.lexists(out / "dataset.json"):
         _, most, call_for_most = read_generation(out)
         if most > per_mask:
-            per_mask, call = most, call_for_most
-    for part in ("images", "masks"):
-        (out / part).mkdir(parents=True, exist_ok=True)
-    _publish(out, GENERATION, write_json, info.to_json() | {"per_mask": per_mask, "call": call}, request)
-    complete.unlink(missing_ok=True)
-    # rows of a killed run whose pictures are not whole are dropped; theirs are made again
-    write_lines(out / request.manifest, _in_order(read_rows(out, request.manifest)))
+            return most, call_for_most
+    return per_mask, call
 
 
-def finish(out: Path, info: DatasetInfo, request: Request, stems: tuple[str, ...]) -> bool:
-    """Whether every slice that was ever asked for stands. If so `out` is made complete, by whichever call sees it: the
-    shards' manifests become one, and dataset.json comes last."""
-    most = request.per_mask
-    if (out / GENERATION).is_file():
-        most = max(most, read_generation(out)[1])
-    rows = read_manifest(out)
-    if not all(image.stem in rows for image in plan_images(stems, most, request.prompts, request.seed)):
-        return False
-    _publish(out, "manifest.jsonl", write_lines, _in_order(rows), request)
-    _publish(out, "dataset.json", write_json, info.to_json(), request)
-    for file in (out / GENERATION, *out.glob(SHARDS)):
-        file.unlink(missing_ok=True)
-    return True
+def begin(out: Path, info: DatasetInfo, most: int, call: str | None, request: Request) -> None:
+    """Make `out`, or go on with it, as a folder that is not complete until `most` slices of every mask stand."""
+    make_folder(out / "images")
+    make_folder(out / "masks")
+    publish(out, GENERATION, write_json, info.to_json() | {"per_mask": most, "call": call}, request)
+    (out / "dataset.json").unlink(missing_ok=True)
 
 
-def read_manifest(out: Path) -> dict[str, dict]:
-    """Lines of all manifests by stem, those whose image and mask both stand."""
-    rows = {}
-    # the one that they are merged into comes last: should that happen just now, no line is missed
-    for file in (*sorted(out.glob(SHARDS)), out / "manifest.jsonl"):
-        rows |= read_rows(out, file.name)
-    return rows
-
-
-def read_rows(out: Path, manifest: str) -> dict[str, dict]:
-    """Lines of one manifest by stem, those whose image and mask both stand."""
-    try:
-        lines = read_lines(out / manifest)
-    except FileNotFoundError:  # another shard has merged it between two looks
-        return {}
-    whole = [row for row in lines if all((out / part / row["file"]).is_file() for part in ("images", "masks"))]
-    return {Path(row["file"]).stem: row for row in whole}
-
-
-def _in_order(rows: dict[str, dict]) -> list[dict]:
-    return sorted(rows.values(), key=lambda row: natural_order(row["file"]))
-
-
-def _publish(out: Path, name: str, write: Callable[[Path, object], None], content: object, request: Request) -> None:
+def publish(out: Path, name: str, write: Callable[[Path, object], None], content: object, request: Request) -> None:
     """Write a file that other shards may be writing too, with the same content: each renames one of its own to it."""
     own = out / ".{}-{}-of-{}.tmp".format(name, *request.shard)
     write(own, content)

@@ -20,6 +20,7 @@ from natural2nanoscale.diffusion.progress import Counts, Learner, Progress
 from natural2nanoscale.diffusion.saving import load_weights
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.finite import SkippedSteps, add_finite
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import seed_for
 
@@ -49,7 +50,8 @@ def fine_tune(
     learner = Learner.begin(backbone, settings, initial)
     backbone, slices = learner.backbone, len(data.train.stems)
     counts, losses = Counts(), torch.zeros(2, device=backbone.device)  # sum and number since the log's last line
-    state = State(counts, optimizer=learner.optimizer, losses=losses)
+    skipped = SkippedSteps(learner.optimizer, backbone.device)
+    state = State(counts, optimizer=learner.optimizer, losses=losses, skipped=skipped.counts)
     if resume:
         restore(run, state, learner)
     if distributed.world_size() > 1:
@@ -79,11 +81,12 @@ def fine_tune(
             distributed.add_up_gradients(learner.parameters, step_loss)
 
             # the step: only ControlNet moves, and the decoder where it is unlocked
-            torch.nn.utils.clip_grad_norm_(learner.parameters, settings.clip)
+            skipped.guard(torch.nn.utils.clip_grad_norm_(learner.parameters, settings.clip))
             learner.optimizer.step()
             learner.optimizer.zero_grad(set_to_none=not settings.compile)
             counts.step += 1
-            losses += torch.stack([step_loss, torch.ones_like(step_loss)])
+            add_finite(losses, torch.stack([step_loss, torch.ones_like(step_loss)]))
+            skipped.refuse_too_many(counts.step, run.path)
 
             progress.look(epoch)
             progress.save()

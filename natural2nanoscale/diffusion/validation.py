@@ -17,6 +17,7 @@ from natural2nanoscale.diffusion.backbone import Backbone, encode_prompts
 from natural2nanoscale.diffusion.controlnet import Batch, Denoiser, denoising_loss, latent_moments
 from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
+from natural2nanoscale.files import make_folder
 from natural2nanoscale.seeds import generator_for
 
 TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
@@ -96,7 +97,7 @@ class Validation:
     def write_samples(self, controlnet: ControlNetModel, folder: Path, step: int) -> None:
         """A strip real | mask | synthetic (the paper's Figure 4)."""
         count = min(3, len(self.windows))
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         real = self.windows.round().to(torch.uint8).numpy()
         masks = color_table(self.colors)[self.masks.cpu().numpy()]
         synthetic = self.draw(controlnet, count)

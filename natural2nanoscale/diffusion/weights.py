@@ -12,6 +12,9 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.finite import refuse_not_finite
+from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.schemas import PART
 
 # <name>.<variant>-<shard>.safetensors, variant and shard where there are some
 WEIGHTS_FILE = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
@@ -36,6 +39,7 @@ def load_module(kind: type, folder: Path) -> torch.nn.Module:
     except LookupError:
         raise InputError(f"{folder} {_without_safetensors(kind, folder, names)}") from None
     try:
+        read_json(folder / "config.json", PART, links=True)
         options = {"low_cpu_mem_usage": False} if kind is not CLIPTextModel else {}
         model, report = kind.from_pretrained(
             folder,
@@ -46,10 +50,10 @@ def load_module(kind: type, folder: Path) -> torch.nn.Module:
             torch_dtype=torch.float32,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ArithmeticError,
+            SafetensorError) as error:  # fmt: skip
         raise InputError(
-            f"{folder} cannot be loaded as {kind.__name__} ({reason}): expected config.json and safetensors "
+            f"{folder} cannot be loaded as {kind.__name__} ({reason(error)}): expected config.json and safetensors "
             "weights of one architecture, as diffusers saves them"
         ) from error
     for problem in ("missing_keys", "unexpected_keys"):
@@ -59,6 +63,7 @@ def load_module(kind: type, folder: Path) -> torch.nn.Module:
                 f"{folder} has {len(keys)} {problem.replace('_', ' ')} for {kind.__name__}, such as {keys[0]}: "
                 "the weights do not belong to this architecture"
             )
+    refuse_not_finite(model.state_dict(), folder, "the weights are damaged, copy or make them anew")
     return model
 
 

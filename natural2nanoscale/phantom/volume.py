@@ -87,7 +87,7 @@ def write_phantom(out: Path, settings: PhantomSettings) -> None:
     images, masks = volume(total, height, width, settings.seed)
     classes = Classes.named("background", "cytoplasm", "nucleus")
     first = 0
-    with new_folder(out) as root:
+    with new_folder(out, fresh=True) as root:
         for part, count in counts.items():
             split = {"rule": "block", "part": part, "first": first, "last": first + count - 1, "of": total}
             split |= {"gap": settings.gap, "seed": settings.seed}

@@ -13,7 +13,7 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import PairFolder, fingerprint
 from natural2nanoscale.data.roots import learned_by_run, refuse_unfit
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import read_config
+from natural2nanoscale.records import read_config
 from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import predict_mask, slices_at_once
 from natural2nanoscale.segmentation.metrics import confusion, dice, iou, jsonable, mean_std, miou

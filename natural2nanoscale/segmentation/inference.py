@@ -9,6 +9,7 @@ from types import EllipsisType
 import torch
 
 from natural2nanoscale.data.encoders import encode_gray
+from natural2nanoscale.errors import InputError
 from natural2nanoscale.segmentation.schedule import micro_batch_size
 from natural2nanoscale.segmentation.unet import UNet
 
@@ -52,10 +53,15 @@ def predict_mask(models: Sequence[UNet], grey: torch.Tensor, tile: int = TILE, m
     """Grey values (B,H,W) uint8 -> class ids (B,H,W) uint8: the likeliest by the mean of the models' probabilities.
 
     Sides longer than `tile` pixels are cut into tiles that overlap by at least 2 x `margin`. The norms then see a
-    tile instead of the slice, so the answer is not exactly that of the whole.
+    tile instead of the slice, so the answer is not exactly that of the whole. InputError where it is not finite.
     """
     ids = torch.empty_like(grey)
     for window, answer, place in tiles(grey.shape[1:], tile, margin):
         shares = sum(model(encode_gray(grey[window], 1)).softmax(1) for model in models)
+        if not shares.isfinite().all():  # else all would be class 0
+            raise InputError(
+                "the U-Nets' answer is not finite, and no mask is made of it: train them anew with a lower --lr, or "
+                "with --precision float32"
+            )
         ids[place] = shares.argmax(1)[answer].to(torch.uint8)
     return ids

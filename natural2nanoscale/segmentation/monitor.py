@@ -15,6 +15,7 @@ from natural2nanoscale.checkpoints import SavingTimer, State
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.finite import SkippedSteps, add_finite
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.segmentation.batches import DeviceSlices
 from natural2nanoscale.segmentation.inference import slices_at_once, tiles
@@ -85,7 +86,8 @@ class Monitor:
         self.best_weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.train_loss = torch.zeros(2, device=device)  # summed loss and weights since the last validation
         parts = {"model": model, "optimizer": optimizer, "best": self.best_weights, "train_loss": self.train_loss}
-        self.state = State(self.counts, **parts)
+        self.skipped = SkippedSteps(optimizer, device)
+        self.state = State(self.counts, **parts, skipped=self.skipped.counts)
         self.rows: list[dict] = []  # the lines of all validations
         if folder:
             folder.restore(self.state)
@@ -101,7 +103,8 @@ class Monitor:
     def look(self, loss: torch.Tensor, weight: torch.Tensor, bar: tqdm) -> None:
         """Count a step with its summed loss and weights; when it is time, validate, log and keep the best weights."""
         self.counts.step += 1
-        self.train_loss += torch.stack([loss, weight])
+        add_finite(self.train_loss, torch.stack([loss, weight]))
+        self.skipped.refuse_too_many(self.counts.step, self.folder.path if self.folder else "the U-Net")
         bar.update()
         if self.counts.step % self.schedule.validate_every == 0:
             self.counts.useless += 1
@@ -118,7 +121,7 @@ class Monitor:
         val_loss, matrix = validate(self.model, self.validation, self.at_once)
         loss = (self.train_loss[0] / self.train_loss[1].clamp(min=1e-6)).item()
         if not math.isfinite(loss + val_loss):
-            raise InputError(f"the loss became {loss} by step {self.counts.step}: lower --lr and start again")
+            raise InputError(f"the loss became {loss + val_loss} by step {self.counts.step}: use a lower --lr")
         row = {
             "step": self.counts.step,
             "epoch": self.counts.step / self.schedule.per_epoch,

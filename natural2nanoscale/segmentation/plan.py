@@ -39,7 +39,7 @@ def print_plan(
     took = duration(schedule.total_steps * math.ceil(schedule.per_step / at_once) * cost.seconds)
     print(f"memory    about {gigabytes(cost.peak)} with {at_once} of {width}x{height} at once")
     # the weights, the best ones and Adam's two moments; in the end the best ones of every seed once more
-    print(f"disk      {disk_need(16 * parameters, keep=1)}, for each seed")
+    print(f"disk      {disk_need(16 * parameters, keep=2)}, for each seed")
     print(
         f"length    at most {schedule.total_steps} steps, {schedule.per_epoch} per epoch, about {took} and what "
         f"validation takes,\n          for each of {seeds} seed(s), on {device}"

@@ -14,6 +14,7 @@ from natural2nanoscale.runs import environment
 from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
+from natural2nanoscale.text import markdown_text, printable
 
 LEAKS = {
     "random": "Slices were split at random: neighbours in a stack are in training and test, which flatters scores.",
@@ -33,7 +34,7 @@ def verdict(report: dict) -> str:
     """One line: what the run scored on what."""
     return (
         f"mIoU {percent(report['miou_mean'], report['miou_std'])} % over {len(report['seeds'])} seed(s) "
-        f"on the {report['slices']} slices of {report['data']}"
+        f"on the {report['slices']} slices of {printable(report['data'])}"
     )
 
 
@@ -42,14 +43,14 @@ def class_table(report: dict) -> list[str]:
     lines = ["| class | IoU | Dice |", "|---|--:|--:|"]
     for entry in report["per_class"]:
         scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]
-        lines.append(f"| {entry['name']} | {' | '.join(scores)} |")
+        lines.append(f"| {markdown_text(entry['name'])} | {' | '.join(scores)} |")
     return lines
 
 
 def markdown(report: dict) -> str:
     """report.md: the verdict first, then classes, seeds, confusions and the hardest slices."""
-    names = [entry["name"] for entry in report["per_class"]]
-    lines = [f"**{verdict(report)}**", ""]
+    names = [markdown_text(entry["name"]) for entry in report["per_class"]]
+    lines = [f"**{markdown_text(verdict(report))}**", ""]
     precision = " and ".join(sorted({seed["precision"] for seed in report["seeds"]}))
     lines += [f"All numbers in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds."]
     lines += ["", *class_table(report)]
@@ -71,7 +72,7 @@ def markdown(report: dict) -> str:
         if row["miou"] is not None
     )[:5]
     lines += ["", "| hardest slices | seed | mIoU |", "|---|--:|--:|"]
-    lines += [f"| {image} | {seed} | {percent(miou)} |" for miou, image, seed in hardest]
+    lines += [f"| {markdown_text(image)} | {seed} | {percent(miou)} |" for miou, image, seed in hardest]
     return "\n".join(lines) + "\n"
 
 
@@ -80,18 +81,19 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
 
     `report` is evaluate_run's; `folders` are train, test and, where used, synthetic."""
     train, info = folders["train"], folders["train"].info
-    names = ", ".join(info.classes.names)
+    names = markdown_text(", ".join(info.classes.names))
     (height, width), window = max(training.shapes, key=math.prod), info.intensity_window
     greys = "8-bit grey values as they are"
     if window:
         greys = f"grey values {window[0]:g} to {window[1]:g}, which became 0 to 255"
     scale = f", {info.pixel_size_nm:g} nm per pixel" if info.pixel_size_nm else ", pixel size not stated"
     synthetic = len(training) - training.real
-    sources = [f"{training.real} annotated slices of {info.name} ({train.path})"] if training.real else []
+    origin = markdown_text(f"{info.name} ({train.path})")
+    sources = [f"{training.real} annotated slices of {origin}"] if training.real else []
     if synthetic:
         made = folders["synthetic"].info.split
         sources.append(
-            f"{synthetic} synthetic slices ({folders['synthetic'].path}), drawn from the masks of "
+            f"{synthetic} synthetic slices ({markdown_text(str(folders['synthetic'].path))}), drawn from the masks of "
             f"{(made.get('source') or {}).get('part', 'another folder')}/ by the ControlNet "
             f"{str(made.get('controlnet'))[:12]} over the backbone {str(made.get('backbone'))[:12]}"
         )
@@ -120,7 +122,7 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         "",
         "## How well",
         "",
-        f"{verdict(report)}. Single networks; `segment` averages their probabilities.",
+        f"{markdown_text(verdict(report))}. Single networks; `segment` averages their probabilities.",
         "",
         *class_table(report),
         "",

@@ -15,8 +15,10 @@ from natural2nanoscale.data.prepare.pairing import list_pages
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.sheets import colored, overlay, sheet
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import save_png, sha256
+from natural2nanoscale.files import make_folder, save_png, sha256
+from natural2nanoscale.records import read_lines
 from natural2nanoscale.runs import RunFolder, open_run
+from natural2nanoscale.schemas import SEGMENT_ROW
 from natural2nanoscale.segmentation.evaluation import trained_seeds
 from natural2nanoscale.segmentation.inference import predict_mask
 from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNetInfo, load_unet
@@ -46,10 +48,11 @@ def segment_slices(unets: Path, images: Path, out: Path, device: torch.device, m
             "networks": {folder.parent.name: sha256(folder / WEIGHTS_NAME) for folder in folders},
             "classes": info.classes.to_json(),
         }
-        run = open_run(out, config, (out / "config.json").is_file())
+        run = open_run(out, config, (out / "config.json").is_file(), at_once=False)
         run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
-        (run.path / "masks").mkdir(exist_ok=True)
-        rows = {row["image"]: row for row in run.read_log()}
+        make_folder(run.path / "masks")
+        rows = read_lines(run.path / "log.jsonl", SEGMENT_ROW)
+        rows = {row["image"]: row for row in rows if len(row["pixels"]) == info.classes.count}
         missing = [page for page in pages if not made(run, page, rows)]
         print(f"{len(pages)} slices, {len(missing)} to segment, by {len(models)} U-Net(s)")
         print(f"on {device}, in {models[0].precision}")
@@ -64,6 +67,7 @@ def segment_slices(unets: Path, images: Path, out: Path, device: torch.device, m
                 save_png(run.path / "masks" / f"{page.stem}.png", mask)
                 pixels = np.bincount(mask.ravel(), minlength=info.classes.count).tolist()
                 rows[page.stem] = {"image": page.stem, "file": stamp(page), "pixels": pixels, "clipped": clipped}
+                rows[page.stem]["sha256"] = sha256(run.path / "masks" / f"{page.stem}.png")
                 run.log(rows[page.stem])
         pictures = []
         for page in evenly_spaced(pages, SHOWN):
@@ -118,9 +122,9 @@ def stamp(page: Page) -> list[int]:
 
 
 def made(run: RunFolder, page: Page, rows: dict[str, dict]) -> bool:
-    """Whether the slice's mask is there and was made from this very file."""
-    row = rows.get(page.stem)
-    return bool(row) and row["file"] == stamp(page) and (run.path / "masks" / f"{page.stem}.png").is_file()
+    """Whether the slice's mask is there, as it was written, and was made from this very file."""
+    row, mask = rows.get(page.stem), run.path / "masks" / f"{page.stem}.png"
+    return bool(row) and row["file"] == stamp(page) and mask.is_file() and row.get("sha256") == sha256(mask)
 
 
 def read_slice(reader: Reader, page: Page, info: UNetInfo, rule: str) -> tuple[np.ndarray, int]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from natural2nanoscale.data.classes import IGNORE_ID
+from natural2nanoscale.finite import gradient_norm
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for
 from natural2nanoscale.segmentation.batches import DeviceSlices, draw_batch, read_batch
@@ -58,6 +59,7 @@ def train(
             optimizer.zero_grad()
             optimizer.param_groups[0]["lr"] = learning_rate(step, schedule.total_steps, settings)
             loss, weight = accumulate_gradient(network, parts, weights)  # predict, loss, backward
+            monitor.skipped.guard(gradient_norm(model.parameters()))
             optimizer.step()
             monitor.look(loss, weight, bar)
             monitor.save(stop)

@@ -6,6 +6,7 @@ followed by a GroupNorm, so that training does not depend on how a batch is cut 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -20,7 +21,10 @@ from torch import nn
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.device import native_bfloat16
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import new_file, write_json
+from natural2nanoscale.files import make_folder, new_file, write_json
+from natural2nanoscale.finite import refuse_not_finite
+from natural2nanoscale.records import parse, reason
+from natural2nanoscale.schemas import UNET
 
 CPU = torch.device("cpu")
 WEIGHTS_NAME = "unet.safetensors"
@@ -145,44 +149,73 @@ class UNetInfo:
             "trained": self.trained,
         }
 
+    @classmethod
+    def from_json(cls, data: dict) -> UNetInfo:
+        """Of what fits `schemas.UNET`; ValueError where that makes no sense."""
+        window = data["intensity_window"]
+        return cls(
+            data["width"],
+            data["depth"],
+            Classes.from_json(data["classes"]),
+            (float(window[0]), float(window[1])) if window and len(window) == 2 else None,
+            data["trained"],
+            data.get("precision", "float32"),  # older files do not say
+        )
+
 
 def save_unet(folder: Path, model: UNet, info: UNetInfo) -> None:
-    """Write unet.safetensors, which describes itself in its metadata, and the same facts as config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write unet.safetensors, which describes itself in its metadata and has a hash of all, and the same facts as
+    config.json. InputError, and nothing is written, where a weight is not finite."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    refuse_not_finite(tensors, folder / WEIGHTS_NAME, "start again with a lower --lr")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    described = json.dumps(info.to_json())
+    metadata = {"format": "pt", "unet": described, "sha256": content_hash(described, tensors)}
     with new_file(folder / WEIGHTS_NAME, sum(tensor.nbytes for tensor in tensors.values())) as file:
-        save_file(tensors, file, metadata={"format": "pt", "unet": json.dumps(info.to_json())})
+        save_file(tensors, file, metadata=metadata)
     write_json(folder / "config.json", info.to_json())
+
+
+def content_hash(described: str, tensors: dict[str, torch.Tensor]) -> str:
+    """sha256 over a description and tensors on the CPU with their names and shapes."""
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_unet(path: Path, device: torch.device = CPU) -> tuple[UNet, UNetInfo]:
     """Load a network from its weights file or the folder that holds it; on the device, in eval mode.
 
     It computes in the precision of its training, or in float32 on a device that does not compute in that.
-    Raises InputError when the file is missing, damaged, or not one that `save_unet` wrote.
+    Raises InputError when the file is missing, damaged, or not one that `save_unet` wrote, and when a weight is not
+    finite. A file from before there were hashes is taken without one.
     """
     file = Path(path) / WEIGHTS_NAME if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise InputError(f"{file} does not exist, expected a U-Net: train one with `python train_unet.py`")
     try:
         with safe_open(file, framework="pt") as weights:
-            described = json.loads((weights.metadata() or {})["unet"])
-            window = described["intensity_window"]
-            info = UNetInfo(
-                int(described["width"]),
-                int(described["depth"]),
-                Classes.from_json(described["classes"]),
-                (float(window[0]), float(window[1])) if window else None,
-                dict(described["trained"]),
-                described.get("precision", "float32"),  # older files do not say
-            )
-            reduced = info.precision == "bfloat16" and native_bfloat16(device)
-            precision = "bfloat16" if reduced else "float32"
-            model = UNet(info.classes.count, info.width, info.depth, precision)
-            model.load_state_dict({name: weights.get_tensor(name) for name in weights.keys()})
+            metadata = weights.metadata() or {}
+            tensors = {name: weights.get_tensor(name) for name in weights.keys()}
+        hash_ = content_hash(metadata["unet"], tensors)
+        if metadata.keys() != {"format", "unet"} and metadata.get("sha256") != hash_:
+            raise ValueError("its content does not match its hash")
+        info = UNetInfo.from_json(parse(metadata["unet"], UNET))
+        reduced = info.precision == "bfloat16" and native_bfloat16(device)
+        parts = info.classes.count, info.width, info.depth, "bfloat16" if reduced else "float32"
+        with torch.device("meta"):  # whatever the file says takes no memory before its tensors agree
+            shapes = {name: tensor.shape for name, tensor in UNet(*parts).state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError("its tensors are not those of the network that it describes")
+        model = UNet(*parts)
+        model.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{file} is not a U-Net of this program ({reason}): train one with `python train_unet.py`"
+            f"{file} is not a U-Net of this program, or damaged ({reason(error)}): copy it again, or go on with "
+            "`python train_unet.py --resume`, which writes it anew from its checkpoint"
         ) from error
+    refuse_not_finite(tensors, file, "train it anew with `python train_unet.py` and a lower --lr")
     return move_to(model, device).eval(), info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.device import select_device
 from natural2nanoscale.files import write_json
+from natural2nanoscale.records import describe
+from natural2nanoscale.schemas import PILOT
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.schedule import slices_per_step
 from natural2nanoscale.segmentation.settings import Settings
@@ -39,7 +40,7 @@ def fix_steps(preset: Preset, out: Path, pool: PairFolder, validation: PairFolde
     over every shorter one has the number. No test slice is opened.
     """
     file, (name, budget) = out / "pilot.json", next(iter(preset.budgets.items()))
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"trainings": []}
+    found = describe(file, PILOT, "remove it, and the pilot runs again") if file.is_file() else {"trainings": []}
     done = {line["steps"]: line for line in found["trainings"]}
     training, judge, best = load_slices(pool), load_slices(validation), -1.0
     for steps in CANDIDATES:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from natural2nanoscale.charts import COLOURS
 from natural2nanoscale.files import write_text
+from natural2nanoscale.records import read_config
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def slug(title: str) -> str:
 
 def run_facts(run: Path) -> list[tuple[str, str]]:
     """What a reader needs to make a run again: this command, the versions and the settings in config.json."""
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = read_config(run)
     environments = config["environments"]  # several where the run was stopped and went on in another one
     versions = [
         ", ".join(f"{name} {version}" for name, version in one["versions"].items() if version) for one in environments

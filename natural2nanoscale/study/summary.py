@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,9 @@ from dataclasses import replace
 from natural2nanoscale.charts import dot_plot
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
+from natural2nanoscale.records import describe
 from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.schemas import PILOT
 from natural2nanoscale.study.comparisons import (
     compare_all,
     difference_parts,
@@ -197,7 +198,7 @@ def pilot_parts(run: RunFolder) -> list[Table]:
     file = run.path / "pilot.json"
     if not file.is_file():
         return []
-    trainings = json.loads(file.read_text(encoding="utf-8"))["trainings"]
+    trainings = describe(file, PILOT, "remove it, and the pilot runs again")["trainings"]
     lines = [[f"{line['steps']:,} steps", f"{100 * line['validation']:.1f}"] for line in trainings]
     return [Table("Pilot", ("trained for", "best validation mIoU"), lines, pilot_note(trainings))]
 

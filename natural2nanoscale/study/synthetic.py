@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import replace
@@ -19,7 +18,9 @@ from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.synthetic_folder import Request
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.files import save_png
+from natural2nanoscale.records import describe
 from natural2nanoscale.runs import RunFolder, open_run
+from natural2nanoscale.schemas import SECONDS
 from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.study.training_sets import rotated_copies
 
@@ -27,7 +28,7 @@ from natural2nanoscale.study.training_sets import rotated_copies
 def read_timing(out: Path) -> dict[str, float]:
     """Seconds per slice as `time_generation` measured them for the study in `out`; empty before."""
     file = out / "timing.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return describe(file, SECONDS, "remove it, and it is measured again") if file.is_file() else {}
 
 
 def sampling_settings(backbone: Backbone) -> SamplingSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -96,7 +97,7 @@ def serve(connection: Connection, module: str, name: str) -> None:
         import torch
 
         torch.set_num_threads(1)
-        work = getattr(__import__(module, fromlist=[name]), name)
+        work = getattr(importlib.import_module(module), name)
         while True:
             task = connection.recv()
             try:

@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> None:
     """Score the run on --data, write both reports, print the readable one."""
     from natural2nanoscale.data.folders import open_pairs
     from natural2nanoscale.device import select_device
-    from natural2nanoscale.files import read_config
+    from natural2nanoscale.records import read_config
     from natural2nanoscale.segmentation.evaluation import evaluate_run
     from natural2nanoscale.segmentation.report import markdown, write_report
 

@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-pixels",
         type=at_least(1),
-        default=1_000_000_000,
+        default=100_000_000,
         metavar="N",
-        help="refuse larger pictures, against decompression bombs (default: %(default)s)",
+        help="refuse larger slices, which take long and may be bombs (default: %(default)s)",
     )
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 

@@ -55,7 +55,7 @@ def prepare(settings: Preparation) -> None:
         window, pixel_size = survey(settings, pairs, parts, images)
         info = DatasetInfo(out.name, "prepared", rule.classes, window, pixel_size, description)
 
-        with new_folder(out) as root:
+        with new_folder(out, fresh=True) as root:
             folders = {}
             for part in dict.fromkeys(parts):
                 chosen = [(s, p) for s, p, of in zip(stems, pairs, parts, strict=True) if of == part]
