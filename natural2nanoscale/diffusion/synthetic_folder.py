@@ -26,7 +26,7 @@ from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import holds_nothing, make_folder, sha256, write_json
+from natural2nanoscale.files import holds_nothing, make_folder, refuse_link, sha256, write_json
 from natural2nanoscale.records import read_lines
 from natural2nanoscale.schemas import MANIFEST_ROW
 from natural2nanoscale.seeds import generator_for, seed_for
@@ -148,9 +148,9 @@ def most_planned(out: Path, per_mask: int, call: str | None) -> tuple[int, str |
 
 def begin(out: Path, info: DatasetInfo, per_mask: int, call: str | None) -> None:
     """Make `out`, or go on with it, as a folder that is not complete."""
+    write_json(out / GENERATION, info.to_json() | {"per_mask": per_mask, "call": call})  # first: a folder is ours by it
     make_folder(out / "images")
     make_folder(out / "masks")
-    write_json(out / GENERATION, info.to_json() | {"per_mask": per_mask, "call": call})
     (out / "dataset.json").unlink(missing_ok=True)
 
 
@@ -159,6 +159,7 @@ def refuse_strangers(out: Path, planned: Sequence[Image]) -> None:
     known = {image.stem for image in planned}
     known |= {Path(row["file"]).stem for row in read_lines(out / "manifest.jsonl", MANIFEST_ROW)}
     for part in ("images", "masks"):
+        refuse_link(out / part)
         for stem, file in stems_of(out / part).items():
             if stem not in known or file.suffix != ".png":
                 raise InputError(f"{file} is none of the slices that are made here: remove it, or name another --out")
