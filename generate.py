@@ -133,6 +133,7 @@ def main(args: argparse.Namespace) -> None:
 def controlnet_run(args: argparse.Namespace) -> dict:
     """The config of the run in --controlnet."""
     from natural2nanoscale.records import read_config
+    from natural2nanoscale.schemas import CONTROLNET_CONFIG
 
     if not (args.controlnet / "config.json").is_file():
         run = None if args.controlnet == CONTROLNET_RUN else args.controlnet
@@ -147,7 +148,7 @@ def controlnet_run(args: argparse.Namespace) -> dict:
             f"{args.controlnet} is a run of kind {config.get('kind')}, expected one of train_controlnet.py: name that "
             "with --controlnet"
         )
-    return config
+    return read_config(args.controlnet, CONTROLNET_CONFIG)
 
 
 def what_is_seen(args: argparse.Namespace, config: dict) -> str:

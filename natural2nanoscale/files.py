@@ -38,10 +38,15 @@ def clear(path: Path) -> None:
 
 def make_folder(path: Path) -> Path:
     """A folder of ours within another one, new or there already. InputError for a link, which leads who knows where."""
-    if path.is_symlink():
-        raise InputError(f"{path} is a link to {os.readlink(path)}, expected a folder: remove the link")
+    refuse_link(path)
     path.mkdir(exist_ok=True)
     return path
+
+
+def refuse_link(path: Path) -> None:
+    """Raise InputError for a link where a folder of ours is to be."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a link to {os.readlink(path)}, expected a folder: remove the link")
 
 
 @contextmanager

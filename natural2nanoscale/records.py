@@ -38,10 +38,10 @@ def describe(path: Path, schema: Any, remedy: str) -> Any:
         raise InputError(f"{path} cannot be read as what it should be ({reason(error)}): {remedy}") from error
 
 
-def read_config(folder: Path) -> dict:
+def read_config(folder: Path, schema: Any = CONFIG) -> dict:
     """config.json of a run folder; {} where there is none, InputError where it is not what a run writes."""
     file = Path(folder) / "config.json"
-    return describe(file, CONFIG, "name another folder, or restore the file") if os.path.lexists(file) else {}
+    return describe(file, schema, "name another folder, or restore the file") if os.path.lexists(file) else {}
 
 
 def read_lines(path: Path, schema: Any = LOG_ROW, strict: bool = False) -> list[dict]:

@@ -67,6 +67,11 @@ CONFIG = {
     "arguments?": dict,
     "environments?": [dict],
 }
+CONTROLNET_CONFIG = CONFIG | {  # of a run that slices are drawn by
+    "settings": SETTINGS,
+    "classes": CLASSES,
+    "backbone": {"name": str, "weights": HASH, "tokenizer?": (None, str)},
+}
 BEST = {"step": NATURAL, "val_loss": float, "val_miou": (None, float)}
 STATE = {"step": NATURAL, "state": {"best?": (float, {}, BEST)}}
 UNET = {

@@ -14,7 +14,7 @@ from natural2nanoscale.data.folders import DatasetInfo, natural_order, stems_of
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.diffusion.synthetic_folder import Image, Request
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import sha256
+from natural2nanoscale.files import refuse_link, sha256
 from natural2nanoscale.records import read_lines
 from natural2nanoscale.schemas import MANIFEST_ROW
 
@@ -60,6 +60,7 @@ def refuse_strangers(out: Path, planned: Sequence[Image]) -> None:
     """Raise InputError for a picture in `out` that is none of those that are planned or have a line."""
     known = {image.stem for image in planned} | {Path(row["file"]).stem for row in manifest_lines(out)}
     for part in ("images", "masks"):
+        refuse_link(out / part)
         for stem, file in stems_of(out / part).items():
             if stem not in known or file.suffix != ".png":
                 raise InputError(f"{file} is none of the slices that are made here: remove it, or name another --out")

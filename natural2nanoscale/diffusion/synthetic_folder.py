@@ -145,9 +145,10 @@ def most_planned(out: Path, per_mask: int, call: str | None) -> tuple[int, str |
 
 def begin(out: Path, info: DatasetInfo, most: int, call: str | None, request: Request) -> None:
     """Make `out`, or go on with it, as a folder that is not complete until `most` slices of every mask stand."""
+    said = info.to_json() | {"per_mask": most, "call": call}
+    publish(out, GENERATION, write_json, said, request)  # first: a folder is ours by it
     make_folder(out / "images")
     make_folder(out / "masks")
-    publish(out, GENERATION, write_json, info.to_json() | {"per_mask": most, "call": call}, request)
     (out / "dataset.json").unlink(missing_ok=True)
 
 

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or args.run / f"evaluate-{'-'.join(folder.path.resolve().parts[-2:])}-{hash_[:8]}"
     write_report(out, report)
     print(markdown(report))
-    used = read_config(args.run)["data"]
+    used = read_config(args.run).get("data", {})
     for part in ("val", "synthetic"):
         if used.get(part) == hash_:
             print(f"note: these are the {part} slices of the run: the scores say nothing about new ones")
