@@ -155,6 +155,17 @@ def size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def shard(text: str) -> tuple[int, int]:
+    """Argument type of i/n -> (i, n): the i-th of n parts of the work, from 1."""
+    try:
+        index, count = (int(part) for part in text.split("/"))
+        if not 1 <= index <= count:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part of the work, such as 1/4") from None
+    return index, count
+
+
 def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
     """Argument type of a finite number that is not below `minimum`."""
 

@@ -132,6 +132,7 @@ class UNetInfo:
     intensity_window: tuple[float, float] | None = None  # grey values that became 0 and 255 at conversion
     trained: dict = field(default_factory=dict)  # seed, step and validation scores of these weights
     precision: str = "float32"  # of the arithmetic in their training
+    pixel_size_nm: float | None = None  # of the training slices, where their folder says it
 
     def to_json(self) -> dict:
         return {
@@ -141,6 +142,7 @@ class UNetInfo:
             "classes": self.classes.to_json(),
             "intensity_window": list(self.intensity_window) if self.intensity_window else None,
             "precision": self.precision,
+            "pixel_size_nm": self.pixel_size_nm,
             "input": "grey values 0..255 mapped to [-1,1]",
             "trained": self.trained,
         }
@@ -175,6 +177,7 @@ def load_unet(path: Path, device: torch.device = CPU) -> tuple[UNet, UNetInfo]:
                 (float(window[0]), float(window[1])) if window else None,
                 dict(described["trained"]),
                 described.get("precision", "float32"),  # older files do not say
+                described.get("pixel_size_nm"),
             )
             reduced = info.precision == "bfloat16" and native_bfloat16(device)
             precision = "bfloat16" if reduced else "float32"
