@@ -20,6 +20,7 @@ from natural2nanoscale.files import refuse_non_empty, save_png, write_json
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
+FORMAT = 1  # of dataset.json; a file without one is of the first
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
 
 
@@ -38,6 +39,7 @@ class DatasetInfo:
 
     def to_json(self) -> dict:
         data = {
+            "format": FORMAT,
             "name": self.name,
             "origin": self.origin,
             "classes": self.classes.to_json(),
@@ -51,6 +53,8 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
         window, pixel_size = data.get("intensity_window"), data.get("pixel_size_nm")
+        if data.get("format", FORMAT) > FORMAT:
+            raise ValueError(f"it is of format {data['format']}, this version reads up to {FORMAT}: update it")
         return cls(
             name=str(data["name"]),
             origin=str(data["origin"]),

@@ -17,8 +17,6 @@ from natural2nanoscale.files import holds_nothing, new_file
 from natural2nanoscale.segmentation.evaluation import trained_seeds
 from natural2nanoscale.segmentation.unet import UNet, load_unet
 
-FORMAT = 1  # of the description in the file's metadata
-
 
 class Averaged(nn.Module):
     """What an ONNX file computes: grey values (B,1,H,W) float32 in 0..255, any H and W -> probabilities (B,K,H,W), the
@@ -62,7 +60,7 @@ def export_onnx(run: Path, out: Path) -> None:
 
     networks = [load_unet(folder) for folder in trained_seeds(run)]
     info = networks[0][1]
-    described = info.to_json() | {"format": FORMAT, "input": "grey values 0..255 (B,1,H,W)", "precision": "float32"}
+    described = info.to_json() | {"input": "grey values 0..255 (B,1,H,W)", "precision": "float32"}
     described |= {"output": "probabilities (B,K,H,W)", "networks": len(networks)}
     model = Averaged([model for model, _ in networks]).eval()
     side = 2 ** (info.depth + 1)

@@ -24,6 +24,7 @@ from natural2nanoscale.files import new_file, write_json
 
 CPU = torch.device("cpu")
 WEIGHTS_NAME = "unet.safetensors"
+FORMAT = 1  # of the description in a weights file
 
 
 def double_conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -136,6 +137,7 @@ class UNetInfo:
 
     def to_json(self) -> dict:
         return {
+            "format": FORMAT,
             "architecture": "natural2nanoscale U-Net",
             "width": self.width,
             "depth": self.depth,
