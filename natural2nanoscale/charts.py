@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from natural2nanoscale.files import save_png
 
+COLOURS = 9  # of the curves of one chart; the page's style has them
 WIDTH, MARGIN = 360, 14  # in units of the viewBox, which are pixels on a narrow screen
 
 
@@ -128,9 +129,10 @@ def curves(
         parts.append(line(left, y, right, y, "level"))
     for n, (name, row) in enumerate(named):
         y = 14 + 17 * n
-        kind = f"s{n}" if row else "level"
+        kind = f"s{n % COLOURS}" if row else "level"
         parts += [line(left, y - 4, left + 22, y - 4, f"curve {kind}"), text(left + 30, y, name)]
-        offset = 3 * (n - (len(series) - 1) / 2)  # bars of different curves stand side by side
+        spread = any(std for _, _, std in row)
+        offset = 3 * (n - (len(series) - 1) / 2) * spread  # bars of different curves stand side by side
         placed = [(at(x, mean), mean, std, x) for x, mean, std in sorted(row)]
         path = " ".join(f"{across + offset:.1f},{down:.1f}" for (across, down), _, _, _ in placed)
         parts.append(f'<polyline points="{path}" class="curve {kind}"/>' if row else "")

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 
 from natural2nanoscale.charts import plot_progress
-from natural2nanoscale.cli import Parser
+from natural2nanoscale.cli import Parser, flags_of
+from natural2nanoscale.diffusion import settings as diffusion_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "natural2nanoscale"
@@ -193,3 +195,22 @@ def test_progress_picture_shows_the_curves(tmp_path):
     assert blue > 300
     plot_progress(tmp_path / "none.png", [], [["loss"]])
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    "name, settings, the_backbones",
+    [
+        ("train_controlnet", "FineTuning", {"crop", "lr", "max_weight"}),
+        ("generate", "SamplingSettings", {"strength", "start"}),
+    ],
+)
+def test_flags_have_the_defaults_of_the_settings(name, settings, the_backbones, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    args = runpy.run_path(str(ROOT / f"{name}.py"))["parse_arguments"]()
+    kind = getattr(diffusion_settings, settings)
+    for field, (flag, _) in flags_of(kind).items():
+        dest = flag.removeprefix("--").replace("-", "_")
+        if dest in the_backbones:
+            assert getattr(args, dest) is None
+        else:
+            assert getattr(args, dest) == kind.__dataclass_fields__[field].default, flag

@@ -52,3 +52,8 @@ def test_links_lead_somewhere(readme):
     for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (readme.parent / target).exists(), target
+
+
+def test_the_first_readme_is_short():
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split()
+    assert len(words) <= MOST_WORDS

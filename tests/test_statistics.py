@@ -8,6 +8,7 @@ from scipy import stats
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.segmentation.metrics import miou
 from natural2nanoscale.study.comparisons import compare, scope, shared_slices
+from natural2nanoscale.study.conditions import ALL
 from natural2nanoscale.study.statistics import block_bootstrap, paired_difference, t_distribution, t_quantile
 from natural2nanoscale.study.training_sets import draw_train
 
@@ -128,12 +129,16 @@ def test_redraws_that_share_slices_are_told_and_widened():
         for pool in (None, 12, 8)
     ]
     assert widths[0] == widths[1] and widths[2] / widths[0] == pytest.approx(2)  # 1/3 becomes 1/3 + 0.5 / 0.5
+    one_sided = compare("", redraws_of(3, 8, 8), [row | {"slices": 4} for row in with_it], 1).change.half_width
+    assert one_sided / widths[0] == pytest.approx(2)  # the control takes all, what it is compared with is drawn
     assert shared_slices(redraws_of(3, 4, 11)) == 4 / 11 and shared_slices(redraws_of(3, 4, 4)) == 0
     assert shared_slices(redraws_of(3, 4, 40, "random")) == 0.1  # dealt anew each time: never disjoint
     assert scope(redraws_of(3, 4, None)) == "" and scope(redraws_of(1, 4, None)).endswith("this test set only.")
     assert scope(redraws_of(3, 4, 12)) == "The t intervals are for this test set only."
     assert "50 % of their annotated slices" in scope(redraws_of(3, 4, 8))
     assert "for these slices only" in scope(redraws_of(3, 4, 4))
+    control = [row | {"condition": ALL} for row in redraws_of(3, 12, 12)]
+    assert scope(redraws_of(3, 4, 12) + control) == "The t intervals are for this test set only."
 
 
 def test_redraws_have_no_slice_in_common_while_the_pool_has_enough(data_folder, tmp_path):

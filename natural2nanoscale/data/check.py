@@ -11,11 +11,10 @@ import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.duplicates import near_duplicates
-from natural2nanoscale.data.folders import PairFolder, open_pairs
+from natural2nanoscale.data.folders import PARTS, PairFolder, open_pairs
 from natural2nanoscale.data.roots import refuse_other_classes
 from natural2nanoscale.errors import InputError
 
-PARTS = ("train", "val", "test", "synthetic")
 NAMED = 10  # slices in one warning
 
 
@@ -42,7 +41,7 @@ def open_root(data: Path) -> dict[str, PairFolder]:
         )
     if (data / "dataset.json").is_file():
         return {data.name: open_pairs(data)}
-    folders = {part: open_pairs(data / part) for part in PARTS if (data / part).is_dir()}
+    folders = {part: open_pairs(data / part) for part in (*PARTS, "synthetic") if (data / part).is_dir()}
     if not folders:
         raise InputError(
             f"{data} holds neither train/, val/, test/ nor a dataset.json: make a data root with "

@@ -50,6 +50,17 @@ def color_table(colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
     return table
 
 
+def packed(colors: np.ndarray) -> np.ndarray:
+    """(...,3) RGB in 0..255 -> (...) int32 0xRRGGBB."""
+    red, green, blue = (colors[..., i].astype(np.int32) for i in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def unpacked(codes: np.ndarray) -> np.ndarray:
+    """(...) 0xRRGGBB -> (...,3) uint8 RGB."""
+    return np.stack([codes >> 16 & 255, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class Classes:
     """Names and colours of the classes; a class id is the position in both."""

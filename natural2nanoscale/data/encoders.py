@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from natural2nanoscale.data.classes import IGNORE_COLOR, IGNORE_ID, color_table
+from natural2nanoscale.data.classes import IGNORE_COLOR, IGNORE_ID, color_table, packed
 from natural2nanoscale.data.edges import class_boundaries
 from natural2nanoscale.errors import InputError
 
@@ -61,11 +61,11 @@ def decode_mask(picture: np.ndarray, colors: tuple[tuple[int, int, int], ...]) -
 
     Raises InputError naming the first colour that is neither a class's nor black.
     """
-    codes = picture.astype(np.int64) @ np.array([65536, 256, 1])
+    codes = packed(picture)
     known = {IGNORE_COLOR: IGNORE_ID} | {color: i for i, color in enumerate(colors)}
     ids = np.full(picture.shape[:2], -1, np.int64)
     for color, class_id in known.items():
-        ids[codes == int(np.array(color, np.int64) @ np.array([65536, 256, 1]))] = class_id
+        ids[codes == packed(np.array(color))] = class_id
     if (ids < 0).any():
         strange = tuple(int(c) for c in picture[ids < 0][0])
         raise InputError(

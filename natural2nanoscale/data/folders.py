@@ -19,6 +19,7 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import refuse_non_empty, save_png, write_json
 
 T = TypeVar("T")
+PARTS = ("train", "val", "test")  # of a data root
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 FORMAT = 1  # of dataset.json; a file without one is of the first
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete

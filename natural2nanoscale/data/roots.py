@@ -11,8 +11,7 @@ import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import mask_hash, slice_digest
-from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, open_pairs
-from natural2nanoscale.data.prepare.splits import PARTS
+from natural2nanoscale.data.folders import PARTS, DatasetInfo, PairFolder, fingerprint, open_pairs
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import read_config
 

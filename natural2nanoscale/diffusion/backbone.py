@@ -13,7 +13,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from natural2nanoscale.diffusion.hub import PARTS, cached, from_hub
+from natural2nanoscale.diffusion.hub import MODEL_PARTS, cached, from_hub
 from natural2nanoscale.diffusion.original import read_backbone, refuse_pickle
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.stable_diffusion import (
@@ -108,9 +108,9 @@ def load_backbone(
     else:
         folder = path if path.is_dir() else from_hub(name)
         refuse_other_folder(folder)
-        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        missing = [part for part in MODEL_PARTS if not (folder / part).is_dir()]
         if missing:
-            expected = f"expected a diffusers folder with {', '.join(PARTS)}"
+            expected = f"expected a diffusers folder with {', '.join(MODEL_PARTS)}"
             raise InputError(f"backbone {folder} has no {missing[0]}/, {expected}")
         tokenizer = _load_tokenizer(tokenizer_folder or folder / "tokenizer")
         try:

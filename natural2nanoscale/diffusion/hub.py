@@ -13,7 +13,7 @@ from natural2nanoscale.diffusion.stable_diffusion import STABLE_DIFFUSION, refus
 from natural2nanoscale.diffusion.weights import WEIGHTS_FILE, variant_of
 from natural2nanoscale.errors import InputError
 
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+MODEL_PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 WEIGHTS = ("vae", "unet", "text_encoder")  # the parts that have some
 # Seconds to wait for the hub's first answer. A closed network fails at once; one that keeps silent is waited for: long
 # by those who asked for a hub id or have a proxy, who have a network; not so by a first start on an offline machine.
@@ -40,7 +40,7 @@ def from_hub(name: str) -> Path:
     try:
         if reason is None:
             refuse_other_folder(Path(huggingface_hub.snapshot_download(name, allow_patterns=["*/config.json"])))
-            patterns = [f"{part}/*.{kind}" for part in PARTS for kind in ("json", "txt")]
+            patterns = [f"{part}/*.{kind}" for part in MODEL_PARTS for kind in ("json", "txt")]
             patterns += _weights(name, [sibling.rfilename for sibling in answer.siblings or ()])
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except InputError:
@@ -64,7 +64,7 @@ def cached(name: str, file: str) -> Path | None:
 
 def is_complete(folder: Path) -> bool:
     """Whether all parts are there; an interrupted download leaves some out."""
-    return all((folder / part).is_dir() for part in PARTS) and all(
+    return all((folder / part).is_dir() for part in MODEL_PARTS) and all(
         any((folder / part).glob("*.safetensors")) for part in WEIGHTS
     )
 

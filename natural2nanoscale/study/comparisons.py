@@ -9,8 +9,7 @@ import numpy as np
 
 from natural2nanoscale.charts import interval_plot
 from natural2nanoscale.segmentation.metrics import mean_std, percent
-from natural2nanoscale.study.conditions import Contrast, contrasts
-from natural2nanoscale.study.presets import Preset
+from natural2nanoscale.study.conditions import ALL, Contrast
 from natural2nanoscale.study.report import Figure, Table
 from natural2nanoscale.study.statistics import Difference, block_bootstrap, enough_blocks, paired_difference
 
@@ -24,6 +23,7 @@ class Comparison:
     label: str
     change: Difference
     over_blocks: tuple[float, float] | None
+    unit: str = "redraw"  # what the t interval is over; "seed", of the U-Nets, where there is one redraw
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -63,7 +63,7 @@ def compare(label: str, with_it: Sequence[dict], without: Sequence[dict], block:
     both = [key for key in ours if key in theirs]
     if not both:
         return None
-    overlap = shared_slices(with_it) if unit == "redraw" else 0.0
+    overlap = max(map(shared_slices, (with_it, without))) if unit == "redraw" else 0.0
     change = paired_difference([ours[key] for key in both], [theirs[key] for key in both], overlap)
     there = {(row["redraw"], row["seed"]): row for row in without}
     pairs = [(row, there[row["redraw"], row["seed"]]) for row in with_it if (row["redraw"], row["seed"]) in there]
@@ -71,9 +71,9 @@ def compare(label: str, with_it: Sequence[dict], without: Sequence[dict], block:
     tests = [row.get("test", row["redraw"]) for row, _ in pairs]
     volumes = [tests.index(test) for test in tests]
     if not enough_blocks(min(slices), block, len(set(volumes))):
-        return Comparison(label, change, None)
+        return Comparison(label, change, None, unit)
     matrices = [np.array([pair[side]["images"] for pair in pairs]) for side in (0, 1)]
-    return Comparison(label, change, block_bootstrap(*matrices, block, volumes))
+    return Comparison(label, change, block_bootstrap(*matrices, block, volumes), unit)
 
 
 def pick(rows: Sequence[dict], name: str, **fields: object) -> list[dict]:
@@ -88,16 +88,6 @@ def compare_all(wanted: Sequence[Contrast], rows: Sequence[dict], block: int) ->
         sides = pick(rows, one.with_it, **one.ours), pick(rows, one.without, **one.theirs)
         found.append((one.where, compare(f"{one.with_it} − {one.without}{one.suffix}", *sides, block)))
     return [(where, comparison) for where, comparison in found if comparison]
-
-
-def headline(rows: Sequence[dict], preset: Preset) -> list[tuple[str, Comparison]]:
-    """The two comparisons of the verdict, from the experiment that says most."""
-    for experiment in ("demo", "figure6", "scarcity", "table2", "split", "budget", "table1"):
-        own = [row for row in rows if row["experiment"] == experiment]
-        found = compare_all(contrasts(preset, experiment), own, preset.block)
-        if found:
-            return found[:2]
-    return []
 
 
 def shared_slices(rows: Sequence[dict]) -> float:
@@ -143,7 +133,15 @@ def difference_parts(
     title: str, comparisons: Sequence[Comparison], block: int, rows: Sequence[dict]
 ) -> list[Table | Figure]:
     """The same differences, of the log's `rows`, as a chart and as a table."""
-    header = ("difference in mIoU", "mean", "95 % t interval", "95 % over test slices", "pairs", "t interval is")
+    over = "redraws" if any(one.unit == "redraw" for one in comparisons) else "U-Net seeds"
+    header = (
+        "difference in mIoU",
+        "mean",
+        f"95 % t interval over {over}",
+        "95 % over test slices",
+        "pairs",
+        "t interval is",
+    )
     lines, chart = [], []
     for one in comparisons:
         position = POSITIONS[one.verdict] if one.interval else "–"
@@ -152,8 +150,9 @@ def difference_parts(
         bars = [bar and (100 * bar[0], 100 * bar[1]) for bar in (one.interval, one.over_blocks)]
         chart.append((one.label, 100 * one.change.mean, bars))
     note = (
-        f"Thick bar: t interval over repetitions, which the verdict goes by. Thin bar: the same trained networks on "
-        f"other test slices, blocks of {block} neighbours drawn anew, matrices pooled before mIoU is taken."
+        f"Thick bar: t interval over {over}{', which the verdict goes by' * (over == 'redraws')}. Thin bar: the same "
+        f"trained networks on other test slices, blocks of {block} neighbours drawn anew, matrices pooled before mIoU "
+        "is taken."
     )
     figure = Figure(title, interval_plot(chart, "difference in mIoU, percentage points"), note)
     return [figure, Table(f"{title}, in numbers", header, lines, scope(rows))]
@@ -161,6 +160,7 @@ def difference_parts(
 
 def scope(rows: Sequence[dict]) -> str:
     """What the t intervals of these rows hold for, and what they allow for."""
+    rows = [row for row in rows if row.get("condition") != ALL]  # takes all of the pool by intent
     several = len({row["redraw"] for row in rows}) > 1
     if several and all(row["pool"] is None for row in rows):
         return ""  # every redraw has a volume of its own: the intervals are for volumes like these
@@ -177,23 +177,6 @@ def scope(rows: Sequence[dict]) -> str:
     if several and any(row["slices"] == row["pool"] for row in rows):
         notes.append("Where all annotated slices are taken, the intervals are for these slices only.")
     return " ".join(notes)
-
-
-def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
-    """One sentence: whether synthetic slices helped in each of the (circumstance, comparison) pairs."""
-    found = {one.verdict for _, one in comparisons}
-    lead = "Synthetic slices did not help"
-    if not any(one.interval for _, one in comparisons):
-        lead = "One repetition cannot tell what synthetic slices are worth"
-    elif "better" in found:
-        lead = "Synthetic slices helped" + ("" if found == {"better"} else " in part")
-    elif found == {"open"}:
-        lead = "No benefit of synthetic slices was found"
-    clauses = []
-    for where, one in comparisons:
-        interval = f"95\u00a0% interval {range_of(one.interval)}" if one.interval else "one repetition, no interval"
-        clauses.append(f"{points(one.change.mean)} mIoU {where} ({interval})")
-    return f"{lead}: {', '.join(clauses)}."
 
 
 def label_consistency(rows: Sequence[dict], names: Sequence[str]) -> str:

@@ -12,7 +12,11 @@ REAL, SYNTHETIC, ROTATION = "real", "synthetic", "real + rotation"  # rotation: 
 COPIES, MIXED = "real + copies", "real + synthetic"  # copies: rotated, made once, the paper's standard augmentation
 BOTH, ROTATED_MIX = "real + copies + synthetic", "real + synthetic + rotation"
 THEN_REAL = "synthetic, then real"  # half of the steps each
-UNDER = {"none": (REAL, MIXED), "rotation": (ROTATION, ROTATED_MIX), "nnunet": ("real + nnunet", f"{MIXED} + nnunet")}
+ALL = "all slices + rotation"  # the positive control: all that the annotated slices are drawn from
+ELASTIC, NNUNET, SELF = "real + elastic", "real + nnunet", "self-training"
+ELASTIC_MIX = "real + synthetic + elastic"
+FREE = (ROTATION, ELASTIC, NNUNET)  # augmentations of the real slices: what a synthetic recipe has to beat
+UNDER = {"none": (REAL, MIXED), "rotation": (ROTATION, ROTATED_MIX), "nnunet": (NNUNET, f"{MIXED} + nnunet")}
 ON_DISK, IN_MEMORY = f"{COPIES}, as PNG", f"{COPIES}, in memory"
 
 
@@ -24,6 +28,7 @@ class Condition:
     name: str
     synthetic: float = 0.0
     copies: float = 0.0  # infinity: as many as the time takes in which the synthetic slices are made
+    pseudo: int = 0  # slices beside them, labelled by the real + rotation U-Net of the same repetition
     real: bool = True  # with the annotated slices themselves
     augment: str = "none"  # Settings.augment
     angle: float = Settings.angle  # of rotation, in degrees
@@ -53,11 +58,9 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
     """All training sets of the experiments named in `only`. Equal ones are trained once, whoever asks for them."""
     last = max(preset.ratios)
     found = [
-        Condition("demo", REAL),
-        Condition("demo", SYNTHETIC, synthetic=last, real=False),
         Condition("demo", ROTATION, augment="rotation"),
-        Condition("demo", MIXED, synthetic=last),
         Condition("demo", ROTATED_MIX, synthetic=last, augment="rotation"),
+        Condition("demo", ELASTIC, augment="elastic"),
         Condition("table1", REAL),
         Condition("table1", ROTATION, augment="rotation"),
         Condition("table1", SYNTHETIC, synthetic=1, real=False),
@@ -68,6 +71,22 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
         Condition("scarcity", REAL),
         Condition("scarcity", ROTATION, augment="rotation"),
     ]
+    pool = preset.pool
+    if pool:
+        found.append(Condition("scarcity", ALL, augment="rotation", slices=pool))
+        found += control("demo", min(preset.slices or pool, pool), pool)
+    for count in preset.scarce:
+        given = {"slices": count}
+        found += [
+            Condition("worth", ROTATION, augment="rotation", **given),
+            Condition("worth", ELASTIC, augment="elastic", **given),
+            Condition("worth", NNUNET, augment="nnunet", **given),
+            Condition("worth", SELF, pseudo=max(0, (pool or 0) - count), augment="rotation", **given),
+            Condition("worth", ROTATED_MIX, synthetic=preset.scarce_ratio, augment="rotation", **given),
+            Condition("worth", ELASTIC_MIX, synthetic=preset.scarce_ratio, augment="elastic", **given),
+        ]
+    if pool and preset.scarce:
+        found.append(Condition("worth", ALL, augment="rotation", slices=pool))
     for ratio in preset.ratios:
         found += [
             Condition("figure6", COPIES, copies=ratio),
@@ -106,18 +125,29 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
     return [condition for condition in found if condition.experiment in only]
 
 
+def control(experiment: str, count: int, pool: int) -> list[Condition]:
+    """The positive control of `count` annotated slices: all of the pool or, where that is no more, half of them."""
+    if count < pool:
+        return [Condition(experiment, ALL, augment="rotation", slices=pool)]
+    return [Condition(experiment, ROTATION, augment="rotation", slices=count // 2)] if count > 1 else []
+
+
 def contrasts(preset: Preset, experiment: str) -> list[Contrast]:
     """The differences that an experiment is about; the first ones matter most."""
     beside, instead = "beside the real slices", "in place of rotated copies"
     last, first = max(preset.ratios), min(preset.ratios)
     found = []
     if experiment == "demo":
-        found += [
-            Contrast(MIXED, REAL, beside),
-            Contrast(ROTATED_MIX, ROTATION, "on top of rotation"),
-            Contrast(MIXED, ROTATION),
-            Contrast(SYNTHETIC, REAL),
-        ]
+        at = {"slices": min(preset.slices or preset.pool, preset.pool)} if preset.pool else {}
+        found.append(Contrast(ROTATED_MIX, ROTATION, "on top of rotation", ours=at, theirs=at))
+        found += [Contrast(*pair, ours=at, theirs=at) for pair in ((ELASTIC, ROTATION), (ROTATED_MIX, ELASTIC))]
+    elif experiment == "worth":
+        for count in preset.scarce:
+            at, suffix = {"slices": count}, f", {count} slices" * (len(preset.scarce) > 1)
+            found.append(Contrast(ROTATED_MIX, ROTATION, f"on top of the rotation of {count}", suffix, at, at))
+            found.append(Contrast(ELASTIC_MIX, ELASTIC, f"on top of elastic deformation of {count}", suffix, at, at))
+            pairs = ((ELASTIC, ROTATION), (NNUNET, ROTATION), (SELF, ROTATION), (ROTATED_MIX, ELASTIC))
+            found += [Contrast(*pair, suffix=suffix, ours=at, theirs=at) for pair in pairs]
     elif experiment == "table1":
         found.append(Contrast(SYNTHETIC, REAL, "in place of the real slices"))
     elif experiment == "figure6":
@@ -149,6 +179,8 @@ def contrasts(preset: Preset, experiment: str) -> list[Contrast]:
     else:
         for count in preset.scarce:
             at, suffix = {"slices": count}, f", {count} slices"
-            found.append(Contrast(MIXED, REAL, f"beside {count} real slices", suffix, at, at))
             found.append(Contrast(ROTATED_MIX, ROTATION, f"on top of the rotation of {count}", suffix, at, at))
+        for count in preset.scarce:
+            at, suffix = {"slices": count}, f", {count} slices"
+            found.append(Contrast(MIXED, REAL, f"beside {count} real slices", suffix, at, at))
     return found

@@ -9,20 +9,20 @@ from pathlib import Path
 from natural2nanoscale.cli import add_settings, at_least, setting, settings_from, size
 from natural2nanoscale.data.roots import data_root
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.study.experiments import Place, run_study
-from natural2nanoscale.study.presets import EQUAL, Preset
+from natural2nanoscale.study.experiments import run_study
+from natural2nanoscale.study.presets import EQUAL, JOBS, LOOKS, Place, Preset
 
 
 @dataclass(frozen=True)
 class DemoSettings:
     """Budgets of the demo: every U-Net takes equally many steps of equally many slices."""
 
-    slices: int = setting(8, "annotated slices to learn from", at_least(1))
+    slices: int = setting(2, "annotated slices to learn from", at_least(1))
     redraws: int = setting(1, "repetitions with other slices and ControlNets", at_least(1))
-    seeds: int = setting(3, "U-Nets per condition and redraw", at_least(1))
+    seeds: int = setting(2, "U-Nets per condition and redraw", at_least(1))
     seed: int = setting(0, "seed of everything that is drawn", at_least(0))
     controlnet_steps: int = setting(900, "fine-tuning steps", at_least(1))
-    per_mask: int = setting(8, "synthetic slices per mask", at_least(1))
+    per_mask: int = setting(16, "synthetic slices per mask", at_least(1))
     unet_width: int = setting(EQUAL.width, "channels at the top of the U-Net", at_least(1))
     unet_steps: int = setting(EQUAL.max_steps, "steps of every U-Net", at_least(1))
     unet_batch: int = setting(EQUAL.batch_size, "windows per step", at_least(2))
@@ -33,9 +33,7 @@ class DemoSettings:
     class_balance: float = setting(
         EQUAL.class_balance, "weight of rare classes in the U-Nets' loss", at_least(0.0, float), metavar="SHARE"
     )
-    validations: int = setting(
-        EQUAL.max_steps // EQUAL.validate_every, "looks at the validation slices; the best is tested", at_least(1)
-    )
+    validations: int = setting(LOOKS, "looks at the validation slices; the best is tested", at_least(1))
     crop: tuple[int, int] | None = setting(None, "ControlNet's window in pixels", size, metavar="WxH")
 
     def preset(self) -> Preset:
@@ -74,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backbone", default="auto", help="auto, embedded, a diffusers folder, a .safetensors file, or a hub id")
     add_settings(parser, DemoSettings)
     add("--device", default="auto", help="auto, cpu or cuda")
+    add("--jobs", type=at_least(1), metavar="N", help=JOBS)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,4 +89,4 @@ def run(args: argparse.Namespace) -> None:
         pool = len(open_pairs(where).stems)
     if pool < settings.slices:
         raise InputError(f"{where} has {pool} slices, expected at least --slices {settings.slices}: ask for fewer")
-    run_study(preset, Place(args.out, args.data, args.backbone, args.device), asdict(settings))
+    run_study(preset, Place(args.out, args.data, args.backbone, args.device, args.jobs), asdict(settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from natural2nanoscale.phantom.volume import PhantomSettings
 from natural2nanoscale.segmentation.settings import SHORT, Settings
@@ -14,9 +15,13 @@ EXPERIMENTS = {
     "budget": "the paper's epochs and early stopping against equal optimiser steps",
     "split": "blocks with gaps against a random split of the same slices, whose neighbours leak",
     "scarcity": "fewer annotated slices, ControlNet trained on these alone",
+    "worth": "synthetic slices among free augmentations and self-training, under a positive control",
     "augmentation": "each kind of standard augmentation alone, rotation by its angle, and all together",
     "order": "synthetic slices beside the real ones or before them, under each standard augmentation",
 }
+
+LOOKS = 15  # at the validation slices in every training; the best of them is tested
+JOBS = "U-Nets and ControlNets side by side, in processes of one thread (default: one per core, or one on a GPU)"
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,30 @@ class Preset:
     block: int = 4  # consecutive test slices that the bootstrap keeps together
     phantom: PhantomSettings = PhantomSettings()
     crop: tuple[int, int] | None = None  # ControlNet's window, width and height in pixels; None: the backbone's
+    pilot: bool = False  # the first budget's steps are found by `pilot.fix_steps`
+    pool: int | None = None  # slices that the annotated ones are drawn from: found where a study starts
 
 
-EQUAL = replace(SHORT, balance=0.5)
+@dataclass(frozen=True)
+class Place:
+    """Where a study runs and what it runs on."""
+
+    out: Path
+    data: Path | None  # data root; None: every redraw has a phantom of its own
+    backbone: str
+    device: str
+    jobs: int | None = None  # processes side by side; None: one per core, or one on a GPU
+
+
+# Long enough for all of a phantom's slices: `experiments --preset worth --unet-steps pilot` finds the number again.
+EQUAL = replace(SHORT, max_steps=1500, validate_every=100, balance=0.5)
 PRESETS = {
     preset.name: preset
     for preset in (
         # To the letter: 233 slices, totals of 466, 5,390 and 10,553, three U-Nets of width 64 on one ControlNet.
         Preset(
             "paper",
-            tuple(EXPERIMENTS),
+            tuple(name for name in EXPERIMENTS if name != "worth"),
             {
                 "paper": Settings(),
                 "equal": Settings(max_steps=2000, batch_size=64, full_batches=True, validate_every=50, patience=0),
@@ -58,36 +77,48 @@ PRESETS = {
             block=5,
             phantom=PhantomSettings((896, 512), 233, 25, 65),
         ),
-        # One core, which takes 150 s for 900 steps of ControlNet, 0.55 s for a synthetic slice and 24 s for a U-Net.
-        # A redraw has two ControlNets (300 s), 256 + 64 synthetic slices (175 s) and 16 U-Nets (390 s): three take 43
-        # minutes, and phantoms, latents and scores another 4.
+        # What the main claim rests on. Per redraw one ControlNet (150 s on one core), 32 synthetic slices (20 s) and 7
+        # U-Nets (90 s each, in bfloat16): 14 minutes of one core.
+        Preset(
+            "worth",
+            ("worth",),
+            {"equal": EQUAL},
+            ratios=(16.0,),
+            scarce=(2,),
+            scarce_ratio=16.0,
+            redraws=10,
+            seeds=1,
+            controlnet_steps=900,
+        ),
+        # Per redraw four ControlNets (600 s on one core), 256 + 112 synthetic slices (200 s) and 23 U-Nets (2,100 s):
+        # three take 145 minutes of one core, 75 on two.
         Preset(
             "embedded",
             ("table1", "figure6", "scarcity"),
             {"equal": EQUAL},
             ratios=(1.0, 4.0, 8.0),
-            scarce=(8,),
+            scarce=(2, 4, 8),
             scarce_ratio=8.0,
             slices=32,
             redraws=3,
             seeds=1,
             controlnet_steps=900,
         ),
-        # Likewise, per redraw: five ControlNets (750 s), 704 + 32 + 224 synthetic slices (530 s), 42 U-Nets under the
-        # equal budget (1,000 s); under the paper's rule, epochs and early stopping, 200 steps for the real ones, 2 x
-        # 400 and 2 x 4,600 for the larger sets (1,200 s, fewer with early stopping). In all: three hours.
+        # Per redraw six ControlNets (900 s), 704 + 32 + 144 synthetic slices (500 s) and 53 U-Nets under the equal
+        # budget (4,800 s); under the paper's rule, epochs and early stopping, 200 steps for the real slices, 2 x 400
+        # and 2 x 4,600 for the larger sets (600 s, fewer with early stopping). In all: three hours on two cores.
         Preset(
             "overnight",
             tuple(EXPERIMENTS),
             {"equal": EQUAL, "paper": replace(EQUAL, max_steps=None, epochs=25, validate_every=None, patience=20)},
             ratios=(1.0, 8.0, 22.0),
-            scarce=(4, 8, 16),
+            scarce=(2, 4, 8),
             scarce_ratio=8.0,
             slices=32,
             redraws=3,
             seeds=1,
             controlnet_steps=900,
-            most_copies=800,  # as many slices as a U-Net visits under the equal budget
+            most_copies=6000,  # as many slices as a U-Net visits under the equal budget
         ),
     )
 }

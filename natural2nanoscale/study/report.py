@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from natural2nanoscale.charts import COLOURS
 from natural2nanoscale.files import write_text
 
 
@@ -134,10 +135,12 @@ def csv_rows(table: Table) -> list[list[str]]:
 
 STYLE = """
 :root { --paper: #fff; --ink: #1b1f24; --soft: #59636e; --rule: #d5dae0; --band: #f3f6f9;
-  --s0: #0b62b0; --s1: #c4501b; --s2: #2c7d4f; --s3: #7a3e9d; }
+  --s0: #0b62b0; --s1: #c4501b; --s2: #2c7d4f; --s3: #7a3e9d; --s4: #8a6d00; --s5: #b3246b; --s6: #00808a;
+  --s7: #6b4a2b; --s8: #59636e; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #14181d; --ink: #e8ecf0; --soft: #9aa6b2; --rule: #38414b; --band: #1d232a;
-    --s0: #6cb2f2; --s1: #f0945f; --s2: #6fc795; --s3: #c795e6; } }
+    --s0: #6cb2f2; --s1: #f0945f; --s2: #6fc795; --s3: #c795e6; --s4: #d9bb4a; --s5: #ef7fb5; --s6: #5cc8d1;
+    --s7: #c69f7c; --s8: #9aa6b2; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 60rem; padding: 1.25rem 1rem 3rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -162,9 +165,6 @@ svg .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
 .mean { fill: var(--s0); } .repetition { fill: none; stroke: var(--s0); stroke-opacity: .7; }
 .bar0 { stroke: var(--s0); stroke-width: 3; } .bar1 { stroke: var(--s1); stroke-width: 2; }
 .curve { fill: none; stroke-width: 2; } .spread { stroke-width: 1.2; }
-.s0 { stroke: var(--s0); } .s1 { stroke: var(--s1); } .s2 { stroke: var(--s2); } .s3 { stroke: var(--s3); }
-.point.s0 { fill: var(--s0); } .point.s1 { fill: var(--s1); }
-.point.s2 { fill: var(--s2); } .point.s3 { fill: var(--s3); }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; flex: 0 1 auto; max-width: 100%; }
 figcaption { color: var(--soft); font-size: .9rem; } img { display: block; max-width: 100%; height: auto; }
 dl { font-size: .9rem; margin: 0; } dt { color: var(--soft); margin-top: .6rem; } dd { margin: 0; }
@@ -175,6 +175,7 @@ dl { font-size: .9rem; margin: 0; } dt { color: var(--soft); margin-top: .6rem; 
   body { max-width: none; padding: 0; } .scroll { overflow: visible; }
   h2 { break-after: avoid; } tr, svg, figure { break-inside: avoid; } }
 """
+STYLE += "".join(f".s{n} {{ stroke: var(--s{n}); }} .point.s{n} {{ fill: var(--s{n}); }}\n" for n in range(COLOURS))
 # The page may load nothing but the pictures that it holds.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

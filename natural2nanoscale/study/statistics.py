@@ -14,6 +14,7 @@ from natural2nanoscale.segmentation.metrics import miou
 
 FEWEST_BLOCKS = 10  # of neighbouring test slices, of all test sets; with fewer, an interval over them covers too little
 FEWEST_OF_ONE = 4  # blocks of each test set
+FEWEST_REPETITIONS = 5  # of which an interval by resampling is shown
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,31 @@ def block_bootstrap(
     for matrices in (with_it, without):
         blocks = np.add.reduceat(matrices.astype(np.float64), starts, axis=1)  # (R,blocks,K,K)
         scores.append(miou(torch.from_numpy(np.einsum("drb,rbij->drij", times, blocks))).numpy())
-    freedom = len(starts) - 1  # of each volume
-    reach = math.sqrt(1 + 1 / freedom) * t_quantile(0.975, freedom * (groups.max() + 1)) if freedom else math.inf
+    return expanded_interval((scores[0] - scores[1]).mean(axis=1), len(starts), int(groups.max()) + 1)
+
+
+def expanded_interval(values: np.ndarray, units: int, sets: int = 1) -> tuple[float, float]:
+    """95 % interval from bootstrap `values` (draws,), each of `units` resampled ones, in `sets` independent sets."""
+    freedom = units - 1
+    reach = math.sqrt(1 + 1 / freedom) * t_quantile(0.975, freedom * sets) if freedom else math.inf
     tail = statistics.NormalDist().cdf(-reach)
-    low, high = np.nanquantile((scores[0] - scores[1]).mean(axis=1), [tail, 1 - tail])
+    low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def ratio_interval(
+    gains: Sequence[float], rooms: Sequence[float], draws: int = 4000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % bootstrap interval of mean(gains) / mean(rooms), pairs (R,) of repetitions drawn anew together.
+
+    None for fewer than FEWEST_REPETITIONS, of which a bootstrap covers too little.
+    """
+    if len(gains) < FEWEST_REPETITIONS:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, len(gains), (draws, len(gains)))
+    above, below = np.asarray(gains)[drawn].mean(axis=1), np.asarray(rooms)[drawn].mean(axis=1)
+    return expanded_interval(above / np.where(below == 0, np.nan, below), len(gains))
 
 
 def enough_blocks(slices: int, block: int, volumes: int) -> bool:

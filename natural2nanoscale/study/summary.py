@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from natural2nanoscale.charts import curves, dot_plot
+from natural2nanoscale.charts import dot_plot
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.runs import RunFolder
-from natural2nanoscale.segmentation.metrics import mean_std
 from natural2nanoscale.study.comparisons import (
     compare_all,
     difference_parts,
-    headline,
     label_consistency,
     mious,
     pick,
     score_cells,
-    verdict,
 )
 from natural2nanoscale.study.conditions import (
-    BOTH,
     COPIES,
     IN_MEMORY,
     MIXED,
     ON_DISK,
     REAL,
     ROTATED_MIX,
-    ROTATION,
     SYNTHETIC,
     contrasts,
 )
+from natural2nanoscale.study.figures import learning_curves, repetitions_of, size_figure
+from natural2nanoscale.study.pilot import pilot_note
 from natural2nanoscale.study.presets import EXPERIMENTS, Preset
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table, run_facts
-from natural2nanoscale.study.trial import sampling_settings
+from natural2nanoscale.study.synthetic import sampling_settings
+from natural2nanoscale.study.verdict import CONTROLLED, headroom_table, study_verdict
 
 TITLES = {
+    "worth": "What synthetic slices are worth",
     "demo": "Training sets",
     "table1": "Table 1: pure synthetic slices",
     "figure6": "Figure 6: growing training sets",
@@ -61,15 +61,14 @@ PAPER = {  # mIoU by experiment, training set and size; Figure 6 as read off the
     ("table2", ON_DISK, 34825): "90.7 ± 0.1",
     ("table2", MIXED, 10553): "90.0 ± 0.1",
 }
-SMALLEST_GAP = 1.0  # points of mIoU, below which its shares mean nothing
-COLUMNS = {"split": "split", "budget": "budget", "slices": "annotated"}  # shown where they vary
+COLUMNS = {"split": "split", "budget": "budget"}  # shown where they vary
 
 
 def study_report(
-    run: RunFolder, preset: Preset, test: PairFolder, timing: dict[str, float], backbone: Backbone
+    run: RunFolder, rows: Sequence[dict], preset: Preset, test: PairFolder, timing: dict[str, float], backbone: Backbone
 ) -> Report:
-    """Everything that the log holds so far. `timing`: seconds per slice, empty if not measured."""
-    rows, names = run.read_log(), test.info.classes.names
+    """What the log's `rows` say so far. `timing`: seconds per slice, empty if not measured."""
+    names = test.info.classes.names
     parts: list[Table | Figure | Pictures] = []
     for experiment, title in TITLES.items():
         own = [row for row in rows if row["experiment"] == experiment]
@@ -80,20 +79,22 @@ def study_report(
         if experiment == "table2":
             parts.append(time_table(own, timing, preset))
         parts.append(score_table(experiment, own, names, preset))
-        if experiment == "scarcity":
-            parts.append(gap_table(own, preset))
+        if experiment in CONTROLLED:
+            counts = sorted({row["slices"] for row in own if row["condition"] == ROTATED_MIX})
+            tables = [headroom_table(own, names, count, preset.block) for count in counts]
+            parts += [table for table in tables if table]
+            parts += learning_curves(experiment, own, counts[:1])
         compared = [one for _, one in compare_all(contrasts(preset, experiment), own, preset.block)]
         if compared:
             title = "Differences" if experiment == "demo" else f"{title}, differences"
             parts += difference_parts(title, compared, preset.block, own)
     if preset.name == "demo":
         parts = demo_parts(parts, rows, preset, test, backbone)
-    headlines = headline(rows, preset)
-    consistency = label_consistency([row for row in rows if row["experiment"] in ("demo", "table1")], names)
+    consistency = label_consistency([row for row in rows if row["experiment"] in ("worth", "demo", "table1")], names)
     return Report(
         f"What synthetic slices are worth: {test.info.name}" + f", preset {preset.name}" * (preset.name != "demo"),
-        verdict(headlines) if headlines else "The experiments have no comparison yet.",
-        [*parts, *picture_parts(run, consistency)],
+        study_verdict(rows, preset),
+        [*parts, *pilot_parts(run), *picture_parts(run, consistency)],
         run_facts(run.path),
     )
 
@@ -102,9 +103,12 @@ def demo_parts(
     parts: Sequence[Table | Figure], rows: Sequence[dict], preset: Preset, test: PairFolder, backbone: Backbone
 ) -> list[Table | Figure]:
     """The demo's short form: the differences first, and in one note all that a reader has to know of their making."""
-    scores, *differences = parts
-    names = dict.fromkeys(row["condition"] for row in rows)
-    dots = [(name, [100 * value for value in mious(pick(rows, name))]) for name in names]
+    found = [part for part in parts if part.title == TITLES["demo"]]
+    scores, differences = found[0], [part for part in parts if part is not found[0]]
+    sets: dict[tuple, list[dict]] = {}
+    for row in rows:
+        sets.setdefault((row["condition"], row["slices"]), []).append(row)
+    dots = [(f"{name}, {count} slices", [100 * value for value in mious(own)]) for (name, count), own in sets.items()]
     chart = dot_plot(dots, "test mIoU, per cent")
     repetitions = Figure("Every repetition", chart, "Large dots: means. Small dots: repetitions.")
     note = f"{scores.note} {how_made(rows, preset, test, backbone)}"
@@ -137,24 +141,21 @@ def how_made(rows: Sequence[dict], preset: Preset, test: PairFolder, backbone: B
 
 def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], preset: Preset) -> Table:
     """mIoU and IoU of every training set of an experiment; columns that are the same everywhere are left out."""
-    if experiment == "demo":
-        sets = {row["condition"]: pick(rows, row["condition"]) for row in rows}
-        lines = [[name, *score_cells(group, len(names))] for name, group in sets.items()]
-        return Table(TITLES[experiment], ("training set", "mIoU", *names), lines, score_note(rows))
     shown = [key for key in COLUMNS if len({row[key] for row in rows}) > 1]
     groups: dict[tuple, list[dict]] = {}
     for row in sorted(rows, key=lambda row: (row["slices"], row["ratio"])):
-        groups.setdefault((row["condition"], *(row[key] for key in shown), row["size"]), []).append(row)
+        annotated = f"{row['slices']} + {row['val_slices']}"
+        groups.setdefault((row["condition"], *(row[key] for key in shown), annotated, row["size"]), []).append(row)
     paper = preset.name == "paper" and experiment in ("table1", "figure6", "table2")
-    header = ["training set", *(COLUMNS[key] for key in shown), "size", "mIoU", *names, "steps"]
+    header = ["training set", *(COLUMNS[key] for key in shown), "annotated", "size", "mIoU", *names, "steps"]
     lines = []
     for (name, *fields, size), group in groups.items():
         mark = " †" if any(row["unconverged"] for row in group) else ""
         steps = sum(row["steps"] for row in group) / len(group)
         cells = [name + mark, *map(str, fields), f"{size:,}", *score_cells(group, len(names)), f"{steps:,.0f}"]
         lines.append(cells + ([PAPER.get((experiment, name, size), "–")] if paper else []))
-    what = EXPERIMENTS[experiment]
-    note = f"{what[0].upper()}{what[1:]}. {score_note(rows)}"
+    what = EXPERIMENTS.get(experiment, "")
+    note = f"{what[0].upper()}{what[1:]}. {score_note(rows)}" if what else score_note(rows)
     if any("copies" in row["condition"] for row in rows):
         note += " Copies are rotated by up to 16 degrees."
     if any(row["unconverged"] for row in rows):
@@ -165,33 +166,11 @@ def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], pre
 
 
 def score_note(rows: Sequence[dict]) -> str:
-    return f"Test IoU in per cent, mean ± sample standard deviation over {repetitions_of(rows)}."
-
-
-def repetitions_of(rows: Sequence[dict]) -> str:
-    redraws, seeds = len({row["redraw"] for row in rows}), len({row["seed"] for row in rows})
-    if redraws > 1:
-        what = "ControlNets, U-Nets and, where not all are taken, annotated slices"
-        return f"{redraws} redraws of {what}" + (f", {seeds} U-Nets each" if seeds > 1 else "")
-    return f"{seeds} U-Net seed{'s' * (seeds > 1)} on one draw of slices and one ControlNet"
-
-
-def size_figure(experiment: str, rows: Sequence[dict]) -> Figure:
-    """mIoU against the size of the training set, or against the number of annotated slices."""
-    growth = experiment == "figure6"
-    series = []
-    for name in (COPIES, MIXED, BOTH) if growth else (REAL, ROTATION, MIXED, ROTATED_MIX):
-        points = []
-        for x in sorted({row["size" if growth else "slices"] for row in pick(rows, name)}):
-            mean, std = mean_std(mious(pick(rows, name, **{"size" if growth else "slices": x})))
-            points.append((x, 100 * mean, None if std is None else 100 * std))
-        if points:
-            series.append((name, points))
-    level = (REAL, 100 * mean_std(mious(pick(rows, REAL)))[0]) if growth else None
-    x_title = "training slices" if growth else "annotated slices"
-    chart = curves(series, x_title, "mIoU in per cent", level, logarithmic=not growth)
-    title = "Figure 6" if growth else "Fewer annotated slices"
-    return Figure(title, chart, f"Bars: one standard deviation over {repetitions_of(rows)}.")
+    precision = " and ".join(sorted({row["precision"] for row in rows}))
+    return (
+        f"Test IoU in per cent, mean ± sample standard deviation over {repetitions_of(rows)}; U-Nets in {precision}. "
+        "Annotated: training + validation slices."
+    )
 
 
 def time_table(rows: Sequence[dict], timing: dict[str, float], preset: Preset) -> Table:
@@ -213,20 +192,14 @@ def time_table(rows: Sequence[dict], timing: dict[str, float], preset: Preset) -
     return Table(f"Generation in {budget:,.0f} seconds", header, lines, note)
 
 
-def gap_table(rows: Sequence[dict], preset: Preset) -> Table:
-    """How much of the gap between few slices and all of them synthetic slices close."""
-    lines = []
-    for count in preset.scarce:
-        for plain, added in ((REAL, MIXED), (ROTATION, ROTATED_MIX)):
-            few, more = mious(pick(rows, plain, slices=count)), mious(pick(rows, added, slices=count))
-            full = mious([row for row in pick(rows, plain) if row["slices"] not in preset.scarce])
-            if few and more and full:
-                low, with_it, high = (100 * mean_std(values)[0] for values in (few, more, full))
-                share = f"{100 * (with_it - low) / (high - low):.0f} %" if with_it > low else "none"
-                share = share if high - low >= SMALLEST_GAP else "no gap"
-                lines.append([added, str(count), f"{low:.1f}", f"{with_it:.1f}", f"{high:.1f}", share])
-    header = ("training set", "annotated", "without synthetic", "with", "all slices", "share of the gap closed")
-    return Table("Label scarcity: the gap to the full set", header, lines, "Mean mIoU in per cent.")
+def pilot_parts(run: RunFolder) -> list[Table]:
+    """How the number of steps was found, where a pilot did."""
+    file = run.path / "pilot.json"
+    if not file.is_file():
+        return []
+    trainings = json.loads(file.read_text(encoding="utf-8"))["trainings"]
+    lines = [[f"{line['steps']:,} steps", f"{100 * line['validation']:.1f}"] for line in trainings]
+    return [Table("Pilot", ("trained for", "best validation mIoU"), lines, pilot_note(trainings))]
 
 
 def picture_parts(run: RunFolder, note: str) -> list[Pictures]:

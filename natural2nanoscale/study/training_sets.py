@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from natural2nanoscale.data.folders import PairFolder, open_pairs, write_pairs
+from natural2nanoscale.data.folders import PARTS, PairFolder, open_pairs, write_pairs
 from natural2nanoscale.data.roots import digests_of, learned_from_folder, refuse_unfit
 from natural2nanoscale.draws import sample_seeds
 from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
@@ -18,8 +18,6 @@ from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.schedule import check
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, load_slices
-
-PARTS = ("train", "val", "test")
 
 
 def check_study(folders: dict[str, PairFolder], budgets: Iterable[Settings]) -> None:
@@ -43,8 +41,11 @@ def redraw_root(out: Path, data: Path | None, phantom: PhantomSettings, seed: in
 def draw_train(out: Path, pool: PairFolder, count: int, seed: int, redraw: int) -> PairFolder:
     """`count` slices of the pool as a pair folder of its own; redraws share none while there are enough.
 
-    The pool is shuffled and dealt out in sets of `count`; when it is used up, it is shuffled and dealt out anew.
+    The pool is shuffled and dealt out in sets of `count`; when it is used up, it is shuffled and dealt out anew. Where
+    all are taken, it is the pool itself.
     """
+    if count == len(pool.stems):
+        return pool
     if not (out / "dataset.json").is_file():
         shutil.rmtree(out, ignore_errors=True)  # half written when a study was killed
         rounds, turn = divmod(redraw, len(pool.stems) // count)
@@ -53,6 +54,19 @@ def draw_train(out: Path, pool: PairFolder, count: int, seed: int, redraw: int) 
         info = replace(pool.info, digests=digests_of(pool))
         write_pairs(out, info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
     return open_pairs(out)
+
+
+def some(folder: PairFolder, stems: Iterable[str]) -> PairFolder:
+    """The slices of a folder that are named, without copies on the disk."""
+    wanted = set(stems)
+    kept = [i for i, stem in enumerate(folder.stems) if stem in wanted]
+    return replace(folder, stems=tuple(folder.stems[i] for i in kept), shapes=tuple(folder.shapes[i] for i in kept))
+
+
+def draw_validation(val: PairFolder, count: int, seed: int, redraw: int) -> PairFolder:
+    """As many validation slices as training slices, or all where there are fewer: they are annotated as well."""
+    order = permutation_for(len(val.stems), seed, "validation", redraw)
+    return some(val, [val.stems[i] for i in order[:count]])
 
 
 def split_at_random(root: Path, out: Path, seed: int) -> Path:

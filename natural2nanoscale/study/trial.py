@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
-from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs
-from natural2nanoscale.data.sheets import colored, sheet
-from natural2nanoscale.diffusion.backbone import Backbone, settle
-from natural2nanoscale.diffusion.batches import TrainingData
-from natural2nanoscale.diffusion.prompts import read_prompts
-from natural2nanoscale.diffusion.saving import load_trained, run_config
-from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
-from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.synthetic_folder import Request
-from natural2nanoscale.diffusion.training import fine_tune
-from natural2nanoscale.files import save_png, write_json
-from natural2nanoscale.runs import RunFolder, open_run
+import torch
+
+from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_pairs
+from natural2nanoscale.device import select_device, select_dtype
+from natural2nanoscale.diffusion.backbone import Backbone
+from natural2nanoscale.files import write_json
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.slices import load_slices
-from natural2nanoscale.study.conditions import Condition
-from natural2nanoscale.study.presets import Preset
-from natural2nanoscale.study.training_sets import PARTS, draw_train, redraw_root, rotated_copies, split_at_random
-from natural2nanoscale.study.unets import KEY, plan_cells, train_cell
+from natural2nanoscale.segmentation.unet import UNet
+from natural2nanoscale.study.conditions import ROTATION, Condition
+from natural2nanoscale.study.presets import Place, Preset
+from natural2nanoscale.study.synthetic import make_synthetic, picture_row, time_generation
+from natural2nanoscale.study.training_sets import (
+    PARTS,
+    draw_train,
+    draw_validation,
+    redraw_root,
+    some,
+    split_at_random,
+)
+from natural2nanoscale.study.unets import Cell, plan_cells, pseudo_labels, train_cell
 
 
 @dataclass(frozen=True)
@@ -35,135 +37,112 @@ class Trial:
     """All training sets of one redraw that have the same `count` annotated slices, and so share a ControlNet."""
 
     preset: Preset
+    place: Place
     redraw: int
     split: str
     count: int
     conditions: Sequence[Condition]
 
+    @property
+    def folder(self) -> Path:
+        return self.place.out / f"redraw-{self.redraw}" / f"{self.split}-{self.count}"
 
-def run_trial(run: RunFolder, trial: Trial, backbone: Backbone, data: Path | None) -> None:
-    """Train and score every U-Net of a trial; those in the log are passed over.
+    @property
+    def per_mask(self) -> int:
+        """Synthetic slices per annotated one."""
+        return math.ceil(max(condition.synthetic for condition in self.conditions))
 
-    A cell that another experiment has trained already is copied under this one's name.
-    """
+    @property
+    def timed(self) -> bool:
+        """Whether it has to know how long slices take to make."""
+        return any(condition.copies == math.inf for condition in self.conditions)
+
+    def cells(self, timing: dict[str, float]) -> list[Cell]:
+        return plan_cells(self.conditions, self.count, self.preset, self.redraw, timing)
+
+    def needs_synthetic(self, cell: Cell) -> bool:
+        """Whether a U-Net learns from synthetic slices, is asked what it sees in them, or needs their time."""
+        condition = cell.condition
+        asked = condition.name == ROTATION or condition.copies == math.inf
+        return self.per_mask > 0 and (condition.synthetic > 0 or asked)
+
+
+def open_trial(trial: Trial) -> dict[str, PairFolder]:
+    """Draw the slices of a trial, or find them drawn: "pool", "train", "val" and "test"."""
     preset, redraw = trial.preset, trial.redraw
-    folder = run.path / f"redraw-{redraw}" / f"{trial.split}-{trial.count}"
-    plan = trial.conditions, trial.count, preset, redraw
-    done = {tuple(row[key] for key in KEY): row for row in run.read_log()}
-    if all(cell.key in done for cell in plan_cells(*plan, read_timing(run))):
-        return
-
-    # the slices: annotated, synthetic
-    root = redraw_root(folder.parent, data, preset.phantom, preset.seed, redraw)
-    pooled = PARTS if trial.split == "random" else ("train",)
-    pool = sum(len(open_pairs(root / part).stems) for part in pooled) if data else None
+    root = redraw_root(trial.folder.parent, trial.place.data, preset.phantom, preset.seed, redraw)
     if trial.split == "random":
-        root = split_at_random(root, folder.parent / "random", seed_for(preset.seed, "split", redraw))
-    folders = {part: open_pairs(root / part) for part in ("val", "test")}
-    folders["train"] = draw_train(folder / "train", open_pairs(root / "train"), trial.count, preset.seed, redraw)
-    per_mask = math.ceil(max(condition.synthetic for condition in trial.conditions))
-    if per_mask:
-        budget = preset.controlnet_steps, per_mask, seed_for(preset.seed, "redraw", redraw)
-        folders["synthetic"] = make_synthetic(folder, backbone, folders, *budget, preset.crop)
-        if trial.split == "given":
-            picture_row(folder.with_suffix(".png"), folders["train"], folders["synthetic"])
-        if any(condition.copies == math.inf for condition in trial.conditions) and not read_timing(run):
-            timing = time_generation(folder / "timing", backbone, folder / "controlnet", folders["train"])
-            write_json(run.path / "timing.json", timing)
-    slices = {part: load_slices(opened) for part, opened in folders.items()}
-    # what a comparison of lines must know: the test slices, and how many annotated slices redraws have to draw from
-    facts = {"test": fingerprint(folders["test"])[:12], "pool": pool}
-
-    # the U-Nets
-    for cell in plan_cells(*plan, read_timing(run)):
-        if cell.key in done:
-            continue
-        same = next((old for key, old in done.items() if key[1:] == cell.key[1:]), None)
-        if same is None:
-            row = train_cell(cell, preset, slices, backbone.device) | facts
-        else:
-            row = same | {"experiment": cell.condition.experiment}
-        done[cell.key] = row
-        run.log(row)
+        root = split_at_random(root, trial.folder.parent / "random", seed_for(preset.seed, "split", redraw))
+    folders = {"pool": open_pairs(root / "train"), "test": open_pairs(root / "test")}
+    folders["train"] = draw_train(trial.folder / "train", folders["pool"], trial.count, preset.seed, redraw)
+    folders["val"] = draw_validation(open_pairs(root / "val"), trial.count, preset.seed, redraw)
+    return folders
 
 
-def read_timing(run: RunFolder) -> dict[str, float]:
-    """Seconds per slice as `time_generation` measured them for this run; empty before."""
-    file = run.path / "timing.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def carry_out(trial: Trial, cell: Cell | None) -> dict | None:
+    """One piece of a study's work: the line of a U-Net or, where `cell` is None, the synthetic slices of a trial.
 
-
-def sampling_settings(backbone: Backbone) -> SamplingSettings:
-    """The defaults, with what the backbone recommends."""
-    return SamplingSettings(strength=backbone.recommended.strength, start=backbone.recommended.start)
-
-
-def make_synthetic(
-    out: Path,
-    backbone: Backbone,
-    folders: dict[str, PairFolder],
-    steps: int | None,
-    per_mask: int,
-    seed: int,
-    crop: tuple[int, int] | None,
-) -> PairFolder:
-    """Fine-tune a ControlNet on folders["train"] and draw new slices from their masks, or go on with both.
-
-    `steps` None takes the paper's 600 epochs.
+    A function of its arguments and of what earlier pieces left in the trial's folder.
     """
-    data = TrainingData(folders["train"], folders["val"], read_prompts())
-    weight = backbone.recommended.max_weight
-    tuning = settle(FineTuning(crop, None, max_weight=weight, max_steps=steps, seed=seed, keep=1), backbone)
-    total = tuning.total_steps(len(folders["train"].stems))
-    third = max(1, total // 3)  # strips at four stages (paper, Figure 4)
-    tuning = replace(tuning, sample_every=third, checkpoint_every=min(third, tuning.checkpoint_every))
-    checkpoint = RunFolder(out / "controlnet").load_checkpoint()
-    begun = checkpoint is not None
-    if not begun:  # new, or stopped before its first checkpoint
-        shutil.rmtree(out / "controlnet", ignore_errors=True)
-    config = run_config(tuning, backbone, data)
-    run = open_run(out / "controlnet", config, begun, MAY_CHANGE)
-    if not begun or checkpoint.step < total:
-        fine_tune(run, backbone, data, tuning, begun)
-    controlnet, backbone = load_trained(out / "controlnet", backbone)
-    request = Request(data.prompts, sampling_settings(backbone), per_mask, seed, config["learned"])
-    synthesize(out / "synthetic", backbone, controlnet, folders["train"], request)
-    return open_pairs(out / "synthetic")
+    if cell is None:
+        return synthesize_trial(trial, backbone_of(trial.place.backbone, trial.place.device))
+    device, folders = select_device(trial.place.device), open_trial(trial)
+    if trial.needs_synthetic(cell):
+        folders["synthetic"] = open_pairs(trial.folder / "synthetic")
+    slices = {part: load_slices(folders[part]) for part in folders if part != "pool"}
+    if cell.condition.pseudo:
+        slices["pseudo"] = load_slices(label_pool(trial, cell.seed, device))
+    row, model = train_cell(cell, trial.preset, slices, device)
+    if cell.condition.name == ROTATION and any(condition.pseudo for condition in trial.conditions):
+        label_pool(trial, cell.seed, device, model)
+    return row | trial_facts(trial, folders)
 
 
-def picture_row(path: Path, train_folder: PairFolder, synthetic: PairFolder, count: int = 3) -> None:
-    """real | mask | synthetic for a few of the masks (the paper's Figure 5)."""
-    rows = []
-    for stem in evenly_spaced(train_folder.stems, count):
-        mask = colored(train_folder.mask(stem), train_folder.info.classes)
-        rows.append([train_folder.image(stem), mask, synthetic.image(f"{stem}_s000")])
-    sheet(rows, path, ["real", "mask", "synthetic"])
+def trial_facts(trial: Trial, folders: dict[str, PairFolder]) -> dict:
+    """What a comparison of lines must know: which test slices, and how many annotated ones redraws draw from."""
+    parts = [folders["pool"].path.parent / part for part in PARTS] if trial.split == "random" else []
+    pool = sum(len(open_pairs(part).stems) for part in parts) or len(folders["pool"].stems)
+    return {"test": fingerprint(folders["test"])[:12], "pool": pool if trial.place.data else None}
 
 
-def time_generation(scratch: Path, backbone: Backbone, controlnet_run: Path, train: PairFolder) -> dict[str, float]:
-    """Seconds per slice, on this machine: synthetic and rotated ones written as pairs of PNGs, rotated in memory.
+def label_pool(trial: Trial, seed: int, device: torch.device, teacher: UNet | None = None) -> PairFolder:
+    """The slices of the pool that were not drawn, labelled by the real + rotation U-Net of the same seed.
 
-    Sixteen synthetic and 64 rotated slices are made; ControlNet's training does not count, as in the paper, nor does
-    what a call takes before its first slice.
+    Their own masks stay hidden. They are training slices of the data root, which keeps the gap to held-out ones that
+    it was prepared with. Without its weights the `teacher` is trained again.
     """
-    shutil.rmtree(scratch, ignore_errors=True)
-    some = replace(train, stems=train.stems[:8])
-    controlnet, backbone = load_trained(controlnet_run, backbone)
-    out, one = scratch / "synthetic", Request(read_prompts(), sampling_settings(backbone))
-    synthesize(out, backbone, controlnet, some, one)  # warms up
-    started = time.perf_counter()
-    synthesize(out, backbone, controlnet, some, one)  # finds nothing to make
-    ready = time.perf_counter()
-    made = synthesize(out, backbone, controlnet, some, replace(one, per_mask=3))
-    seconds = {"synthetic": (time.perf_counter() - ready - (ready - started)) / made}
+    out = trial.folder / f"pseudo-{seed}"
+    if not (out / "dataset.json").is_file():
+        folders = open_trial(trial)
+        if teacher is None:
+            of_it = next(condition for condition in trial.conditions if condition.name == ROTATION)
+            slices = {part: load_slices(folders[part]) for part in PARTS}
+            cell = Cell(of_it, trial.count, trial.redraw, seed, next(iter(trial.preset.budgets)))
+            teacher = train_cell(cell, trial.preset, slices, device)[1]
+        drawn, pool = set(folders["train"].stems), folders["pool"]
+        unlabelled = some(pool, [stem for stem in pool.stems if stem not in drawn])
+        shutil.rmtree(out, ignore_errors=True)  # half written when a study was killed
+        info = replace(pool.info, origin="synthetic", split={"rule": "pseudo-labels", "seed": seed})
+        write_pairs(out, info, pseudo_labels(teacher, unlabelled, device))
+    return open_pairs(out)
 
-    slices = load_slices(train)
-    started = time.perf_counter()
-    copies = rotated_copies(slices, 64, 0)
-    seconds["memory"] = (time.perf_counter() - started) / 64
-    for i, pair in enumerate(zip(copies.images, copies.masks, strict=True)):
-        for kind, pixels in zip(("image", "mask"), pair, strict=True):
-            save_png(scratch / f"{kind}_{i:02d}.png", pixels)
-    seconds["disk"] = (time.perf_counter() - started) / 64
-    shutil.rmtree(scratch)
-    return seconds
+
+@lru_cache(maxsize=1)
+def backbone_of(name: str, device: str) -> Backbone:
+    """The backbone of a study, loaded once in every process."""
+    from natural2nanoscale.diffusion.backbone import load_backbone
+
+    chosen = select_device(device)
+    return load_backbone(name, chosen, select_dtype("auto", chosen))
+
+
+def synthesize_trial(trial: Trial, backbone: Backbone) -> None:
+    """Make the synthetic slices of a trial, a picture of some and, where it is asked for, the time that they take."""
+    preset, folder, folders = trial.preset, trial.folder, open_trial(trial)
+    budget = preset.controlnet_steps, trial.per_mask, seed_for(preset.seed, "redraw", trial.redraw)
+    synthetic = make_synthetic(folder, backbone, folders, *budget, preset.crop)
+    if trial.split == "given":
+        picture_row(folder.with_suffix(".png"), folders["train"], synthetic)
+    file = trial.place.out / "timing.json"
+    if trial.timed and trial.redraw == 0 and not file.is_file():  # once: it says how many copies there are
+        write_json(file, time_generation(folder / "timing", backbone, folder / "controlnet", folders["train"]))

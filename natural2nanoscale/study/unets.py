@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
+from natural2nanoscale.segmentation.inference import predict_mask
 from natural2nanoscale.segmentation.schedule import plan_steps
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, combine
 from natural2nanoscale.segmentation.training import train
+from natural2nanoscale.segmentation.unet import UNet
 from natural2nanoscale.study.conditions import IN_MEMORY, ROTATION, Condition
 from natural2nanoscale.study.presets import Preset
 
@@ -38,7 +41,7 @@ class Cell:
         condition = self.condition
         if condition.copies == math.inf:
             return None
-        return sum(condition.counts(self.slices)) + self.slices * condition.real
+        return sum(condition.counts(self.slices)) + condition.pseudo + self.slices * condition.real
 
     @property
     def key(self) -> tuple:
@@ -46,6 +49,12 @@ class Cell:
         condition = self.condition
         named = (condition.experiment, condition.name, condition.split, self.slices, self.size)
         return (*named, self.redraw, self.seed, self.budget)
+
+    @property
+    def training(self) -> tuple:
+        """What is trained, whoever asks for it and under whatever name: equal ones are trained once."""
+        condition = replace(self.condition, experiment="", name="", budget="", slices=None)
+        return (condition, self.slices, self.redraw, self.seed, self.budget)
 
 
 def plan_cells(conditions: Sequence[Condition], count: int, preset: Preset, redraw: int, timing: dict) -> list[Cell]:
@@ -70,10 +79,10 @@ def affordable(condition: Condition, count: int, preset: Preset, timing: dict) -
     return int(max(preset.ratios) * count * timing["synthetic"] / seconds)
 
 
-def train_cell(cell: Cell, preset: Preset, slices: Mapping[str, Slices], device: torch.device) -> dict:
+def train_cell(cell: Cell, preset: Preset, slices: Mapping[str, Slices], device: torch.device) -> tuple[dict, UNet]:
     """Train the U-Net of a cell and score it: its line of the log, a function of these arguments but for `seconds`.
 
-    slices: "train" (the annotated ones), "val", "test" and, where there are any, "synthetic".
+    slices: "train" (the annotated ones), "val", "test" and, where they are asked for, "synthetic" and "pseudo".
     """
     began, condition = time.monotonic(), cell.condition
     judged = None
@@ -83,17 +92,26 @@ def train_cell(cell: Cell, preset: Preset, slices: Mapping[str, Slices], device:
     real = slices["train"] if condition.real else None
     made = slices["synthetic"] if condition.synthetic else None
     training = combine(real, made, condition.synthetic, cell.slices)
+    if condition.pseudo:
+        training = combine(training, slices["pseudo"], condition.pseudo / len(training))
     settings = unet_settings(cell, preset, training)
     label = f"U-Net {cell.seed}, {condition.name}"
     row = dict(zip(KEY, cell.key, strict=True)) | {"ratio": condition.copies + condition.synthetic}
-    row |= score_unet(training, slices["val"], slices["test"], settings, device, judged, label)
-    return row | {"seconds": round(time.monotonic() - began, 1)}
+    scores, model = score_unet(training, slices["val"], slices["test"], settings, device, judged, label)
+    return row | scores | {"seconds": round(time.monotonic() - began, 1)}, model
+
+
+def pseudo_labels(model: UNet, unlabelled: PairFolder, device: torch.device) -> Iterator[tuple]:
+    """(stem, image, mask) of slices whose own masks are not opened: the masks are the network's answers."""
+    for stem in unlabelled.stems:
+        image = unlabelled.image(stem)
+        yield stem, image, predict_mask([model], torch.from_numpy(image)[None].to(device))[0].cpu().numpy()
 
 
 def unet_settings(cell: Cell, preset: Preset, training: Slices) -> Settings:
     """The budget's settings, with the same seed for every condition of a repetition."""
     condition, budget = cell.condition, preset.budgets[cell.budget]
-    mixed = condition.real and condition.synthetic > 0 and not condition.finetune
+    mixed = condition.real and (condition.synthetic > 0 or condition.pseudo > 0) and not condition.finetune
     copies, _ = condition.counts(training.real)
     settings = replace(
         budget,
@@ -116,20 +134,22 @@ def score_unet(
     device: torch.device,
     synthetic: Slices | None = None,
     label: str | None = None,
-) -> dict:
-    """Train one U-Net and score it on the test slices: the facts of a log line.
+) -> tuple[dict, UNet]:
+    """Train one U-Net and score it on the test slices: the facts of a log line, and the network.
 
     `synthetic`: slices to be labelled as well; do they show what their masks say? `label` stands on the progress bar.
     """
     trained = train(training, validation, settings, device, label=label)
     matrices = image_matrices(trained.model, test, device)
     scores = score(matrices, range(len(test)))
-    row = {"validation": trained.best["val_miou"], "steps": trained.steps}
+    row = {"val_slices": len(validation), "validation": trained.best["val_miou"], "steps": trained.steps}
+    row["curve"] = [[look["step"], look["val_miou"]] for look in trained.rows]
+    row["precision"] = trained.model.precision
     row["unconverged"] = still_improves(trained.rows, settings.select_by)
     row |= {key: scores[key] for key in ("miou", "iou", "confusion")}
     if synthetic is not None:
         row["synthetic_iou"] = score(image_matrices(trained.model, synthetic, device), range(len(synthetic)))["iou"]
-    return row | {"images": matrices.tolist()}
+    return row | {"images": matrices.tolist()}, trained.model
 
 
 def still_improves(rows: list[dict], select_by: str) -> bool:

@@ -35,7 +35,7 @@ def make_vae() -> AutoencoderKL:
 def make_unet() -> UNet2DConditionModel:
     """Three levels; cross-attention at the end of the way down and in the middle, where ControlNet has it as well."""
     return UNet2DConditionModel(
-        sample_size=32, in_channels=8, out_channels=8, block_out_channels=(40, 80, 160), layers_per_block=1,
+        sample_size=32, in_channels=8, out_channels=8, block_out_channels=(24, 48, 96), layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("UpBlock2D",) * 3,
         cross_attention_dim=64, attention_head_dim=4, norm_num_groups=2,
     )  # fmt: skip

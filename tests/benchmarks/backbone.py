@@ -27,8 +27,8 @@ from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
+from natural2nanoscale.study.synthetic import make_synthetic
 from natural2nanoscale.study.training_sets import draw_train, redraw_root
-from natural2nanoscale.study.trial import make_synthetic
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.data.digests import slice_digest
-from natural2nanoscale.data.folders import DatasetInfo, write_pairs
+from natural2nanoscale.data.folders import PARTS, DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare import splits
 from natural2nanoscale.data.prepare.codes import LabelRule
 from natural2nanoscale.data.prepare.intensity import to_bytes
@@ -124,12 +124,12 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
         groups = splits.groups_of([image.path.name for image, _mask in pairs], settings.group)
         parts = splits.split_groups(groups, val, test, seed, settings.val_groups, settings.test_groups)
         members = {
-            part: sorted({g for g, of in zip(groups, parts, strict=True) if of == part}) for part in splits.PARTS
+            part: sorted({g for g, of in zip(groups, parts, strict=True) if of == part}) for part in PARTS
         }
         description |= {"seed": seed, "group": settings.group, "groups": members}
     if settings.size:
         description |= {"size": list(settings.size), "tiles": settings.tiles}
-    counts = ", ".join(f"{parts.count(part)} {part}" for part in splits.PARTS)
+    counts = ", ".join(f"{parts.count(part)} {part}" for part in PARTS)
     print(f"split by {settings.rule}: {counts} slices" + (f", {parts.count(None)} in gaps" if None in parts else ""))
     if settings.rule == "random":
         print("note: at random, neighbours in a stack come to training and to test, which flatters the scores")

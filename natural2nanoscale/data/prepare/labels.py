@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, palette
+import numpy as np
+
+from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, packed, palette
 from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes, without_unlabelled
 from natural2nanoscale.data.prepare.pixels import UNLABELLED
 from natural2nanoscale.data.prepare.ranges import Mapping, without_ranges
@@ -130,7 +132,7 @@ def _color_rule(
         names = tuple(name for name, _color in colors)
         ids = {color: i for i, (_name, color) in enumerate(colors)}
     else:
-        standard = [packed_color(color) for color in palette(len(names) or MAX_CLASSES)]
+        standard = packed(np.array(palette(len(names) or MAX_CLASSES))).tolist()
         ids = {color: i for i, color in enumerate(standard)}
         if not names:  # the palette's first K colours: blends must not stand for classes that nobody has
             used = {ids[code] for code in total if code in ids and code not in known}
@@ -210,10 +212,6 @@ def _total(counts) -> Counter:
     for page in counts:
         total.update(page)
     return total
-
-
-def packed_color(color: tuple[int, int, int]) -> int:
-    return color[0] << 16 | color[1] << 8 | color[2]
 
 
 def hex_color(code: int) -> str:

@@ -58,17 +58,6 @@ def turned_over(pixels: np.ndarray, bits: int) -> np.ndarray:
     return ~pixels if pixels.dtype.kind == "i" else (pixels.dtype.type(2**bits - 1) - pixels)
 
 
-def packed(colors: np.ndarray) -> np.ndarray:
-    """(...,3) RGB in 0..255 -> (...) int32 0xRRGGBB."""
-    red, green, blue = (colors[..., i].astype(np.int32) for i in range(3))
-    return red << 16 | green << 8 | blue
-
-
-def unpacked(codes: np.ndarray) -> np.ndarray:
-    """(...) 0xRRGGBB -> (...,3) uint8 RGB."""
-    return np.stack([codes >> 16 & 255, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
-
-
 def count(codes: np.ndarray) -> dict[int, int]:
     """Pixels of every whole number in an array."""
     if codes.min() >= 0 and codes.max() < 2**16:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.data.prepare.pixels import GREYS, UNLABELLED, MaskPixels, packed, turned_over, unpacked
+from natural2nanoscale.data.classes import packed, unpacked
+from natural2nanoscale.data.prepare.pixels import GREYS, UNLABELLED, MaskPixels, turned_over
 from natural2nanoscale.data.readers.base import ReadOptions, Source
 from natural2nanoscale.data.readers.opening import open_source, split_container
 from natural2nanoscale.errors import InputError

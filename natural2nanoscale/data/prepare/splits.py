@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 
+from natural2nanoscale.data.folders import PARTS
 from natural2nanoscale.errors import InputError
 
-PARTS = ("train", "val", "test")
 VAL, TEST = 25 / 323, 65 / 323  # the paper's 233, 25 and 65 slices
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from natural2nanoscale.data.classes import packed
 from natural2nanoscale.data.readers.base import PICTURE_ERRORS, ReadOptions, Source, check_pixels, unreadable
 from natural2nanoscale.errors import InputError
 
@@ -43,7 +44,7 @@ class PngSource(Source):
             entries = np.array(self.picture.getpalette("RGB"), np.int32).reshape(-1, 3)[:256]
             table = np.zeros((256, 3), np.int32)
             table[: len(entries)] = entries
-            self.palette = table[:, 0] << 16 | table[:, 1] << 8 | table[:, 2]
+            self.palette = packed(table)
             self.bits = 8  # indices are never stretched
 
     def read(self, index: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from natural2nanoscale.data.classes import packed
 from natural2nanoscale.data.readers.axes import find_layout
 from natural2nanoscale.data.readers.base import (
     PICTURE_ERRORS,
@@ -169,7 +170,7 @@ class TiffSource(Source):
         if photometric == PALETTE and page.colormap is not None:
             table = np.asarray(page.colormap).astype(np.int32)  # (3, 2**bits)
             table = table >> 8 if table.max() > 255 else table
-            self.palette = table[0] << 16 | table[1] << 8 | table[2]
+            self.palette = packed(table.T)
         self.inverted = photometric == MIN_IS_WHITE
         turned = page.tags.valueof(274, 1)
         if turned != 1:

@@ -1,0 +1,94 @@
+"""What a study says of recorded scores: benefit, harm, no head-room, one draw, no larger pool, free company."""
+
+from dataclasses import replace
+
+import pytest
+
+from natural2nanoscale.study.conditions import ALL, ELASTIC, REAL, ROTATED_MIX, ROTATION, SYNTHETIC
+from natural2nanoscale.study.presets import PRESETS
+from natural2nanoscale.study.statistics import ratio_interval
+from natural2nanoscale.study.verdict import find_control, headroom_table, share_of, study_verdict
+
+WORTH = replace(PRESETS["worth"], pool=32)
+BASE = [0.86, 0.88, 0.87, 0.89, 0.85, 0.88]  # real + rotation, in six redraws
+WIGGLE = [0.004, -0.003, 0.001, -0.004, 0.003, -0.001]
+
+
+def rows_of(name, gain, base=BASE, slices=2, experiment="worth"):
+    facts = {"experiment": experiment, "condition": name, "slices": slices, "seed": 0, "pool": None, "split": "given"}
+    scores = [value + gain + (wiggle if gain else 0) for value, wiggle in zip(base, WIGGLE, strict=True)]
+    return [facts | {"redraw": i, "miou": score, "iou": [score, None]} for i, score in enumerate(scores)]
+
+
+def study(gain, room, base=BASE, elastic=None):
+    rows = rows_of(ROTATION, 0, base) + rows_of(ROTATED_MIX, gain, base) + rows_of(ALL, room, base, slices=32)
+    return rows + (rows_of(ELASTIC, elastic, base) if elastic is not None else [])
+
+
+def test_a_benefit_has_its_share_of_the_head_room():
+    told = study_verdict(study(0.04, 0.08), WORTH)
+    assert told.startswith(
+        "Synthetic slices helped: +4.0 mIoU on top of rotation (95\u00a0% interval +3.7 to +4.3), 50 % ("
+    )
+    assert "of the head-room (+8.0, 95" in told
+    # whatever the head-room
+    assert study_verdict(study(0.04, 0.0001), WORTH).startswith("Synthetic slices helped: +4.0")
+
+
+def test_a_harm_is_one_whatever_the_head_room():
+    for room in (0.08, 0.0001):
+        told = study_verdict(study(-0.04, room), WORTH)
+        assert (
+            told.startswith("Synthetic slices did harm: -4.0 mIoU on top of rotation") and "the head-room is +" in told
+        )
+
+
+def test_without_head_room_a_study_cannot_tell():
+    told = study_verdict(study(0.0001, 0.0001), WORTH)
+    assert told.startswith(
+        "This study cannot tell what synthetic slices are worth: all annotated slices would not have"
+    )
+    assert "They gain at most +0.3" in told and "fewer annotated slices, or more steps" in told
+    with_room = study_verdict(study(0.0001, 0.08), WORTH)
+    assert (
+        with_room.startswith("No benefit of synthetic slices was found: +0.0") and "would have gained +8.0" in with_room
+    )
+
+
+def test_one_draw_has_no_interval_over_slices():
+    one = [row | {"redraw": 0, "seed": row["redraw"]} for row in study(0.04, 0.08)]  # six U-Nets on one draw
+    told = study_verdict(one, WORTH)
+    assert told.startswith(
+        "On one draw of slices synthetic ones gained: +4.0 mIoU on top of rotation, 50 % of a head-room of"
+    )
+    assert "One draw, no interval over slices" in told and "95" not in told
+
+
+def test_without_a_larger_pool_the_control_is_from_half_to_all_or_left_out():
+    rows = (
+        rows_of(ROTATION, 0, slices=8) + rows_of(ROTATED_MIX, 0.0001, slices=8) + rows_of(ROTATION, -0.0001, slices=4)
+    )
+    control = find_control(rows, 8, 4)
+    assert control.halved and control.room.label == "half of the slices to all 8, rotation"
+    assert study_verdict(rows, replace(WORTH, pool=8)).startswith("This study cannot tell")
+    table1 = rows_of(REAL, 0, experiment="table1") + rows_of(SYNTHETIC, -0.1, experiment="table1")
+    assert study_verdict(table1, PRESETS["paper"]).endswith("This experiment has no positive control.")
+
+
+def test_a_recipe_that_loses_to_a_free_augmentation_is_told_so():
+    told = study_verdict(study(-0.02, 0.08, elastic=0.03), WORTH)
+    assert "real + synthetic + rotation, loses to real + elastic" in told and "(-5.0, 95" in told
+    assert "loses" not in study_verdict(study(0.04, 0.08, elastic=0.03), WORTH)
+
+
+def test_shares_are_ratios_of_means_with_an_interval_over_redraws():
+    rows = study(0.02, 0.08)
+    sides = [row for row in rows if row["condition"] == ROTATED_MIX], rows[:6]
+    gain, share, (low, high) = share_of(find_control(rows, 2, 4), *sides, lambda row: row["miou"])
+    assert (gain, share) == pytest.approx((0.02, 0.25)) and low < 0.25 < high
+    assert ratio_interval([1, 2, 3, 4], [4, 4, 4, 4]) is None  # too few to draw anew
+    low, high = ratio_interval([1, 2, 3, 4, 5], [4] * 5)
+    assert low < 0.5 and high > 1.0
+    table = headroom_table(rows, ["cell", "absent"], 2, 4)
+    assert table.rows[0][:2] == [f"{ALL} (head-room)", "+8.0"]
+    assert table.rows[1][0] == ROTATED_MIX and table.rows[1][3].startswith("25 % (") and table.rows[1][-1] == "–"
