@@ -10,14 +10,13 @@ import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.digests import slice_digest
-from natural2nanoscale.data.folders import evenly_spaced
+from natural2nanoscale.data.folders import PARTS, evenly_spaced
 from natural2nanoscale.data.prepare.codes import LabelRule
 from natural2nanoscale.data.prepare.convert import find_pairs
 from natural2nanoscale.data.prepare.intensity import Histogram, information_bar, to_bytes
 from natural2nanoscale.data.prepare.pairing import crop_bottom, is_folder, list_pages
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
-from natural2nanoscale.data.prepare.splits import PARTS
 from natural2nanoscale.data.prepare.survey import grey_window, label_rule, read_masks
 from natural2nanoscale.data.readers.opening import SUFFIXES, split_container
 from natural2nanoscale.data.sheets import colored, overlay, sheet
