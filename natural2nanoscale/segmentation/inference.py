@@ -9,6 +9,7 @@ from types import EllipsisType
 import torch
 
 from natural2nanoscale.data.encoders import encode_gray
+from natural2nanoscale.errors import InputError
 from natural2nanoscale.segmentation.schedule import micro_batch_size
 from natural2nanoscale.segmentation.unet import UNet
 
@@ -66,12 +67,17 @@ def tile_weights(length: int, tile: int = TILE, margin: int = MARGIN) -> list[tu
 
 def shares(models: Sequence[UNet], grey: torch.Tensor, flips: bool = False) -> torch.Tensor:
     """Grey values (B,H,W) uint8 -> probabilities (B,K,H,W) float32: the models' mean and, with `flips`, that over the
-    slice and its three mirror images."""
+    slice and its three mirror images. InputError where they are not finite: the mask would be all of class 0."""
     total, count = 0.0, 0
     for dims in ((), (-1,), (-2,), (-2, -1)) if flips else ((),):
         images = encode_gray(grey.flip(dims), 1)
         for model in models:
             total, count = total + model(images).softmax(1).flip(dims), count + 1
+    if not total.isfinite().all():
+        raise InputError(
+            "the U-Nets' answer is not finite, and no mask is made of it: train them anew with a lower --lr, or "
+            "with --precision float32"
+        )
     return total / count
 
 

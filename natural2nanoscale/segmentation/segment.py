@@ -72,6 +72,7 @@ def segment_slices(settings: Segmentation, device: torch.device) -> None:
                 save_png(file_of(settings, page), mask)
                 pixels = [int((mask == i).sum()) for i in range(info.classes.count)]
                 rows[page.stem] = {"image": page.stem, "file": stamp(page), "pixels": pixels, "clipped": clipped}
+                rows[page.stem]["sha256"] = sha256(file_of(settings, page))
                 run.log(rows[page.stem])
         if settings.shard:
             print("once all shards are made, the same call without --shard adds areas.csv and contact.png")
@@ -221,7 +222,8 @@ def stamp(page: Page) -> list[int]:
 
 
 def made(settings: Segmentation, page: Page, rows: dict[str, dict]) -> bool:
-    """Whether all that is asked for is there and was made from this very file."""
+    """Whether all that is asked for is there, the mask as it was written, and was made from this very file."""
     row = rows.get(page.stem)
     kinds = ["masks"] + ["overlays"] * settings.overlay + ["probabilities"] * settings.probabilities
-    return bool(row) and row["file"] == stamp(page) and all(file_of(settings, page, k).is_file() for k in kinds)
+    there = all(file_of(settings, page, kind).is_file() for kind in kinds)
+    return bool(row) and row["file"] == stamp(page) and there and row.get("sha256") == sha256(file_of(settings, page))
