@@ -48,7 +48,7 @@ STEPS = (  # heading, what is said of it, command, picture that it leaves
         "python train_controlnet.py --backbone embedded --epochs {controlnet}",
         "runs/controlnet/samples/*.png",
     ),
-    ("Draw slices", "Two for every training mask.", "python generate.py --per-mask 2", "data/synthetic/contact.png"),
+    ("Draw slices", "Two for every training mask.", "python generate.py --per-mask 2", "data/synthetic/images/*.png"),
     (
         "Train the U-Nets",
         "As many synthetic slices as real ones.",
@@ -97,8 +97,8 @@ def write_tutorial(folder: Path, slices: int, size: tuple[int, int], lengths: di
     text = [
         "# Tutorial: from one stack to masks of all its slices",
         f"`stack.tif` has {slices} slices of 16 bits, `masks.tif` annotates {annotated} of them. Everything below is "
-        "what `python tests/tutorial.py` printed. The stack is a phantom and the trainings are short; for your own "
-        "slices only the names of the files change.",
+        "what `python tests/tutorial.py` printed. The stack is a phantom; for your own slices only the names of the "
+        "files change.",
     ]
     for number, (heading, said, command, picture) in enumerate(STEPS, 1):
         command = command.format(**lengths)
@@ -110,7 +110,8 @@ def write_tutorial(folder: Path, slices: int, size: tuple[int, int], lengths: di
             raise SystemExit(f"{command} left no {picture}")
         if found:
             name = f"tutorial/{number}.png"
-            shown = Image.open(found[-1]).convert("RGB")
+            several = found[:: max(1, len(found) // 4)][:4] if "images/" in picture else found[-1:]
+            shown = Image.fromarray(np.hstack([np.asarray(Image.open(file).convert("RGB")) for file in several]))
             shown.crop((0, 0, shown.width, min(shown.height, shown.width))).quantize(64).save(
                 folder / name, optimize=True
             )
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="new folder")
     parser.add_argument("--write", action="store_true", help="put text and pictures into natural2nanoscale/data")
     args = parser.parse_args()
-    path = write_tutorial(args.folder, 48, (224, 128), {"controlnet": 60, "unet": 60})
+    path = write_tutorial(args.folder, 48, (224, 128), {"controlnet": 600, "unet": 200})
     assert not re.search(r"(/home|/tmp|/work)/", path.read_text(encoding="utf-8")), "a path of this machine"
     if args.write:
         shutil.copy(path, HOME)
