@@ -29,6 +29,7 @@ setup(
         "test": [
             "pytest", "scikit-learn", "scipy", "tifffile>=2025.5.10", "imagecodecs", "mrcfile", "h5py", "zarr>=3",
         ],
+        "full": ["onnx", "onnxruntime"],
         "bench": ["accelerate", "monai"],
     },
     entry_points={"console_scripts": ["natural2nanoscale = natural2nanoscale.__main__:main"]},

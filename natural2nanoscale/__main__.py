@@ -18,6 +18,7 @@ VERBS = {  # verb -> module with add_arguments(parser) and run(args), and what i
     "check": ("verbs.check", "look over a data root before training, without a GPU"),
     "evaluate": ("verbs.evaluate", "score a U-Net run on any pair folder"),
     "segment": ("verbs.segment", "mask every slice of a folder or stack with the U-Nets of a run"),
+    "export": ("verbs.export", "write slices as nnU-Net or plain folders, U-Nets as ONNX"),
     "convert": ("verbs.convert", "turn a ControlNet's original file into a diffusers folder"),
     "backbone": ("verbs.backbone", "train the embedded backbone on dead-leaves images"),
 }

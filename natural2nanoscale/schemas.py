@@ -33,6 +33,7 @@ DATASET = {
     "classes": CLASSES,
     "intensity_window?": WINDOW,
     "pixel_size_nm?": (None, Between(float, 1e-6, 1e9)),
+    "format?": NATURAL,
     "split?": (None, {"rule?": (None, LINE), "source?": (None, {"part?": LINE, "fingerprint?": HASH})}),
     "digests?": (None, {...: HASH}),
     "learned?": (None, LEARNED),
@@ -80,6 +81,8 @@ UNET = {
     "classes": CLASSES,
     "intensity_window": WINDOW,
     "precision?": re.compile("float32|bfloat16"),
+    "pixel_size_nm?": (None, Between(float, 1e-6, 1e9)),
+    "format?": NATURAL,
     "trained": {"seed?": NATURAL, "steps?": NATURAL, "best?": ({}, BEST)},
 }
 CURVES = ("loss", "validation_loss", "mask_agreement", "val_loss", "val_miou")

@@ -101,6 +101,8 @@ def test_below_the_front_doors_nobody_sees_arguments():
                 ["demo"],
                 ["experiments"],
                 ["prepare"],
+                ["check"],
+                ["export"],
                 ["phantom"],
                 ["evaluate"],
                 ["segment"],

@@ -20,13 +20,17 @@ NAMED = 10  # slices in one warning
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What a pair folder holds: pixel counts per class id (256,), grey values seen, a digest per stem."""
+    """What a pair folder holds: pixel counts per class id (256,), grey values seen, a digest per stem.
+
+    blank: stems of slices of one grey value, or without any label.
+    """
 
     sizes: Counter
     pixels: np.ndarray
     greys: np.ndarray
     image_digests: dict[str, str]
     mask_digests: dict[str, str]
+    blank: tuple[str, ...]
 
 
 def open_root(data: Path) -> dict[str, PairFolder]:
@@ -53,16 +57,18 @@ def summarize(folder: PairFolder) -> PartSummary:
     """Count everything in one pass over the folder."""
     sizes: Counter = Counter()
     pixels, greys = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    image_digests, mask_digests = {}, {}
+    image_digests, mask_digests, blank = {}, {}, []
     for stem in folder.stems:
         image, mask = folder.image(stem), folder.mask(stem)
+        if image.min() == image.max() or mask.min() == IGNORE_ID:
+            blank.append(stem)
         sizes[f"{image.shape[1]}x{image.shape[0]}"] += 1
         pixels += np.bincount(mask.ravel(), minlength=256)
         greys += np.bincount(image.ravel(), minlength=256)
         image_digests[stem] = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
         if mask.min() < mask.max():  # masks of a single class may well be equal
             mask_digests[stem] = hashlib.sha256(str(mask.shape).encode() + mask.tobytes()).hexdigest()
-    return PartSummary(sizes, pixels, greys, image_digests, mask_digests)
+    return PartSummary(sizes, pixels, greys, image_digests, mask_digests, tuple(blank))
 
 
 def describe(part: str, folder: PairFolder, summary: PartSummary) -> str:
@@ -101,6 +107,10 @@ def warnings_of(folders: dict[str, PairFolder], summaries: dict[str, PartSummary
         copies = len(summary.image_digests) - len(set(summary.image_digests.values()))
         if copies:
             found.append(f"{part} holds {copies} images that are copies of others in it")
+        if summary.blank:
+            found.append(
+                f"{part} has {len(summary.blank)} slices that are blank or unlabelled, as {summary.blank[0]!r}"
+            )
         classes = folders[part].info.classes
         absent = [name for i, name in enumerate(classes.names) if not summary.pixels[i]]
         if absent:

@@ -24,6 +24,7 @@ from natural2nanoscale.records import read_json, reason
 T = TypeVar("T")
 PARTS = ("train", "val", "test")  # of a data root
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
+FORMAT = 1  # of dataset.json; a file without one is of the first
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
 
 
@@ -42,6 +43,7 @@ class DatasetInfo:
 
     def to_json(self) -> dict:
         data = {
+            "format": FORMAT,
             "name": self.name,
             "origin": self.origin,
             "classes": self.classes.to_json(),
@@ -58,6 +60,8 @@ class DatasetInfo:
         window, pixel_size = data.get("intensity_window"), data.get("pixel_size_nm")
         if window and (len(window) != 2 or not window[0] < window[1]):
             raise ValueError(f"intensity_window is {window}, expected a grey value and a higher one")
+        if data.get("format", FORMAT) > FORMAT:
+            raise ValueError(f"it is of format {data['format']}, this version reads up to {FORMAT}: update it")
         return cls(
             name=str(data["name"]),
             origin=str(data["origin"]),

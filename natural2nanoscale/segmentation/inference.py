@@ -48,20 +48,67 @@ def slices_at_once(shapes: Sequence[tuple[int, int]], width: int, device: torch.
     return micro_batch_size(max(min(h, TILE) * min(w, TILE) for h, w in shapes), width, device)
 
 
-@torch.inference_mode()
-def predict_mask(models: Sequence[UNet], grey: torch.Tensor, tile: int = TILE, margin: int = MARGIN) -> torch.Tensor:
-    """Grey values (B,H,W) uint8 -> class ids (B,H,W) uint8: the likeliest by the mean of the models' probabilities.
+def tile_weights(length: int, tile: int = TILE, margin: int = MARGIN) -> list[tuple[int, int, torch.Tensor]]:
+    """Tiles (start, stop) of a side, as `tile_spans` cuts it, and what each of their pixels counts (stop-start,).
 
-    Sides longer than `tile` pixels are cut into tiles that overlap by at least 2 x `margin`. The norms then see a
-    tile instead of the slice, so the answer is not exactly that of the whole. InputError where it is not finite.
+    The weights of a pixel add up to 1. They rise from 0 within the tiles' overlap; the half margin at a tile's edge,
+    whose surroundings are padding, counts nothing.
     """
-    ids = torch.empty_like(grey)
-    for window, answer, place in tiles(grey.shape[1:], tile, margin):
-        shares = sum(model(encode_gray(grey[window], 1)).softmax(1) for model in models)
-        if not shares.isfinite().all():  # else all would be class 0
-            raise InputError(
-                "the U-Nets' answer is not finite, and no mask is made of it: train them anew with a lower --lr, or "
-                "with --precision float32"
-            )
-        ids[place] = shares.argmax(1)[answer].to(torch.uint8)
-    return ids
+    spans = [(start, stop) for start, stop, *_ in tile_spans(length, tile, margin)]
+    total, weights = torch.zeros(length), []
+    for start, stop in spans:
+        place = torch.arange(start, stop)
+        inside = [place - start] * (start > 0) + [stop - 1 - place] * (stop < length)  # pixels up to the tile's edges
+        ramps = [((steps + 0.5 - margin / 2) / margin).clamp(0, 1) for steps in inside]
+        weights.append(torch.stack([torch.ones(stop - start), *ramps]).amin(0))
+        total[start:stop] += weights[-1]
+    return [(*span, weight / total[slice(*span)]) for span, weight in zip(spans, weights, strict=True)]
+
+
+def shares(models: Sequence[UNet], grey: torch.Tensor, flips: bool = False) -> torch.Tensor:
+    """Grey values (B,H,W) uint8 -> probabilities (B,K,H,W) float32: the models' mean and, with `flips`, that over the
+    slice and its three mirror images. InputError where they are not finite: the mask would be all of class 0."""
+    total, count = 0.0, 0
+    for dims in ((), (-1,), (-2,), (-2, -1)) if flips else ((),):
+        images = encode_gray(grey.flip(dims), 1)
+        for model in models:
+            total, count = total + model(images).softmax(1).flip(dims), count + 1
+    if not total.isfinite().all():
+        raise InputError(
+            "the U-Nets' answer is not finite, and no mask is made of it: train them anew with a lower --lr, or "
+            "with --precision float32"
+        )
+    return total / count
+
+
+@torch.inference_mode()
+def predict_bands(
+    models: Sequence[UNet], grey: torch.Tensor, flips: bool = False, tile: int = TILE, margin: int = MARGIN
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Grey values (B,H,W) uint8 -> from top to bottom, the first row of a band and its probabilities (B,K,rows,W).
+
+    Sides longer than `tile` pixels are cut into tiles that overlap by at least 2 x `margin`, where their answers pass
+    over into one another. The norms see a tile instead of the slice, so the answer is not exactly that of the whole.
+    One row of tiles is in memory at a time.
+    """
+    rows, columns = (tile_weights(length, tile, margin) for length in grey.shape[1:])
+    begun = None  # what tiles above have said of the band's first rows
+    for number, (top, bottom, weight) in enumerate(rows):
+        band = None
+        for left, right, across in columns:
+            part = shares(models, grey[:, top:bottom, left:right], flips)
+            part *= (weight[:, None] * across).to(part.device)
+            if band is None:
+                band = part.new_zeros(*part.shape[:2], bottom - top, grey.shape[2])
+            band[..., left:right] += part
+        if begun is not None:
+            band[:, :, : begun.shape[2]] += begun
+        end = rows[number + 1][0] if number + 1 < len(rows) else bottom
+        begun = band[:, :, end - top :].clone()
+        yield top, band[:, :, : end - top]
+
+
+def predict_mask(models: Sequence[UNet], grey: torch.Tensor, tile: int = TILE, margin: int = MARGIN) -> torch.Tensor:
+    """Grey values (B,H,W) uint8 -> class ids (B,H,W) uint8: the likeliest by `predict_bands`."""
+    bands = predict_bands(models, grey, False, tile, margin)
+    return torch.cat([band.argmax(1).to(torch.uint8) for _, band in bands], dim=1)

@@ -161,8 +161,8 @@ class Monitor:
         model, counts = self.model.eval(), self.counts
         model.load_state_dict(self.best_weights)
         known = {"seed": self.settings.seed, "steps": counts.step, "best": counts.best}
-        window = training.intensity_window
-        info = UNetInfo(model.width, model.depth, training.classes, window, known, model.precision)
+        scale = training.intensity_window, known, model.precision, training.pixel_size_nm
+        info = UNetInfo(model.width, model.depth, training.classes, *scale)
         if self.folder:
             plot_progress(self.folder.path / "progress.png", self.rows, [["loss", "val_loss"], ["val_miou"]])
             save_unet(self.folder.path / "best", model, info)

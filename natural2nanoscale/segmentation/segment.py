@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from natural2nanoscale.data.folders import evenly_spaced, read_info
-from natural2nanoscale.data.prepare.intensity import to_bytes
-from natural2nanoscale.data.prepare.pairing import list_pages
+from natural2nanoscale.data.prepare.pairing import crop_bottom, list_pages
 from natural2nanoscale.data.prepare.sources import Page, Reader
+from natural2nanoscale.data.prepare.survey import pixel_size_of
 from natural2nanoscale.data.sheets import colored, overlay, sheet
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import make_folder, save_png, sha256
-from natural2nanoscale.records import read_lines
+from natural2nanoscale.files import holds_nothing, make_folder, new_file, save_png, sha256, write_json
+from natural2nanoscale.records import read_config, read_lines
 from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.schemas import SEGMENT_ROW
 from natural2nanoscale.segmentation.evaluation import trained_seeds
-from natural2nanoscale.segmentation.inference import predict_mask
-from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNetInfo, load_unet
+from natural2nanoscale.segmentation.greys import RULES, STRIP, converted_window, grey_rule, images_of, read_slice
+from natural2nanoscale.segmentation.inference import predict_bands
+from natural2nanoscale.segmentation.masks import assemble, write_areas
+from natural2nanoscale.segmentation.settings import Segmentation
+from natural2nanoscale.segmentation.unet import WEIGHTS_NAME, UNet, UNetInfo, load_unet
 from natural2nanoscale.signals import Interrupted, StopSignal
 
 SHOWN = 6  # slices on the contact sheet
 
 
-def segment_slices(unets: Path, images: Path, out: Path, device: torch.device, max_pixels: int) -> None:
-    """A mask for every slice of a folder or stack by the U-Nets of a run; makes only what is missing in `out`.
+def segment_slices(settings: Segmentation, device: torch.device) -> None:
+    """A mask for every slice of a folder, stack or volume; makes only what is missing in `settings.out`.
 
-    Raises InputError for unusable slices, of which none has more than `max_pixels`, and Interrupted after a signal.
+    Raises InputError for unusable slices, of another pixel size among them, and Interrupted after a signal.
     """
-    folders = trained_seeds(unets)
+    folders = trained_seeds(settings.run)
     networks = [load_unet(folder, device) for folder in folders]
     models, info = [model for model, _ in networks], networks[0][1]
-    with Reader(max_pixels) as reader, Reader(max_pixels) as masks:
-        images = images / "images" if (images / "dataset.json").is_file() else images
-        pages = list_pages(images, reader, "--images")
-        twice = [stem for stem, count in Counter(page.stem for page in pages).items() if count > 1]
-        if twice:
-            raise InputError(f"{images} holds several slices that are named {twice[0]!r}: rename one of them")
-        rule = grey_rule(reader.image(pages[0])[0].dtype == np.uint8, info.intensity_window, converted_window(images))
+    with Reader(settings.max_pixels, settings.channel, settings.axes) as reader:
+        pages = list_slices(settings, reader)
+        pixel_size = slice_pixel_size(settings, pages, reader)
+        refuse_other_scale(settings, pixel_size, info.pixel_size_nm)
+        window = converted_window(images_of(settings.images))
+        rule = grey_rule(reader.image(pages[0])[0].dtype == np.uint8, info.intensity_window, window)
+        names = ("channel", "axes", "crop_bottom", "rescale", "flips")
+        how = {n: getattr(settings, n) for n in names if getattr(settings, n) != getattr(Segmentation, n)}
         config = {
             "kind": "masks",
-            "settings": {"images": str(images.resolve()), "grey": rule},
+            "settings": {"images": str(images_of(settings.images).resolve()), "grey": rule} | how,
             "networks": {folder.parent.name: sha256(folder / WEIGHTS_NAME) for folder in folders},
             "classes": info.classes.to_json(),
         }
-        run = open_run(out, config, (out / "config.json").is_file(), at_once=False)
-        run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
-        make_folder(run.path / "masks")
-        rows = read_lines(run.path / "log.jsonl", SEGMENT_ROW)
-        rows = {row["image"]: row for row in rows if len(row["pixels"]) == info.classes.count}
-        missing = [page for page in pages if not made(run, page, rows)]
-        print(f"{len(pages)} slices, {len(missing)} to segment, by {len(models)} U-Net(s)")
+        run, rows = open_masks(settings, config)
+        mine = pages[settings.shard[0] - 1 :: settings.shard[1]] if settings.shard else pages
+        missing = [page for page in mine if not made(settings, page, rows)]
+        print(f"{len(mine)} slices, {len(missing)} to segment, by {len(models)} U-Net(s)")
         print(f"on {device}, in {models[0].precision}")
         print(RULES[rule].format(*(info.intensity_window or ())))
         with StopSignal() as stop, tqdm(missing, desc="segmenting", unit="slice") as bar:
@@ -63,20 +66,138 @@ def segment_slices(unets: Path, images: Path, out: Path, device: torch.device, m
                     to_go = f"with {len(missing) - count} slices to go"
                     raise Interrupted(f"{to_go}: the same command goes on", stop.number)
                 grey, clipped = read_slice(reader, page, info, rule)
-                mask = predict_mask(models, torch.tensor(grey, device=device)[None])[0].cpu().numpy()
-                save_png(run.path / "masks" / f"{page.stem}.png", mask)
-                pixels = np.bincount(mask.ravel(), minlength=info.classes.count).tolist()
+                mask = segment_slice(models, grey, settings, page.stem)
+                if settings.overlay:
+                    strips = [np.s_[top : top + STRIP] for top in range(0, len(grey), STRIP)]
+                    tinted = np.concatenate([overlay(grey[s], mask[s], info.classes) for s in strips])
+                    save_png(file_of(settings, page, "overlays"), tinted)
+                save_png(file_of(settings, page), mask)
+                pixels = [int((mask == i).sum()) for i in range(info.classes.count)]
                 rows[page.stem] = {"image": page.stem, "file": stamp(page), "pixels": pixels, "clipped": clipped}
-                rows[page.stem]["sha256"] = sha256(run.path / "masks" / f"{page.stem}.png")
+                rows[page.stem]["sha256"] = sha256(file_of(settings, page))
                 run.log(rows[page.stem])
-        pictures = []
+        if settings.shard:
+            print("once all shards are made, the same call without --shard adds areas.csv and contact.png")
+            return
+        show_masks(settings, pages, reader, info, rule)
+    finish(settings, pages, rows, info, pixel_size)
+
+
+def list_slices(settings: Segmentation, reader: Reader) -> list[Page]:
+    """All slices of the source, without the rows that are cut off."""
+    pages = list_pages(images_of(settings.images), reader, "--images")
+    twice = [stem for stem, count in Counter(page.stem for page in pages).items() if count > 1]
+    if twice:
+        raise InputError(f"{settings.images} holds several slices that are named {twice[0]!r}: rename one of them")
+    if settings.format != "png" and len({page.size for page in pages}) > 1:
+        raise InputError(f"--format {settings.format} needs slices of one size, those of {settings.images} differ")
+    if settings.crop_bottom:
+        pages = [page for page, _ in crop_bottom([(page, page) for page in pages], settings.crop_bottom)]
+    return pages
+
+
+def slice_pixel_size(settings: Segmentation, pages: Sequence[Page], reader: Reader) -> float | None:
+    """Nanometres per pixel of the slices: as given, as the pair folder they lie in says, or as all files say."""
+    file = images_of(settings.images).parent / "dataset.json"
+    if settings.pixel_size_nm is None and file.is_file():
+        return read_info(file.parent).pixel_size_nm
+    first = {page.path: page for page in reversed(pages)}
+    return pixel_size_of(settings, {reader.pixel_size(page): page for page in first.values()})
+
+
+def refuse_other_scale(settings: Segmentation, pixel_size: float | None, learned: float | None) -> None:
+    """Raise InputError where slices, rescaled as asked, are more than a tenth coarser or finer than those of the
+    training set; nothing is known where either does not say its pixel size."""
+    if pixel_size and learned and not 1 / 1.1 <= pixel_size / settings.rescale / learned <= 1.1:
+        raise InputError(
+            f"{settings.images} has {pixel_size:g} nm per pixel, but the U-Nets learned from {learned:g} nm: pass "
+            f"`--rescale {pixel_size / learned:.3g}`, or --pixel-size NM if the file says it wrongly"
+        )
+
+
+def open_masks(settings: Segmentation, config: dict) -> tuple[RunFolder, dict[str, dict]]:
+    """The run folder that logs the call, and all lines so far by slice.
+
+    Shards log on their own, so that they may run at the same time; all masks lie together.
+    """
+    out, shard = settings.out, settings.shard
+    others = sorted(file.parent for file in out.glob("shards/*/config.json"))
+    begun = (out / "config.json").is_file()
+    if shard:
+        if not (begun or others or holds_nothing(out)):
+            raise InputError(f"{out} already exists and holds no run: name another folder with --out")
+        path = out / "shards" / f"{shard[0]}-of-{shard[1]}"
+    else:
+        if others and not begun:
+            write_json(out / "config.json", read_config(others[0]))
+        path = out
+    run = open_run(path, config, (path / "config.json").is_file(), at_once=False)
+    run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
+    same = [other for other in {out, *others} if all(read_config(other).get(key) == config[key] for key in config)]
+    logs = [row for folder in [*same, path] for row in read_lines(folder / "log.jsonl", SEGMENT_ROW)]
+    rows = {row["image"]: row for row in logs if len(row["pixels"]) == len(config["classes"])}
+    for kind in ["masks"] + ["overlays"] * settings.overlay + ["probabilities"] * settings.probabilities:
+        make_folder(out / kind)
+    return run, rows
+
+
+def file_of(settings: Segmentation, page: Page, kind: str = "masks") -> Path:
+    """Where a slice's mask lies, or its "overlays" or "probabilities"."""
+    return settings.out / kind / f"{page.stem}.{'npy' if kind == 'probabilities' else 'png'}"
+
+
+def segment_slice(models: Sequence[UNet], grey: np.ndarray, settings: Segmentation, stem: str) -> np.ndarray:
+    """Grey values (H,W) uint8 -> class ids (H,W) uint8; its probabilities are written where they are asked for.
+
+    With `rescale` the networks see the slice at that size, and each pixel takes the answer that lies where it does.
+    """
+    height, width = grey.shape
+    seen = grey
+    if settings.rescale != 1:
+        size = [max(1, round(length * settings.rescale)) for length in (width, height)]
+        seen = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
+    rows, columns = (
+        ((np.arange(length) + 0.5) * of / length).astype(int) for length, of in zip(grey.shape, seen.shape, strict=True)
+    )
+    mask = np.empty(grey.shape, np.uint8)
+    device = next(models[0].parameters()).device
+    bands = predict_bands(models, torch.tensor(seen, device=device)[None], settings.flips)
+    if not settings.probabilities:
+        for top, band in bands:
+            lines = slice(*np.searchsorted(rows, (top, top + band.shape[2])))
+            mask[lines] = band[0].argmax(0).to(torch.uint8).cpu().numpy()[rows[lines] - top][:, columns]
+        return mask
+    shape = (models[0].classes, height, width)
+    path = settings.out / "probabilities" / f"{stem}.npy"
+    with new_file(path, 2 * int(np.prod(shape, dtype=np.int64))) as file:
+        written = np.lib.format.open_memmap(file, "w+", np.float16, shape)
+        for top, band in bands:
+            lines = slice(*np.searchsorted(rows, (top, top + band.shape[2])))
+            part = band[0].cpu().numpy()[:, rows[lines] - top][..., columns]
+            written[:, lines], mask[lines] = part, part.argmax(0)
+        written.flush()
+        del written
+    return mask
+
+
+def show_masks(settings: Segmentation, pages: Sequence[Page], reader: Reader, info: UNetInfo, rule: str) -> None:
+    """contact.png: a few slices, their masks and overlays."""
+    pictures = []
+    with Reader(settings.max_pixels) as masks:
         for page in evenly_spaced(pages, SHOWN):
-            grey = read_slice(reader, page, info, rule)[0]
-            file = masks.pages_of(run.path / "masks" / f"{page.stem}.png", page.stem)[0]
+            grey, mask = read_slice(reader, page, info, rule)[0], read_mask(masks, file_of(settings, page))
             step = max(1, grey.shape[1] // 1024)  # the sheet is small
-            grey, mask = grey[::step, ::step], masks.mask(file).values[::step, ::step]
+            grey, mask = grey[::step, ::step], mask[::step, ::step]
             pictures.append([grey, colored(mask, info.classes), overlay(grey, mask, info.classes)])
-    sheet(pictures, run.path / "contact.png", ["image", "mask", "overlay"], width=448)
+    sheet(pictures, settings.out / "contact.png", ["image", "mask", "overlay"], width=448)
+
+
+def finish(
+    settings: Segmentation, pages: Sequence[Page], rows: dict[str, dict], info: UNetInfo, pixel_size: float | None
+) -> None:
+    """What is made of all masks together, and what is said of them."""
+    out = settings.out
+    write_areas(out / "areas.csv", [(p.stem, rows[p.stem]["pixels"]) for p in pages], info.classes, pixel_size)
     pixels = np.sum([rows[page.stem]["pixels"] for page in pages], axis=0)  # (K,)
     for name, share in zip(info.classes.names, pixels / pixels.sum(), strict=True):
         print(f"{name:>20}: {100 * share:.2f} % of all pixels")
@@ -84,35 +205,17 @@ def segment_slices(unets: Path, images: Path, out: Path, device: torch.device, m
     if clipped > 0.02:
         print(f"note: {100 * clipped:.1f} % of the pixels lie outside the grey values of the training set and became 0")
         print("      or 255: slices of another scale are another task, look at the contact sheet")
-    print(f"masks of class ids in {run.path}/masks; look at {run.path}/contact.png; pixels per slice in log.jsonl")
+    if settings.format != "png":
+        files, (width, height) = [file_of(settings, page) for page in pages], pages[0].size
+        with Reader(settings.max_pixels) as masks:
+            shape = len(pages), height, width
+            print(assemble(out, settings.format, lambda i: read_mask(masks, files[i]), shape, pixel_size))
+    print(f"masks of class ids in {out}/masks; look at {out}/contact.png; areas per slice and class in areas.csv")
 
 
-RULES = {  # what happens to grey values before the network sees them
-    "as they are": "8-bit grey values are taken as they are",
-    "converted": "8-bit grey values are taken as converted already: the U-Nets learned from deeper ones, {:g} to {:g}",
-    "window": "grey values {:g} to {:g} become 0 to 255, as in the training set",
-}
-
-
-def grey_rule(bytes_: bool, window: tuple[float, float] | None, converted: tuple[float, float] | None) -> str:
-    """A name of RULES for slices of 8 bits or more, the training set's window and that of a pair folder they lie in.
-
-    8-bit slices have passed a window already when their folder says so, or when the window is none of 8-bit values.
-    """
-    if window is None:
-        if not bytes_:
-            raise InputError(
-                "the slices have more than 8 bits, but the U-Nets learned from 8-bit slices and know no grey window: "
-                "convert the slices to 8 bits as those were"
-            )
-        return "as they are"
-    eight_bit = 0 <= window[0] and 2 <= window[1] <= 255
-    return "converted" if bytes_ and (converted == window or not eight_bit) else "window"
-
-
-def converted_window(images: Path) -> tuple[float, float] | None:
-    """The window that the slices of a pair folder have passed; None for any other folder."""
-    return read_info(images.parent).intensity_window if (images.parent / "dataset.json").is_file() else None
+def read_mask(reader: Reader, file: Path) -> np.ndarray:
+    """Class ids (H,W) uint8 of a mask of ours."""
+    return reader.read(reader.pages_of(file, file.stem)[0])[1]
 
 
 def stamp(page: Page) -> list[int]:
@@ -121,18 +224,9 @@ def stamp(page: Page) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def made(run: RunFolder, page: Page, rows: dict[str, dict]) -> bool:
-    """Whether the slice's mask is there, as it was written, and was made from this very file."""
-    row, mask = rows.get(page.stem), run.path / "masks" / f"{page.stem}.png"
-    return bool(row) and row["file"] == stamp(page) and mask.is_file() and row.get("sha256") == sha256(mask)
-
-
-def read_slice(reader: Reader, page: Page, info: UNetInfo, rule: str) -> tuple[np.ndarray, int]:
-    """The slice as the U-Nets know slices, (H,W) uint8, and how many pixels lay outside their window."""
-    pixels, _ = reader.image(page)
-    if rule != "window":
-        if pixels.dtype != np.uint8:
-            raise InputError(f"{page} has more than 8 bits, unlike the slices before it: convert all to one depth")
-        return pixels, 0
-    low, high = info.intensity_window
-    return to_bytes(pixels, (low, high)), int(((pixels < low) | (pixels > high)).sum())
+def made(settings: Segmentation, page: Page, rows: dict[str, dict]) -> bool:
+    """Whether all that is asked for is there, the mask as it was written, and was made from this very file."""
+    row = rows.get(page.stem)
+    kinds = ["masks"] + ["overlays"] * settings.overlay + ["probabilities"] * settings.probabilities
+    there = all(file_of(settings, page, kind).is_file() for kind in kinds)
+    return bool(row) and row["file"] == stamp(page) and there and row.get("sha256") == sha256(file_of(settings, page))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
-from natural2nanoscale.cli import at_least, setting, size
+from natural2nanoscale.cli import at_least, setting, shard, size
+from natural2nanoscale.data.prepare.settings import Preparation, parse_axes
 
 AUGMENTATIONS = {  # paper 4.3: its standard augmentation, rotation; what it found useless; all of them
     "none": (),
@@ -132,3 +134,34 @@ MAY_CHANGE = (
     "checkpoint_minutes",
     "micro_batch",
 )
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Which slices get masks, by which run, and what is written beside them."""
+
+    run: Path
+    images: Path
+    out: Path
+    channel: int | None = setting(None, "of several channels of the slices the one to take, from 0", at_least(0))
+    axes: str | None = setting(
+        None, "what the axes of arrays are where files do not say it, such as ZYX", parse_axes, metavar="AXES"
+    )
+    crop_bottom: int = setting(0, "cut off the lowest rows, a microscope's information bar", at_least(0))
+    format: str = setting(
+        "png", "masks/*.png alone, or also masks.ome.tif or masks.ome.zarr", choices=("png", "tiff", "zarr")
+    )
+    flips: bool = setting(False, "average over the slice and its three mirror images, in four times the time")
+    probabilities: bool = setting(False, "write them, probabilities/*.npy (K,H,W) float16")
+    overlay: bool = setting(False, "write overlays/*.png, the slices tinted by their classes")
+    pixel_size_nm: float | None = setting(
+        None, "nanometres per pixel (default: as the files say)", at_least(0.0, float), "--pixel-size", metavar="NM"
+    )
+    rescale: float = setting(
+        1.0, "show the slices to the networks this many times larger; masks keep the slices' size",
+        at_least(0.01, float), metavar="FACTOR",
+    )  # fmt: skip
+    shard: tuple[int, int] | None = setting(None, "make every n-th slice alone, from the i-th", shard, metavar="I/N")
+    max_pixels: int = setting(
+        Preparation.max_pixels, "refuse larger pictures, against decompression bombs", at_least(1), metavar="N"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Slices:
     real: int
     intensity_window: tuple[float, float] | None = None
     sources: tuple[str, ...] = ()  # of synthetic slices: whose masks they were made from; empty: not known
+    pixel_size_nm: float | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,7 +40,8 @@ def load_slices(folder: PairFolder) -> Slices:
     images, masks = folder.load()
     real = 0 if folder.info.origin == "synthetic" else len(images)
     sources = () if real else tuple(stem.rpartition("_s")[0] or stem for stem in folder.stems)
-    return Slices(images, masks, folder.info.classes, real, folder.info.intensity_window, sources)
+    info = folder.info
+    return Slices(images, masks, info.classes, real, info.intensity_window, sources, info.pixel_size_nm)
 
 
 def refuse_unlabelled(slices: Slices, name: str) -> None:
@@ -71,8 +73,8 @@ def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float =
     chosen = spread_evenly(synthetic.sources or [mask_hash(mask) for mask in synthetic.masks], needed)
     images, masks = [synthetic.images[i] for i in chosen], [synthetic.masks[i] for i in chosen]
     if real is None:
-        return Slices(images, masks, synthetic.classes, 0, synthetic.intensity_window)
-    return Slices(real.images + images, real.masks + masks, real.classes, len(real), real.intensity_window)
+        return replace(synthetic, images=images, masks=masks, sources=())
+    return replace(real, images=real.images + images, masks=real.masks + masks)
 
 
 def spread_evenly(sources: Sequence[Hashable], count: int) -> list[int]:

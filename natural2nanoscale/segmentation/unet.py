@@ -28,6 +28,7 @@ from natural2nanoscale.schemas import UNET
 
 CPU = torch.device("cpu")
 WEIGHTS_NAME = "unet.safetensors"
+FORMAT = 1  # of the description in a weights file
 
 
 def double_conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -136,15 +137,18 @@ class UNetInfo:
     intensity_window: tuple[float, float] | None = None  # grey values that became 0 and 255 at conversion
     trained: dict = field(default_factory=dict)  # seed, step and validation scores of these weights
     precision: str = "float32"  # of the arithmetic in their training
+    pixel_size_nm: float | None = None  # of the training slices, where their folder says it
 
     def to_json(self) -> dict:
         return {
+            "format": FORMAT,
             "architecture": "natural2nanoscale U-Net",
             "width": self.width,
             "depth": self.depth,
             "classes": self.classes.to_json(),
             "intensity_window": list(self.intensity_window) if self.intensity_window else None,
             "precision": self.precision,
+            "pixel_size_nm": self.pixel_size_nm,
             "input": "grey values 0..255 mapped to [-1,1]",
             "trained": self.trained,
         }
@@ -160,6 +164,7 @@ class UNetInfo:
             (float(window[0]), float(window[1])) if window and len(window) == 2 else None,
             data["trained"],
             data.get("precision", "float32"),  # older files do not say
+            data.get("pixel_size_nm"),
         )
 
 

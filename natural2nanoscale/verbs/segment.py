@@ -1,9 +1,10 @@
-"""The verb `segment`: mask every slice of a folder or stack with the U-Nets of a run."""
+"""The verb `segment`: mask every slice of a folder, stack or volume with the U-Nets of a run."""
 
 import argparse
 from pathlib import Path
 
-from natural2nanoscale.cli import at_least
+from natural2nanoscale.cli import add_settings, settings_from
+from natural2nanoscale.segmentation.settings import Segmentation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,13 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run", type=Path, help="folder of a U-Net run; the probabilities of its networks are averaged")
     add("--images", type=Path, required=True, metavar="PATH", help=slices)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for masks/; a stopped call goes on in it")
-    add(
-        "--max-pixels",
-        type=at_least(1),
-        default=100_000_000,
-        metavar="N",
-        help="refuse larger slices, which take long and may be bombs (default: %(default)s)",
-    )
+    add_settings(parser, Segmentation)
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 
@@ -26,4 +21,5 @@ def run(args: argparse.Namespace) -> None:
     from natural2nanoscale.device import select_device
     from natural2nanoscale.segmentation.segment import segment_slices
 
-    segment_slices(args.run, args.images, args.out, select_device(args.device), args.max_pixels)
+    settings = settings_from(args, Segmentation, run=args.run, images=args.images, out=args.out)
+    segment_slices(settings, select_device(args.device))

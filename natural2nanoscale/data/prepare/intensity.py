@@ -48,8 +48,11 @@ def to_bytes(pixels: np.ndarray, window: tuple[float, float] | None) -> np.ndarr
     """Grey values (H,W) -> uint8: linear from the window to 0..255, what lies beyond becomes 0 or 255."""
     if window is None:
         return pixels
-    scaled = (pixels.astype(np.float64) - window[0]) * (255.0 / (window[1] - window[0]))
-    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+    result = np.empty(pixels.shape, np.uint8)
+    for start in range(0, len(pixels), 256):  # rows: the 64-bit copy of a montage would not fit
+        scaled = (pixels[start : start + 256].astype(np.float64) - window[0]) * (255.0 / (window[1] - window[0]))
+        result[start : start + 256] = np.clip(np.round(scaled), 0, 255)
+    return result
 
 
 def information_bar(pixels: np.ndarray) -> int:

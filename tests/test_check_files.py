@@ -1,0 +1,66 @@
+"""`check` of files: what is printed of them is so, and the printed command prepares them."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import blobs
+from PIL import Image
+
+
+@pytest.fixture
+def stack(tmp_path, monkeypatch):
+    """Forty 16-bit slices of 96x64 pixels in my slices.tif, their masks in masks.tif."""
+    monkeypatch.chdir(tmp_path)
+    pairs = list(blobs(40, 64, 96))
+    images = np.stack([image.astype(np.uint16) * 200 for _, image, _ in pairs])
+    images[0], images[39] = 200, images[13]
+    masks = np.stack([mask for *_, mask in pairs])
+    tags = {"axes": "ZYX", "unit": "um"}
+    tifffile.imwrite("my slices.tif", images, imagej=True, metadata=tags, resolution=(200, 200))
+    tifffile.imwrite("masks.tif", masks, metadata={"axes": "ZYX"})
+    return images, masks
+
+
+def test_what_was_understood(verb, stack, tmp_path):
+    images, masks = stack
+    said = verb("check", "my slices.tif", "--masks", "masks.tif", "--classes", "a,b,c").stdout
+    assert "40 slices, 96x64 (40), grey of 16 bits, uint16" in said and "axes ZYX of 40 x 64 x 96" in said
+    assert "pixel size: 5 nm" in said and "looked at 32 of them, evenly spaced" in said
+    chosen = [round(i * 39 / 31) for i in range(32)]
+    share = 100 * (masks[chosen] == 1).mean()
+    assert f"b {share:.2f} %" in said and f"grey values: {images[chosen].min()} to {images[chosen].max()}" in said
+    assert "warning: 1 slices are blank, such as 'slice_0000'" in said
+    assert ("warning: 1 slices are there more than once" in said) == (13 in chosen)
+    assert "verdict: 40 slices can be read" in said and "warning(s) first" in said
+    assert (tmp_path / "contact.png").is_file()
+    (call,) = re.findall(r"`python -m natural2nanoscale ([^`]+)`", said)
+    assert "split by block" in verb(*shlex.split(call), "--classes", "a,b,c", "--out", "made").stdout
+    assert "verdict: nothing stands in the way of training" in verb("check", "made").stdout
+
+
+def test_slices_alone_and_refusals(verb, stack, tmp_path):
+    said = verb("check", "my slices.tif", "--crop-bottom", 8, "--contact", "sheet.png").stdout
+    assert "96x56 (40)" in said and "--masks MASKS" in said
+    assert Image.open(tmp_path / "sheet.png").size[0] < 200  # a column of images
+    tifffile.imwrite("masks.tif", np.arange(40 * 64 * 96).reshape(40, 64, 96) // 900, metadata={"axes": "ZYX"})
+    refused = verb("check", "my slices.tif", "--masks", "masks.tif", "--contact", "new.png", expect=2).stderr
+    assert "--map 1-=1" in refused and not (tmp_path / "new.png").exists()
+    verb("check", "my slices.tif", "--masks", "masks.tif", "--map", "1-=1")
+    assert "is no folder" in verb("check", "nowhere", expect=2).stderr
+
+
+def test_what_a_vae_keeps(verb, stack, data_folder, tiny_backbone):
+    """The tiny backbone is random: it keeps next to nothing, of slices and of a data root."""
+    for path in ("my slices.tif", data_folder):
+        said = verb("check", path, "--backbone", tiny_backbone, "--device", "cpu").stdout
+        (kept,) = re.findall(r"keeps ([\d.]+) dB", said)
+        assert 0 < float(kept) < 20
+
+
+def test_blank_slices_of_a_data_root_are_named(verb, data_folder):
+    Image.fromarray(np.full((32, 64), 9, np.uint8)).save(data_folder / "val" / "images" / "slice_0001.png")
+    said = verb("check", data_folder).stdout
+    assert "warning: val has 1 slices that are blank or unlabelled, as 'slice_0001'" in said and "verdict" in said
