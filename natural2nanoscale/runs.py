@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.checkpoints import MANIFEST, Checkpoint, State, damage_of, step_of
+from natural2nanoscale.checkpoints import MANIFEST, Checkpoint, State, damage_of, refuse_changes, step_of
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import (
     append_lines,
@@ -35,7 +35,6 @@ from natural2nanoscale.files import (
 from natural2nanoscale.finite import files_not_finite
 from natural2nanoscale.locks import hold
 from natural2nanoscale.records import read_config, read_json, read_lines
-from natural2nanoscale.resuming import refuse_changes
 from natural2nanoscale.schemas import STATE
 
 

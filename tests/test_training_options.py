@@ -13,7 +13,7 @@ import torch
 from backbones import disturbed
 from safetensors.torch import load_file
 
-from natural2nanoscale import measure
+from natural2nanoscale import device as measure
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion import memory, progress, synthesis, training, validation
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone, weights_hash

@@ -9,10 +9,10 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
+from natural2nanoscale.device import Cost, duration, gigabytes, measure
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import latent_moments, predict_noise
 from natural2nanoscale.diffusion.settings import FineTuning
-from natural2nanoscale.measure import Cost, duration, gigabytes, measure
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from natural2nanoscale.checkpoints import disk_need
-from natural2nanoscale.measure import Cost, duration, gigabytes, measure
+from natural2nanoscale.device import Cost, duration, gigabytes, measure
 from natural2nanoscale.segmentation.schedule import schedule_of
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices

@@ -25,9 +25,11 @@ from natural2nanoscale.data.readers.tiff_checks import (
     RGB,
     YCBCR,
     check_page,
+    kind_of,
+    named_axes,
+    pixel_size,
     refusing,
 )
-from natural2nanoscale.data.readers.tiff_metadata import kind_of, named_axes, pixel_size
 from natural2nanoscale.errors import InputError
 
 KINDS = ("generic", "uniform", "shaped", "imagej", "ome", "nih")  # whose axes tifffile takes from the file's own words
