@@ -191,7 +191,9 @@ def test_run_with_edges_resumes_exactly_and_generation_obeys(script, data_folder
 
 
 def test_edges_are_refused_by_a_controlnet_that_saw_masks_alone(script, data_folder, tmp_path):
-    (tmp_path / "config.json").write_text('{"kind": "controlnet", "settings": {"condition": "mask"}}')
+    said = {"kind": "controlnet", "settings": {"condition": "mask"}, "backbone": {"name": "x", "weights": 64 * "0"}}
+    classes = open_pairs(data_folder / "train").info.classes.to_json()
+    (tmp_path / "config.json").write_text(json.dumps(said | {"classes": classes}))
     make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path, "--edges", "real")
     error = script(*make, expect=2).stderr
     assert "was trained on masks alone" in error and "--condition mask+edges" in error and error.count("\n") == 1
