@@ -67,6 +67,12 @@ def blobs(count: int, height: int, width: int, classes: int = 3, seed: int = 0):
         yield f"slice_{i:04d}", image.clip(0, 255).astype(np.uint8), mask
 
 
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """Backbones compute in float32 unless a test asks for bfloat16, which is slow for networks as small as the tests'."""
+    monkeypatch.setattr("natural2nanoscale.device.native_bfloat16", lambda device: device.type == "cuda")
+
+
 @pytest.fixture
 def data_folder(tmp_path):
     """A data root: 4 training, 2 validation, 2 test slices of 64x32, three classes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from collections.abc import Sequence
@@ -52,11 +51,12 @@ def export_onnx(run: Path, out: Path) -> None:
     """
     if not holds_nothing(out):
         raise InputError(f"{out} already exists: remove it or name another file with --out")
-    if importlib.util.find_spec("onnx") is None:
+    try:
+        import onnx
+    except ImportError:
         raise InputError(
             'ONNX files are written with the package onnx, which is not installed: `pip install -e ".[full]"`'
-        )
-    import onnx
+        ) from None
 
     networks = [load_unet(folder) for folder in trained_seeds(run)]
     info = networks[0][1]
