@@ -69,7 +69,7 @@ def blobs(count: int, height: int, width: int, classes: int = 3, seed: int = 0):
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
-    """Backbones compute in float32 unless a test asks for bfloat16, which is slow for networks as small as the tests'."""
+    """Backbones compute in float32 unless a test asks for bfloat16, which is slow for networks as small as ours."""
     monkeypatch.setattr("natural2nanoscale.device.native_bfloat16", lambda device: device.type == "cuda")
 
 
