@@ -3,7 +3,8 @@
 Random weights of its architecture (4 GB), slices of 512x512, one training step with --gradient-checkpointing, one image
 in two steps, one step of a U-Net; then one denoising step beside diffusers' pipeline, number for number. CLIP's own
 vocabulary is built from the wheel of open-clip-torch where that is installed. Each stage is a process of its own, whose
-time and peak of memory are printed; the largest is about 15 GB. The disk needs 15 GB.
+time and peak of memory are printed. Most of the time goes to the two sample strips that training draws, of 20 steps
+each. Memory and disk need about 15 GB.
 """
 
 import argparse
