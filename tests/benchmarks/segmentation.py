@@ -3,8 +3,12 @@
 Both take the same rotated phantom slices through the same loss, gradient and optimiser, with GroupNorm and the same
 channels in every stage, both compiled (`--compile`) or neither, in float32 and, by autocast, in bfloat16; ours in the
 memory layout that it chooses. BasicUNet keeps twice the channels in its last up-sampling, so it computes more: hence
-the ratio per FLOP beside the raw one. The steps alternate; medians are compared. Needs `pip install monai`. The last
-lines compare each at its best precision. NOTES
+the ratio per FLOP beside the raw one. The steps alternate; medians are compared. Needs `pip install monai`. The
+last lines compare each at its best precision; the aim is 1.3 per FLOP.
+
+On one busy core with AMX, neither compiled: 1.43 in float32, 1.34 in bfloat16 and at each one's best. Of a bfloat16
+step of width 8 (4 windows of 112x112, 45 ms) the convolutions take 62 %, copies between precisions and layouts 12 %, the
+norms 7 %, pooling 8 %, ReLU 6 %, Adam 3 %, drawing and augmenting 3 %.
 """
 
 import argparse
