@@ -243,6 +243,9 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
     torch.testing.assert_close(images[1:], alone, rtol=0, atol=1e-6)
     later, _ = read_batch(pool, torch.tensor([[4, 2]]), settings)
     assert not torch.equal(alone, later)
+    keys = torch.tensor([[3, 2], [3, 0], [5, 3], [3, 1]])  # shapes alternate; the batch keeps their order
+    each = torch.cat([read_batch(pool, key[None], settings)[0] for key in keys])
+    torch.testing.assert_close(read_batch(pool, keys, settings)[0], each, rtol=0, atol=1e-6)
     assert set(masks.unique().tolist()) <= {0, 1}
 
 

@@ -3,8 +3,13 @@
 Both take the same rotated phantom slices through the same loss, gradient and optimiser, with GroupNorm and the same
 channels in every stage, both compiled (`--compile`) or neither, in float32 and, by autocast, in bfloat16; ours in the
 memory layout that it chooses. BasicUNet keeps twice the channels in its last up-sampling, so it computes more: hence
-the ratio per FLOP beside the raw one. The steps alternate; medians are compared. Needs `pip install monai`. The last
-lines compare each at its best precision. NOTES
+the ratio per FLOP beside the raw one. The steps alternate; medians are compared. Needs `pip install monai`. The
+last lines compare each at its best precision; the aim is 1.3 per FLOP.
+
+On one busy core with AMX, neither compiled: 1.43 in float32, 1.34 in bfloat16 and at each one's best; 1.20 and 1.11
+against a BasicUNet without its padding of odd sizes, which `--compile` leaves out since torch fails on it.
+Of a bfloat16 step of width 8 (4 windows of 112x112, 45 ms) the convolutions take 62 %, copies between precisions and
+layouts 12 %, pooling 8 %, the norms 7 %, ReLU 6 %, Adam 3 %, drawing and augmenting 3 %.
 """
 
 import argparse
@@ -58,12 +63,19 @@ class Autocast(torch.nn.Module):
             return self.network(images).float()
 
 
-def build(width: int, precision: str) -> dict[str, torch.nn.Module]:
-    """Both networks with the same initial distribution of weights."""
+def build(width: int, precision: str, padding: bool) -> dict[str, torch.nn.Module]:
+    """Both networks with the same initial distribution of weights.
+
+    Without `padding` BasicUNet leaves out its padding of odd sizes, of which there are none here.
+    """
     ours = UNet(3, width, DEPTH, precision)
     features = [width * 2**level for level in range(DEPTH + 1)] + [width]
     norm = ("group", {"num_groups": ours.down[0][1].num_groups})
     peer = BasicUNet(spatial_dims=2, in_channels=1, out_channels=3, features=features, norm=norm)
+    if not padding:
+        for module in peer.modules():
+            if hasattr(module, "is_pad"):
+                module.is_pad = False
     networks = {"U-Net": move_to(ours, CPU), "BasicUNet": Autocast(peer, precision)}
     for network in networks.values():
         initialize(network, generator_for("benchmark"))
@@ -87,7 +99,7 @@ def main() -> None:
     print(f"{args.batch_size} slices of {width}x{height}, width {args.width}, depth {DEPTH}")
     steps, flops = {}, {}
     for precision in ("float32", "bfloat16") if native_bfloat16(CPU) else ("float32",):
-        for name, network in build(args.width, precision).items():
+        for name, network in build(args.width, precision, padding=not args.compile).items():
             with FlopCounterMode(display=False) as counter:
                 training_step(network, slices, settings)()
             flops[name] = counter.get_total_flops()
