@@ -74,7 +74,7 @@ def prepare(args: argparse.Namespace) -> tuple:
     main = distributed.is_main()
     if main:
         refuse_no_run(args.out) if args.resume else refuse_non_empty(args.out)
-    settings = settings_from(args, FineTuning, max_weight=args.max_weight or 1.0)
+    settings = settings_from(args, FineTuning)
     begun = args.resume and bool(RunFolder(args.out).checkpoints())  # its first weights count no more
     before = read_config(args.out) if args.resume else {}
     prompts, device = read_prompts(args.prompts), select_device(args.device)
@@ -93,9 +93,8 @@ def prepare(args: argparse.Namespace) -> tuple:
     name, dtype = backbone_name(args.backbone, data.train.info.origin), select_dtype(args.precision, device)
     backbone = load_backbone(name, device, dtype, args.tokenizer)
     initial = load_initial(args.controlnet_init, backbone) if args.controlnet_init and not begun else None
-    weight = backbone.recommended.max_weight if args.max_weight is None else args.max_weight
     processes = before.get("settings", {}).get("processes", 1) if args.resume else distributed.world_size()
-    settings = settle(replace(settings, max_weight=weight, processes=processes), backbone)
+    settings = settle(replace(settings, processes=processes), backbone)
 
     # the run folder
     config = run_config(settings, backbone, data, args.tokenizer, initial, learned) | {"arguments": resumable(args)}

@@ -140,7 +140,7 @@ def load_backbone(
 
 
 def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
-    """The settings with the backbone's window and learning rate where they name none.
+    """The settings with the backbone's window, learning rate and weight of noisy timesteps where they name none.
 
     Raises InputError for a window that does not fit the backbone's grid.
     """
@@ -151,8 +151,8 @@ def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
             f"--crop {crop[0]}x{crop[1]} does not fit the backbone, expected multiples of {grid} pixels such as "
             f"{up[0]}x{up[1]}"
         )
-    rate = backbone.recommended.learning_rate if settings.learning_rate is None else settings.learning_rate
-    return replace(settings, crop=crop, learning_rate=rate)
+    advised = {name: getattr(backbone.recommended, name) for name in ("learning_rate", "max_weight")}
+    return replace(settings, crop=crop, **{k: v for k, v in advised.items() if getattr(settings, k) is None})
 
 
 def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:

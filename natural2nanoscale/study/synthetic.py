@@ -50,8 +50,7 @@ def make_synthetic(
     `steps` None takes the paper's 600 epochs.
     """
     data = TrainingData(folders["train"], folders["val"], read_prompts())
-    weight = backbone.recommended.max_weight
-    tuning = settle(FineTuning(crop, None, max_weight=weight, max_steps=steps, seed=seed, keep=1), backbone)
+    tuning = settle(FineTuning(crop, None, max_weight=None, max_steps=steps, seed=seed, keep=1), backbone)
     total = tuning.total_steps(len(folders["train"].stems))
     third = max(1, total // 3)  # strips at four stages (paper, Figure 4)
     tuning = replace(tuning, sample_every=third, checkpoint_every=min(third, tuning.checkpoint_every))
