@@ -11,8 +11,9 @@ from typing import ClassVar
 from natural2nanoscale.cli import at_least, setting, size
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
 from natural2nanoscale.data.prepare import splits
-from natural2nanoscale.data.prepare.ranges import Mapping
 from natural2nanoscale.errors import InputError
+
+Mapping = dict  # value (int), range of values (low, high or None for no end) or colour ("#rrggbb") -> class id
 
 
 def two_numbers(text: str) -> tuple[float, float]:
