@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from natural2nanoscale.data.classes import packed, unpacked
+from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.readers.base import ReadOptions, Source
 from natural2nanoscale.data.readers.opening import open_source, split_container
 from natural2nanoscale.errors import InputError
@@ -194,6 +197,14 @@ class Reader:
                 )
             values[found != 0] = number
         return MaskPixels(values)
+
+
+@contextmanager
+def readers_of(settings: Preparation) -> Iterator[tuple[Reader, Reader]]:
+    """The readers of slices and of masks."""
+    masks = Reader(settings.max_pixels, None, settings.axes, settings.one_hot, settings.alpha, True)
+    with Reader(settings.max_pixels, settings.channel, settings.axes) as images, masks:
+        yield images, masks
 
 
 def whole_numbers(page: Page, pixels: np.ndarray) -> np.ndarray:
