@@ -68,9 +68,9 @@ class Reader:
     def __init__(
         self, max_pixels: int, channel: int | None = None, axes: str | None = None, split_channels: bool = False,
         alpha: str | None = None,
-        labels: bool = False,
+        labels: bool = False, flip_y: bool = False,
     ):  # fmt: skip
-        self.options = ReadOptions(max_pixels, channel, axes, split_channels, labels)
+        self.options = ReadOptions(max_pixels, channel, axes, split_channels, labels, flip_y=flip_y)
         self.alpha = alpha
         self.path: Path | None = None
         self.source: Source | None = None
@@ -202,8 +202,9 @@ class Reader:
 @contextmanager
 def readers_of(settings: Preparation) -> Iterator[tuple[Reader, Reader]]:
     """The readers of slices and of masks."""
-    masks = Reader(settings.max_pixels, None, settings.axes, settings.one_hot, settings.alpha, True)
-    with Reader(settings.max_pixels, settings.channel, settings.axes) as images, masks:
+    limit, axes, flip_y = settings.max_pixels, settings.axes, settings.flip_y
+    masks = Reader(limit, None, axes, settings.one_hot, settings.alpha, labels=True, flip_y=flip_y)
+    with Reader(limit, settings.channel, axes, flip_y=flip_y) as images, masks:
         yield images, masks
 
 
