@@ -50,7 +50,7 @@ def test_of_the_same_stack_all_but_the_held_out_slices_and_those_within_the_gap(
     assert folder.info.classes == parts["train"].info.classes and not folder.info.transductive
     assert not (folder.path / "masks").exists() and folder.shapes == ((12, 16),) * len(expected)
     said = capsys.readouterr().out
-    assert f"left out {40 - len(expected)} that are validation or test, or lie within 2 of such" in said
+    assert f"left out: {40 - len(expected)} that are validation or test slices, or lie within 2 of such" in said
     assert f"unlabelled: {len(expected)} slices without masks" in said and "no warnings" in said
 
 

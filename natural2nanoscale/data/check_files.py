@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.folders import PARTS, DatasetInfo, evenly_spaced
-from natural2nanoscale.data.prepare.codes import LabelRule
-from natural2nanoscale.data.prepare.convert import Pair, assign_parts, find_pairs, safe_stems
-from natural2nanoscale.data.prepare.intensity import to_bytes
+from natural2nanoscale.data.folders import PARTS, evenly_spaced
+from natural2nanoscale.data.prepare.convert import Conversion, conversion, find_pairs
 from natural2nanoscale.data.prepare.pairing import cropped, is_folder, list_pages
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader, readers_of
-from natural2nanoscale.data.prepare.survey import label_rule, read_masks, survey
+from natural2nanoscale.data.prepare.splits import assign_parts
+from natural2nanoscale.data.prepare.survey import read_masks
 from natural2nanoscale.data.readers.opening import SUFFIXES, split_container
 
 LOOKED_AT = 32  # slices, evenly spaced: a volume is understood in seconds
@@ -36,34 +33,9 @@ def holds_slices(path: Path) -> bool:
     return bool({file.suffix.lower() for file in path.iterdir()} & {*SUFFIXES, ".zarr"})
 
 
-@dataclass(frozen=True)
-class Preview:
-    """Slices of files in the form of a PairFolder; each is read when it is asked for. Without a rule masks are None."""
-
-    info: DatasetInfo
-    pairs: dict[str, Pair]
-    images: Reader
-    masks: Reader
-    rule: LabelRule | None
-
-    @property
-    def stems(self) -> tuple[str, ...]:
-        return tuple(self.pairs)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        return tuple(image.size[::-1] for image, _mask in self.pairs.values())
-
-    def image(self, stem: str) -> np.ndarray:
-        return to_bytes(self.images.image(self.pairs[stem][0])[0], self.info.intensity_window)
-
-    def mask(self, stem: str) -> np.ndarray | None:
-        return self.rule and self.rule.apply(self.masks.mask(self.pairs[stem][1]))
-
-
 @contextmanager
-def preview(settings: Preparation, masked: bool) -> Iterator[tuple[int, Preview, dict[str, Preview]]]:
-    """How many slices there are, up to LOOKED_AT of them, and these by the parts that they would be in.
+def preview(settings: Preparation, masked: bool) -> Iterator[tuple[int, Conversion]]:
+    """How many slices there are, and up to LOOKED_AT of them as `prepare` would convert them.
 
     Prints what is understood. Raises InputError as `prepare` would.
     """
@@ -73,25 +45,15 @@ def preview(settings: Preparation, masked: bool) -> Iterator[tuple[int, Preview,
         else:
             pages = cropped(list_pages(settings.images, images, "--images"), settings.crop_bottom)
             pairs = [(page, page) for page in pages]
-        count, slices = len(pairs), [image for image, _mask in pairs]
+        count, slices, codes = len(pairs), [image for image, _mask in pairs], []
         tell_source(slices, images)
-        parts = assign_parts(settings, pairs)[0] if masked else ["train"] * count
-        chosen = evenly_spaced(list(zip(pairs, parts, safe_stems(slices), strict=True)), LOOKED_AT)
-        if len(chosen) < count:
-            print(f"looked at {len(chosen)} of them, evenly spaced")
-        rule, classes = None, Classes.named("a", "b")  # which nothing shows
+        part_of = dict(zip(slices, assign_parts(settings, slices)[0] if masked else ["train"] * count, strict=True))
+        pairs = evenly_spaced(pairs, LOOKED_AT)
+        if len(pairs) < count:
+            print(f"looked at {len(pairs)} of them, evenly spaced")
         if masked:
-            kept, codes = read_masks(settings, [pair for pair, _part, _stem in chosen], masks)
-            chosen = [entry for entry in chosen if entry[0] in set(kept)]
-            rule = label_rule(settings, codes)
-            classes = rule.classes
-        window, _nm = survey(settings, [pair for pair, *_ in chosen], [part for _, part, _ in chosen], images)
-        info = DatasetInfo(settings.images.name, "prepared", classes, window)
-        whole = Preview(info, {stem: pair for pair, _part, stem in chosen}, images, masks, rule)
-        of_part = {
-            part: replace(whole, pairs={stem: pair for pair, of, stem in chosen if of == part}) for part in PARTS
-        }
-        yield count, whole, of_part
+            pairs, codes = read_masks(settings, pairs, masks)
+        yield count, conversion(settings, pairs, [part_of[image] for image, _mask in pairs], codes, images, masks)
 
 
 def tell_source(pages: Sequence[Page], images: Reader) -> None:

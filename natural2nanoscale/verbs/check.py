@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from natural2nanoscale.data.check import open_root, report, tell
     from natural2nanoscale.data.check_files import holds_slices, preview, tell_round_trip
-    from natural2nanoscale.data.folders import evenly_spaced
+    from natural2nanoscale.data.folders import PARTS, evenly_spaced
     from natural2nanoscale.data.sheets import contact_sheet
 
     of_files = holds_slices(args.data)
@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> None:
     with ExitStack() as opened:
         if of_files:
             settings = settings_from(args, Preparation, images=args.data, masks=args.masks or args.data, out=DATA)
-            count, folder, parts = opened.enter_context(preview(settings, args.masks is not None))
+            count, folder = opened.enter_context(preview(settings, args.masks is not None))
             folders = {args.data.name: folder}
-            found = tell(folders, parts)
+            found = tell(folders, {part: folder.of(part) for part in PARTS})
             call = command("python -m natural2nanoscale prepare", images=args.data, masks=args.masks or "MASKS")
             fit = f"{count} slices can be read, `{call}` takes them with the flags of this call"
         else:

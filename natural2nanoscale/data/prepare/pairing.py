@@ -16,6 +16,7 @@ from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.readers.opening import SUFFIXES, VENDORS, is_zarr, refuse_suffix, split_container
 from natural2nanoscale.errors import InputError
 
+Pair = tuple[Page, Page]  # a slice and its mask
 KINDS = "PNG, TIFF, MRC, HDF5, Zarr or NumPy"
 
 
@@ -69,7 +70,7 @@ def _files_of(folder: Path, role: str) -> dict[str, Path]:
     return dict(sorted(files.items(), key=lambda entry: natural_order(entry[0])))
 
 
-def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool) -> list[tuple[Page, Page]]:
+def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool) -> list[Pair]:
     """Pairs in the images' order: by page number where each source is a single file, else by name.
 
     Names are equal, or have their telling part in common, which is printed. What lacks its partner is an error that
@@ -195,7 +196,7 @@ def cropped(pages: list[Page], rows: int) -> list[Page]:
     return [lower(page) for page in pages]
 
 
-def crop_bottom(pairs: list[tuple[Page, Page]], rows: int) -> list[tuple[Page, Page]]:
+def crop_bottom(pairs: list[Pair], rows: int) -> list[Pair]:
     """The pairs without the lowest rows of every slice, and of every mask that is as high as its slice."""
     images = cropped([image for image, _mask in pairs], rows)
     masks = [cropped([mask], rows)[0] if mask.size == image.size else mask for image, mask in pairs]
@@ -225,7 +226,7 @@ def fitting(settings: Preparation, pages: list[Page]) -> list[Page]:
     return [page for page in pages if page not in set(small)]
 
 
-def check_sizes(pairs: list[tuple[Page, Page]]) -> None:
+def check_sizes(pairs: list[Pair]) -> None:
     for image, mask in pairs:
         if image.size != mask.size:
             higher = image.size[1] - mask.size[1] if image.size[0] == mask.size[0] else 0

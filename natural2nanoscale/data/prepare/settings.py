@@ -10,10 +10,10 @@ from typing import ClassVar
 
 from natural2nanoscale.cli import at_least, setting, size
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
-from natural2nanoscale.data.prepare import splits
 from natural2nanoscale.errors import InputError
 
 Mapping = dict  # value (int), range of values (low, high or None for no end) or colour ("#rrggbb") -> class id
+VAL, TEST = 25 / 323, 65 / 323  # the paper's 233, 25 and 65 slices
 
 
 def two_numbers(text: str) -> tuple[float, float]:
@@ -127,8 +127,8 @@ class Preparation:
     group: str | None = setting(
         None, "keep together what its first group finds in the file names, such as 'sub-(rat\\d+)'", metavar="REGEX"
     )
-    val: float = setting(splits.VAL, "share of slices or groups (default: 25/323)", float, metavar="F")
-    test: float = setting(splits.TEST, "share of slices or groups (default: 65/323)", float, metavar="F")
+    val: float = setting(VAL, "share of slices or groups (default: 25/323)", float, metavar="F")
+    test: float = setting(TEST, "share of slices or groups (default: 65/323)", float, metavar="F")
     val_groups: tuple[str, ...] = setting(
         (), "groups for validation, such as rat6 (default: by --seed)", group_names, metavar="NAMES"
     )

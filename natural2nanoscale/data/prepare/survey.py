@@ -7,7 +7,7 @@ import numpy as np
 from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes, codes_of
 from natural2nanoscale.data.prepare.intensity import Histogram, information_bar
 from natural2nanoscale.data.prepare.labels import decide_labels
-from natural2nanoscale.data.prepare.pairing import one_hot_names
+from natural2nanoscale.data.prepare.pairing import Pair, one_hot_names
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.errors import InputError
@@ -16,8 +16,8 @@ MANY_CODES = 4096  # different values or colours in one mask that ask for a verd
 
 
 def read_masks(
-    settings: Preparation, pairs: list[tuple[Page, Page]], masks: Reader
-) -> tuple[list[tuple[Page, Page]], list[PageCodes]]:
+    settings: Preparation, pairs: list[Pair], masks: Reader
+) -> tuple[list[Pair], list[PageCodes]]:
     """The pairs whose masks are annotated, and the values and colours of these; blank masks are named and left out."""
     codes = []
     for _image, page in pairs:
@@ -51,7 +51,7 @@ def label_rule(settings: Preparation, codes: list[PageCodes]) -> LabelRule:
 
 
 def survey(
-    settings: Preparation, pairs: list[tuple[Page, Page]], parts: list[str | None], images: Reader
+    settings: Preparation, pairs: list[Pair], parts: list[str | None], images: Reader
 ) -> tuple[tuple[float, float] | None, float | None]:
     """Read all slices once: which grey values become 0 and 255, and the pixel size in nm if the files say it."""
     histogram, kinds, colored, sizes, ends = Histogram(), {}, [], {}, set()
