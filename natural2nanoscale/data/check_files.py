@@ -11,12 +11,12 @@ import numpy as np
 
 from natural2nanoscale.data.folders import PARTS, evenly_spaced
 from natural2nanoscale.data.prepare.convert import Conversion, conversion, find_pairs
-from natural2nanoscale.data.prepare.pairing import cropped, is_folder, list_pages
+from natural2nanoscale.data.prepare.pairing import can_be_read, cropped, is_folder, list_pages
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader, readers_of
 from natural2nanoscale.data.prepare.splits import assign_parts
 from natural2nanoscale.data.prepare.survey import read_masks
-from natural2nanoscale.data.readers.opening import SUFFIXES, split_container
+from natural2nanoscale.data.readers.opening import split_container
 
 LOOKED_AT = 32  # slices, evenly spaced: a volume is understood in seconds
 ROUND_TRIPS, WINDOW = 4, 512  # slices that pass a VAE, and pixels of each either way
@@ -30,7 +30,7 @@ def holds_slices(path: Path) -> bool:
         return split_container(path)[0].exists()
     if (path / "dataset.json").is_file() or any((path / part).is_dir() for part in PARTS):
         return False
-    return bool({file.suffix.lower() for file in path.iterdir()} & {*SUFFIXES, ".zarr"})
+    return any(map(can_be_read, path.iterdir()))
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,38 +43,22 @@ class DatasetInfo:
     transductive: bool = False  # of unlabelled slices: those of validation and test are among them
 
     def to_json(self) -> dict:
-        data = {
-            "format": FORMAT,
-            "name": self.name,
-            "origin": self.origin,
-            "classes": self.classes.to_json(),
-            "ignore_id": IGNORE_ID,
-            "intensity_window": list(self.intensity_window) if self.intensity_window else None,
-            "pixel_size_nm": self.pixel_size_nm,
-            "split": self.split,
-        }
-        more = ("digests", "learned", "transductive")
-        return data | {key: getattr(self, key) for key in more if getattr(self, key)}
+        """What is written; digests and what else few folders have only where there is something."""
+        few = ("digests", "learned", "transductive")
+        said = {name: value for name, value in vars(self).items() if value or name not in few}
+        return {"format": FORMAT, **said, "classes": self.classes.to_json(), "ignore_id": IGNORE_ID}
 
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
         """Of what fits `schemas.DATASET`; ValueError where that makes no sense."""
-        window, pixel_size = data.get("intensity_window"), data.get("pixel_size_nm")
+        window = data.get("intensity_window")
         if window and (len(window) != 2 or not window[0] < window[1]):
             raise ValueError(f"intensity_window is {window}, expected a grey value and a higher one")
         if data.get("format", FORMAT) > FORMAT:
             raise ValueError(f"it is of format {data['format']}, this version reads up to {FORMAT}: update it")
-        return cls(
-            name=str(data["name"]),
-            origin=str(data["origin"]),
-            classes=Classes.from_json(data["classes"]),
-            intensity_window=(float(window[0]), float(window[1])) if window else None,
-            pixel_size_nm=None if pixel_size is None else float(pixel_size),
-            split=dict(data.get("split") or {}),
-            digests=dict(data.get("digests") or {}),
-            learned=dict(data.get("learned") or {}),
-            transductive=data.get("transductive", False),
-        )
+        said = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
+        window = tuple(map(float, window)) if window else None
+        return cls(**said | {"classes": Classes.from_json(data["classes"]), "intensity_window": window})
 
 
 @dataclass(frozen=True)
@@ -180,11 +164,15 @@ def _parse_info(file: Path) -> tuple[DatasetInfo, dict]:
         ) from error
 
 
-def stems_of(folder: Path) -> dict[str, Path]:
+def is_picture(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES
+
+
+def stems_of(folder: Path, fits: Callable[[Path], bool] = is_picture) -> dict[str, Path]:
     """File of every stem in a folder of pictures, in natural order; hidden files are no pictures."""
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir() if folder.is_dir() else []):
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+        if fits(file) and not file.name.startswith("."):
             if file.stem in files:
                 raise InputError(f"{folder} has two pictures of the stem {file.stem!r}: remove one of them")
             files[file.stem] = file

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from natural2nanoscale.data.folders import natural_order
+from natural2nanoscale.data.folders import natural_order, stems_of
 from natural2nanoscale.data.prepare.names import IMAGE_WORDS, MASK_WORDS, match_names, words_of
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
@@ -43,31 +43,28 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and not is_zarr(split_container(path)[0])
 
 
+def can_be_read(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES or is_zarr(file)
+
+
 def _files_of(folder: Path, role: str) -> dict[str, Path]:
     """Readable files of a folder by stem, in natural order; hidden ones are none."""
-    files, others = {}, Counter()
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith("."):
-            continue
-        suffix = file.suffix.lower()
-        if suffix not in SUFFIXES and not (suffix == ".zarr" and file.is_dir()):
-            others[suffix or "no suffix"] += not file.is_dir()
-            continue
-        if file.stem in files:
-            raise InputError(f"{folder} has two files of the stem {file.stem!r}: remove one of them")
-        files[file.stem] = file
+    files = stems_of(folder, can_be_read)
+    others = [file for file in sorted(folder.iterdir()) if not (can_be_read(file) or file.is_dir())]
+    kinds = Counter(file.suffix.lower() or "no suffix" for file in others if not file.name.startswith("."))
+    vendors = [file for file in others if file.suffix.lower() in VENDORS]
     if not files:
-        if any(suffix in VENDORS for suffix in others):
-            refuse_suffix(next(file for file in sorted(folder.iterdir()) if file.suffix.lower() in VENDORS))
-        found = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(4) if n) or "no file"
+        if vendors:
+            refuse_suffix(vendors[0])
+        found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(4)) or "no file"
         raise InputError(
             f"{folder} ({role}) holds no slice that can be read ({KINDS}), found {found}: name the folder that holds "
             "the slices themselves"
         )
-    vendors = [suffix for suffix in others if suffix in VENDORS]
     if vendors:
-        print(f"note: left aside in {folder}: " + ", ".join(f"{others[suffix]} {suffix}" for suffix in vendors))
-    return dict(sorted(files.items(), key=lambda entry: natural_order(entry[0])))
+        told = sorted({file.suffix.lower() for file in vendors})
+        print(f"note: left aside in {folder}: " + ", ".join(f"{kinds[kind]} {kind}" for kind in told))
+    return files
 
 
 def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool) -> list[Pair]:
@@ -154,12 +151,11 @@ def one_mask_of_many(images: list[Page], masks: list[Page]) -> list[Page]:
 
 def class_folders(path: Path) -> list[Path]:
     """Folders of one class each below `path`, in natural order; none where slices lie in `path` itself."""
-    if not is_folder(path) or any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+    if not is_folder(path) or any(map(can_be_read, path.iterdir())):
         return []
-    folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    folders = [folder for folder in folders if any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())]
-    order = sorted(folders, key=lambda folder: natural_order(folder.name))
-    return order if len(order) > 1 else []
+    folders = [one for one in path.iterdir() if is_folder(one) and not one.name.startswith(".")]
+    folders = [folder for folder in folders if any(map(can_be_read, folder.iterdir()))]
+    return sorted(folders, key=lambda folder: natural_order(folder.name)) if len(folders) > 1 else []
 
 
 def join_folders(folders: list[Path], reader: Reader) -> list[Page]:
