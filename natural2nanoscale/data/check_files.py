@@ -59,7 +59,7 @@ def preview(settings: Preparation, masked: bool) -> Iterator[tuple[int, Conversi
 def tell_source(pages: Sequence[Page], images: Reader) -> None:
     """Print number, size, type and axes."""
     source = images.open(pages[0].path)
-    sizes = Counter(f"{page.size[0]}x{page.size[1]}" for page in pages)
+    sizes = Counter(page.extent for page in pages)
     told = ", ".join(f"{size} ({n})" for size, n in sizes.most_common(4)) + ", more sizes" * (len(sizes) > 4)
     print(f"{len(pages)} slices, {told}, {source.kind} of {source.bits} bits, {source.dtype}")
     layout = getattr(source, "layout", None)

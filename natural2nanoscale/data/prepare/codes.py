@@ -11,41 +11,41 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.prepare.settings import Mapping
 from natural2nanoscale.data.prepare.sources import COLOR, MaskPixels, Page, is_color
 
+Code = int | tuple  # value, COLOR + 0xRRGGBB, or a range of --map that stands for all values in it
+
 
 @dataclass(frozen=True)
 class PageCodes:
-    """Pixels of a mask by their code: a value, or COLOR + 0xRRGGBB; palette: colours of its values, if it has one."""
+    """Pixels of a mask by their code; palette: colours of its values, if it has one."""
 
-    page: Page
-    counts: Counter
-    palette: dict[int, int]
+    page: Page | None
+    counts: dict[Code, int]
+    palette: dict[Code, int]
 
     @property
     def colored(self) -> bool:
-        return any(map(is_color, self.counts))
+        return any(not isinstance(code, tuple) and is_color(code) for code in self.counts)
 
-    def color_of(self, code: int) -> int | None:
-        return color_of(code, self.palette)
-
-
-def codes_of(page: Page, mask: MaskPixels) -> PageCodes:
-    """What a mask holds."""
-    counts = count(mask.values)
-    return PageCodes(page, counts, {} if mask.palette is None else {code: int(mask.palette[code]) for code in counts})
+    def color_of(self, code: Code) -> int | None:
+        """The colour 0xRRGGBB that a code is shown in: its own, the palette's, or a grey; None for others."""
+        if isinstance(code, tuple):
+            return None
+        return code - COLOR if is_color(code) else self.palette.get(code, code * 0x010101 if 0 <= code < 256 else None)
 
 
-def color_of(code: int, palette: dict[int, int]) -> int | None:
-    """The colour 0xRRGGBB that a code is shown in: its own, the palette's, or a grey; None beyond 255."""
-    if is_color(code):
-        return code - COLOR
-    return palette.get(code, code * 0x010101 if 0 <= code < 256 else None)
+def codes_of(page: Page | None, mask: MaskPixels, mapping: Mapping) -> PageCodes:
+    """What a mask holds, thousands of numbered objects in a range of --map as one."""
+    counts: Counter = Counter()
+    for code, pixels in count(mask.values).items():
+        counts[entry_of(code, mapping)] += pixels
+    palette = {} if mask.palette is None else {c: int(mask.palette[c]) for c in counts if not isinstance(c, tuple)}
+    return PageCodes(page, counts, palette)
 
 
-def look_up(mapping: Mapping, value: int) -> int | None:
-    """The class that --map gives to a value; single entries go before ranges."""
-    ranges = [key for key in mapping if isinstance(key, tuple) and not is_color(value)]
-    fitting = (key for key in ranges if key[0] <= value and (key[1] is None or value <= key[1]))
-    return mapping.get(value, mapping.get(next(fitting, None)))
+def entry_of(code: int, mapping: Mapping) -> Code:
+    """The range of --map that a value goes by, or the value itself; single entries go before ranges."""
+    ranges = () if code in mapping or is_color(code) else (key for key in mapping if isinstance(key, tuple))
+    return next((key for key in ranges if key[0] <= code and (key[1] is None or code <= key[1])), code)
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,18 @@ class LabelRule:
 
     classes: Classes
     notes: tuple[str, ...]
-    table: dict[int, int]
+    mapping: Mapping
+    table: dict[Code, int]
     colors: dict[int, int]
     scale: int = 1
 
     def apply(self, mask: MaskPixels) -> np.ndarray:
         """(H,W) uint8 class ids of a mask whose codes were all seen when the rule was made."""
-        found = codes_of(None, mask)
-        codes = sorted(found.counts)
-        ids = [self.table[c] if c in self.table else self.colors[found.color_of(c) * self.scale] for c in codes]
+        found = codes_of(None, mask, {})
+        codes, ids = sorted(found.counts), []
+        for code in codes:
+            entry = entry_of(code, self.mapping)
+            ids.append(self.table[entry] if entry in self.table else self.colors[found.color_of(code) * self.scale])
         return np.array(ids, np.uint8)[np.searchsorted(codes, mask.values)]
 
 

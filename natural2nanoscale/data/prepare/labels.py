@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, packed, palette
-from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes, look_up
+from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes
 from natural2nanoscale.data.prepare.remedies import MANY, for_values, objects
 from natural2nanoscale.data.prepare.settings import Mapping
 from natural2nanoscale.data.prepare.sources import UNLABELLED, Page
@@ -27,11 +27,11 @@ def decide_labels(
 
     names: the classes in the order of their ids. colors: (name, 0xRRGGBB) of the classes in that order.
     mapping: class id or IGNORE_ID for mask values (int), ranges and colours ("#rrggbb"); it goes before all else. In a
-    coloured mask a value is a grey; in a palette picture it is the index.
+    coloured mask a value is a grey; in a palette picture it is the index. The pages' codes know its ranges already.
     labels_from: value of the first class; what is below is ignored.
     """
     mapping = mapping or {}
-    pages = [replace(page, counts=page.counts - Counter({UNLABELLED: page.counts[UNLABELLED]})) for page in pages]
+    pages = [replace(page, counts={c: n for c, n in page.counts.items() if c != UNLABELLED}) for page in pages]
     seen: dict[int, int] = {}  # colours of palette values: where files disagree, only the colours tell the classes
     shuffled = any(seen.setdefault(value, color) != color for page in pages for value, color in page.palette.items())
     if colors or shuffled or any(page.colored for page in pages):
@@ -47,7 +47,7 @@ def decide_labels(
 
 def _value_rule(pages: list[PageCodes], names: tuple[str, ...], given: Mapping, labels_from: int) -> LabelRule:
     total, notes = _total(page.counts for page in pages), []
-    table = {value: to for value in total if (to := look_up(given, value)) is not None}
+    table = {value: given[value] for value in total if value in given}
     if labels_from:
         table |= _shift([value for value in total if value not in table and value != 255], labels_from, names)
         notes.append(f"mask value {labels_from} is class 0, and so on; lower values are ignored")
@@ -75,11 +75,11 @@ def _value_rule(pages: list[PageCodes], names: tuple[str, ...], given: Mapping, 
     count = len(names) or _free({*rest, *range(highest + 1)})  # --map may name a class that no mask holds
     strays = [value for value in rest if not 0 <= value < count]
     if strays:
-        remedy = for_values(sorted(total), strays, names, given)
+        remedy = for_values(sorted(set(total) - set(given)), strays, names, given)
         expected = f"0..{count - 1}" if count else "ids that count from 0"
         _refuse_strays([(p.page, p.counts) for p in pages], strays, str, expected, remedy)
     table |= {value: value for value in rest}
-    return LabelRule(_classes(names, count, table.values()), tuple(notes), table, {})
+    return LabelRule(_classes(names, count, table.values()), tuple(notes), given, table, {})
 
 
 def _shift(values: list[int], labels_from: int, names: tuple[str, ...]) -> dict[int, int]:
@@ -104,7 +104,7 @@ def _color_rule(
     table, left = {}, [Counter() for _ in pages]
     for page, counts in zip(pages, left, strict=True):
         for code, pixels in page.counts.items():
-            to, color = look_up(mapping, code), page.color_of(code)
+            to, color = mapping.get(code), page.color_of(code)
             if to is None and color is None:
                 raise InputError(
                     f"{page.page} has values beyond 255 where colours are expected: save all masks in one form"
@@ -146,7 +146,7 @@ def _color_rule(
         _refuse_strays([(p.page, n) for p, n in zip(pages, left, strict=True)], strays, hex_color, expected, remedy)
     used = {*table.values(), *class_of.values()}
     count = len(names) or max(used - {IGNORE_ID}, default=-1) + 1
-    return LabelRule(_classes(names, count, used), tuple(notes), table, class_of, scale)
+    return LabelRule(_classes(names, count, used), tuple(notes), mapping, table, class_of, scale)
 
 
 def _scale_of_colors(pages: list[PageCodes], colors: tuple[tuple[str, int], ...]) -> int:
@@ -186,7 +186,7 @@ def _refuse_strays(
 
 
 def _total(counts: Iterable[Counter]) -> Counter:
-    return sum(counts, Counter())
+    return sum(map(Counter, counts), Counter())
 
 
 def _free(used: set[int]) -> int:

@@ -75,14 +75,10 @@ def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs
     """
     if by_index:
         if len(images) != len(masks):
+            several = ", or pass `--one-hot` if each slice has one mask per class"
             raise InputError(
-                f"{images[0].path} has {len(images)} page(s) but {masks[0].path} has {len(masks)}, expected "
-                "one mask per slice: make the stacks equally long"
-                + (
-                    ", or pass `--one-hot` if each slice has one mask per class"
-                    if len(masks) % len(images) == 0
-                    else ""
-                )
+                f"{images[0].path} has {len(images)} page(s) but {masks[0].path} has {len(masks)}, expected one mask "
+                f"per slice: make the stacks equally long{several if len(masks) % len(images) == 0 else ''}"
             )
         return list(zip(images, masks, strict=True))
     of_mask = {page.stem: page for page in masks}
@@ -105,7 +101,7 @@ def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs
 
 
 def _partners_by_common_part(images: list[Page], masks: list[Page], equal: dict[str, str]) -> dict[str, str]:
-    """Stem of the mask by stem of the image, where the names' common part pairs more of them than equal names do."""
+    """Stem of the mask by that of the image, where the names' common part pairs more of them than equal names do."""
     found, told, ambiguous = match_names([page.stem for page in images], [page.stem for page in masks])
     if len(found) <= len(equal) or any(found.get(stem) != stem for stem in equal):
         return equal
@@ -204,22 +200,20 @@ def fitting(settings: Preparation, pages: list[Page]) -> list[Page]:
     if settings.size is None:
         huge = next((page for page in pages if page.size[0] * page.size[1] > Image.MAX_IMAGE_PIXELS), None)
         if huge:
-            raise InputError(f"{huge} is {huge.size[0]}x{huge.size[1]}, too large for one slice: pass --size")
+            raise InputError(f"{huge} is {huge.extent}, too large for one slice: pass --size")
         return pages
     width, height = settings.size
-    small = [page for page in pages if page.size[0] < width or page.size[1] < height]
-    if small and not settings.skip_small:
+    large = [page for page in pages if page.size[0] >= width and page.size[1] >= height]
+    small = [page for page in pages if page not in set(large)]
+    if small and not (settings.skip_small and large):
+        ways = "" if not large else f" ({len(small)} of {len(pages)} slices are)"
         raise InputError(
-            f"{small[0]} is {small[0].size[0]}x{small[0].size[1]}, smaller than the tile of {width}x{height} "
-            f"({len(small)} of {len(pages)} slices are): pass a smaller --size, or --skip-small"
-        )
-    if len(small) == len(pages):
-        raise InputError(
-            f"all {len(small)} slices are smaller than the tile of {width}x{height}: pass a smaller --size"
+            f"{small[0]} is {small[0].extent}, smaller than the tile of {width}x{height}{ways}: pass a smaller --size"
+            + (", or --skip-small" if large else "")
         )
     if small:
         print(f"left out, smaller than {width}x{height}: {', '.join(page.stem for page in small)}")
-    return [page for page in pages if page not in set(small)]
+    return large
 
 
 def check_sizes(pairs: list[Pair]) -> None:
@@ -227,11 +221,6 @@ def check_sizes(pairs: list[Pair]) -> None:
         if image.size != mask.size:
             higher = image.size[1] - mask.size[1] if image.size[0] == mask.size[0] else 0
             raise InputError(
-                f"{image} is {image.size[0]}x{image.size[1]} but its mask {mask} is "
-                f"{mask.size[0]}x{mask.size[1]}, expected equal sizes"
-                + (
-                    f": if these are the rows of an information bar, pass `--crop-bottom {higher}`"
-                    if higher > 0
-                    else ""
-                )
+                f"{image} is {image.extent} but its mask {mask} is {mask.extent}, expected equal sizes"
+                + f": if these are the rows of an information bar, pass `--crop-bottom {higher}`" * (higher > 0)
             )

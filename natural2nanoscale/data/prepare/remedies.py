@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
-from natural2nanoscale.data.prepare.codes import look_up
 from natural2nanoscale.data.prepare.settings import Mapping
 
 MANY = 12  # more values than these are a question: numbered objects, or classes that nobody named
@@ -33,8 +32,8 @@ def objects(values: list[int], given: Mapping) -> str:
 
 
 def for_values(total: list[int], strays: list[int], names: tuple[str, ...], given: Mapping) -> str:
-    """Flags for the values of masks (total, ascending) of which some (strays) are no class id."""
-    plain = [value for value in total if value != 255 and look_up(given, value) is None]
+    """Flags for the values of masks that are not given (total, ascending) of which some (strays) are no class id."""
+    plain = [value for value in total if value != 255]
     low, high = plain[0], plain[-1]
     contiguous = plain == list(range(low, high + 1)) and len(plain) > 1 and not given
     if len(strays) > MANY:

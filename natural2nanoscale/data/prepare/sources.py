@@ -37,7 +37,7 @@ class MaskPixels:
 
 @dataclass(frozen=True)
 class Page:
-    """One slice of a source: a single-page file, or one page of a stack. Size is (width, height).
+    """One slice of a source: a single-page file, or one page of a stack. Size is (width, height), `extent` its words.
 
     parts: the pages of a mask that has one per class, in the order of the ids.
     """
@@ -53,6 +53,10 @@ class Page:
         return str(self.path) if self.pages == 1 else f"{self.path} page {self.index + 1} of {self.pages}"
 
     @property
+    def extent(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}"
+
+    @property
     def file(self) -> Path:
         """The file or folder on disk that holds the slice."""
         return split_container(self.path)[0]
@@ -62,16 +66,14 @@ class Reader:
     """Reads one page at a time and keeps the last source open: the pages of a stack are asked for in order.
 
     alpha: what the transparency of a mask means: "drop" it, "ignore" transparent pixels, or "class" ids; None to ask.
+    more: of ReadOptions.
     What the user should know of how files were understood is printed, each kind of thing once.
     """
 
     def __init__(
-        self, max_pixels: int, channel: int | None = None, axes: str | None = None, split_channels: bool = False,
-        alpha: str | None = None,
-        labels: bool = False, flip_y: bool = False,
-    ):  # fmt: skip
-        self.options = ReadOptions(max_pixels, channel, axes, split_channels, labels, flip_y=flip_y)
-        self.alpha = alpha
+        self, max_pixels: int, channel: int | None = None, axes: str | None = None, alpha: str | None = None, **more
+    ):
+        self.options, self.alpha = ReadOptions(max_pixels, channel, axes, **more), alpha
         self.path: Path | None = None
         self.source: Source | None = None
         self.said: set[str] = set()
@@ -118,7 +120,7 @@ class Reader:
         source = self.open(page.path)
         pixels = source.read(page.index)
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-            count = int((~np.isfinite(pixels)).sum())
+            count = np.count_nonzero(~np.isfinite(pixels))
             raise InputError(f"{page} has {count} pixels that are no number (NaN or Inf): replace them and try again")
         return source, pixels[: page.size[1]]
 
@@ -137,10 +139,8 @@ class Reader:
             pixels = pixels.dtype.type(highest) - pixels
         if source.bits < 8 and source.palette is None:
             pixels = (pixels.astype(np.uint16) * 255 // (2**source.bits - 1)).astype(np.uint8)
-        if pixels.ndim == 2:
-            return pixels, False
-        if not (pixels != pixels[..., :1]).any():
-            return pixels[..., 0], False
+        if pixels.ndim == 2 or (pixels == pixels[..., :1]).all():
+            return pixels.reshape(*pixels.shape[:2], -1)[..., 0], False
         return np.round(pixels.mean(axis=-1, dtype=np.float32)).astype(pixels.dtype), True
 
     def mask(self, page: Page) -> MaskPixels:
@@ -155,11 +155,12 @@ class Reader:
         hidden = None
         if source.kind in ("alpha", "rgba"):
             pixels, hidden = self._transparency(page, pixels[..., :-1], pixels[..., -1])
-        if pixels.ndim == 3 and (pixels != pixels[..., :1]).any():
-            grey = (pixels == pixels[..., :1]).all(axis=-1)
-            values = np.where(grey, pixels[..., 0], COLOR + packed(pixels))
+        grey = pixels.ndim == 2 or (pixels == pixels[..., :1]).all(axis=-1)
+        if np.all(grey):
+            values = whole_numbers(page, pixels if pixels.ndim == 2 else pixels[..., 0])
         else:
-            values = whole_numbers(page, pixels[..., 0] if pixels.ndim == 3 else pixels)
+            colors = packed(pixels)
+            values = np.where(grey, colors >> 16, COLOR + colors)
         return MaskPixels(values if hidden is None else np.where(hidden, values.dtype.type(UNLABELLED), values))
 
     def _transparency(self, page: Page, colors: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -167,8 +168,8 @@ class Reader:
         if self.alpha == "class":
             return alpha, None
         if self.alpha == "ignore":
-            return colors, alpha < (np.iinfo(alpha.dtype).max + 1) // 2 if alpha.dtype.kind in "ui" else alpha < 0.5
-        clear = alpha < alpha.max() if alpha.min() < alpha.max() else np.zeros(alpha.shape, bool)
+            return colors, alpha < (np.iinfo(alpha.dtype).max / 2 if alpha.dtype.kind in "ui" else 0.5)
+        clear = alpha < alpha.max()
         if self.alpha is None and clear.any():
             if not np.ptp(colors.reshape(-1, colors.shape[-1]), axis=0).any():
                 raise InputError(f"{page} is of one colour, its alpha channel alone varies: pass `--alpha class`")
@@ -184,17 +185,13 @@ class Reader:
         values = np.zeros((page.size[1], page.size[0]), np.int32)
         for number, part in enumerate(page.parts, 1):
             if part.size != page.size:
-                raise InputError(
-                    f"{part} is {part.size[0]}x{part.size[1]}, the mask of another class {page.size[0]}x{page.size[1]}"
-                )
+                raise InputError(f"{part} is {part.extent}, the mask of another class {page.extent}")
             found = self.mask(part).values
             if is_color(found).any():
                 raise InputError(f"{part} is coloured, expected 0 and another value in the mask of one class")
-            twice = int(((values > 0) & (found != 0)).sum())
+            twice = np.count_nonzero(found[values > 0])
             if twice:
-                raise InputError(
-                    f"{part} overlaps the masks of the classes before it in {twice} pixels: make them disjoint"
-                )
+                raise InputError(f"{part} overlaps masks of classes before it in {twice} pixels: make them disjoint")
             values[found != 0] = number
         return MaskPixels(values)
 
@@ -202,9 +199,9 @@ class Reader:
 @contextmanager
 def readers_of(settings: Preparation) -> Iterator[tuple[Reader, Reader]]:
     """The readers of slices and of masks."""
-    limit, axes, flip_y = settings.max_pixels, settings.axes, settings.flip_y
-    masks = Reader(limit, None, axes, settings.one_hot, settings.alpha, labels=True, flip_y=flip_y)
-    with Reader(limit, settings.channel, axes, flip_y=flip_y) as images, masks:
+    both = {"max_pixels": settings.max_pixels, "axes": settings.axes, "flip_y": settings.flip_y}
+    masks = Reader(**both, alpha=settings.alpha, labels=True, split_channels=settings.one_hot)
+    with Reader(**both, channel=settings.channel) as images, masks:
         yield images, masks
 
 

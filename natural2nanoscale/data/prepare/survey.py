@@ -19,11 +19,11 @@ def read_masks(
     settings: Preparation, pairs: list[Pair], masks: Reader
 ) -> tuple[list[Pair], list[PageCodes]]:
     """The pairs whose masks are annotated, and the values and colours of these; blank masks are named and left out."""
-    codes = []
+    codes, mapping = [], settings.mapping or {}
     for _image, page in pairs:
-        codes.append(codes_of(page, masks.mask(page)))
+        codes.append(codes_of(page, masks.mask(page), mapping))
         if len(codes[-1].counts) > MANY_CODES:  # as it looks, refused
-            decide_labels(codes, settings.classes, settings.colors, settings.mapping, settings.labels_from)
+            decide_labels(codes, settings.classes, settings.colors, mapping, settings.labels_from)
     blank = [set(page.counts) == {0} for page in codes]
     if settings.blank == "background" or not any(blank) or all(blank):
         return pairs, codes
