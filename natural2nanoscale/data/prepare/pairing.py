@@ -205,11 +205,12 @@ def fitting(settings: Preparation, pages: list[Page]) -> list[Page]:
     width, height = settings.size
     large = [page for page in pages if page.size[0] >= width and page.size[1] >= height]
     small = [page for page in pages if page not in set(large)]
-    if small and not (settings.skip_small and large):
-        ways = "" if not large else f" ({len(small)} of {len(pages)} slices are)"
+    if not large:
+        raise InputError(f"all {len(small)} slices are smaller than tiles of {width}x{height}: pass a smaller --size")
+    if small and not settings.skip_small:
         raise InputError(
-            f"{small[0]} is {small[0].extent}, smaller than the tile of {width}x{height}{ways}: pass a smaller --size"
-            + (", or --skip-small" if large else "")
+            f"{small[0]} is {small[0].extent}, smaller than the tile of {width}x{height} "
+            f"({len(small)} of {len(pages)} slices are): pass a smaller --size, or --skip-small"
         )
     if small:
         print(f"left out, smaller than {width}x{height}: {', '.join(page.stem for page in small)}")
