@@ -9,7 +9,7 @@ import torch
 from backbones import disturbed
 
 from natural2nanoscale.data.folders import open_pairs, read_generation
-from natural2nanoscale.diffusion import synthesis
+from natural2nanoscale.diffusion import drawing, synthesis
 from natural2nanoscale.diffusion.backbone import load_backbone
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import finish, synthesize
@@ -135,7 +135,7 @@ def test_slices_without_a_picture_are_never_written(draw, tmp_path, monkeypatch,
 
 
 def test_slices_that_are_not_finite_are_never_written(draw, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesis, "sample", lambda *inputs: torch.full((4, 3, 32, 64), float("nan")))
+    monkeypatch.setattr(drawing, "sample", lambda *inputs: torch.full((4, 3, 32, 64), float("nan")))
     with pytest.raises(InputError, match="not finite"):
         draw(tmp_path / "out")
     assert not list((tmp_path / "out/images").iterdir()) and not (tmp_path / "out/dataset.json").exists()
