@@ -37,6 +37,7 @@ DATASET = {
     "split?": (None, {"rule?": (None, LINE), "source?": (None, {"part?": LINE, "fingerprint?": HASH})}),
     "digests?": (None, {...: HASH}),
     "learned?": (None, LEARNED),
+    "transductive?": bool,
 }
 GENERATION = DATASET | {"per_mask?": NATURAL, "call?": (None, LINE, str)}
 MANIFEST_ROW = {

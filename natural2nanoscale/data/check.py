@@ -11,8 +11,8 @@ import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.duplicates import near_duplicates
-from natural2nanoscale.data.folders import PARTS, PairFolder, open_pairs
-from natural2nanoscale.data.roots import refuse_other_classes
+from natural2nanoscale.data.folders import PARTS, UNLABELLED, ImageFolder, PairFolder, open_images, open_pairs
+from natural2nanoscale.data.roots import digests_of, refuse_other_classes
 from natural2nanoscale.errors import InputError
 
 NAMED = 10  # slices in one warning
@@ -151,6 +151,18 @@ def _repeats(first: dict[str, str], second: dict[str, str], where: str, kind: st
     ]
 
 
+def tell_unlabelled(unlabelled: ImageFolder, folders: dict[str, PairFolder]) -> list[str]:
+    """Print how many slices have no mask; returns a warning where some are held out and nobody said so."""
+    known = set(digests_of(unlabelled).values())
+    held = [digest for part in ("val", "test") if part in folders for digest in digests_of(folders[part]).values()]
+    seen = sum(digest in known for digest in held)
+    note = ", transductive: validation and test slices may be among them" if unlabelled.info.transductive else ""
+    print(f"{UNLABELLED}: {len(unlabelled.stems)} slices without masks{note}")
+    if not seen or unlabelled.info.transductive:
+        return []
+    return [f"{seen} validation and test slices are among the unlabelled ones: prepare these again with --unlabelled"]
+
+
 def report(data: Path) -> list[str]:
     """Print the summary of a data root and its warnings; returns the warnings."""
     folders = open_root(data)
@@ -158,10 +170,12 @@ def report(data: Path) -> list[str]:
     for part, folder in folders.items():
         print(describe(part, folder, summaries[part]))
     info = next(iter(folders.values())).info
+    found = warnings_of(folders, summaries)
+    if (data / UNLABELLED).is_dir():
+        found += tell_unlabelled(open_images(data / UNLABELLED), folders)
     if info.split:
         said = {key: value for key, value in info.split.items() if key in ("rule", "gap", "seed", "group", "size")}
         print("split: " + ", ".join(f"{key} {value}" for key, value in said.items()))
-    found = warnings_of(folders, summaries)
     for warning in found:
         print(f"warning: {warning}")
     if not found:

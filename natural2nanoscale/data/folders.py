@@ -22,7 +22,7 @@ from natural2nanoscale.files import make_folder, refuse_non_empty, save_png, wri
 from natural2nanoscale.records import read_json, reason
 
 T = TypeVar("T")
-PARTS = ("train", "val", "test")  # of a data root
+PARTS, UNLABELLED = ("train", "val", "test"), "unlabelled"  # of a data root
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 FORMAT = 1  # of dataset.json; a file without one is of the first
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
@@ -40,6 +40,7 @@ class DatasetInfo:
     split: dict = field(default_factory=dict)  # how train, val and test were told apart
     digests: dict[str, str] = field(default_factory=dict)  # stem -> slice_digest of the microscope's own pixels
     learned: dict = field(default_factory=dict)  # of synthetic slices: what their ControlNet was trained on
+    transductive: bool = False  # of unlabelled slices: those of validation and test are among them
 
     def to_json(self) -> dict:
         data = {
@@ -52,7 +53,8 @@ class DatasetInfo:
             "pixel_size_nm": self.pixel_size_nm,
             "split": self.split,
         }
-        return data | {key: getattr(self, key) for key in ("digests", "learned") if getattr(self, key)}
+        more = ("digests", "learned", "transductive")
+        return data | {key: getattr(self, key) for key in more if getattr(self, key)}
 
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
@@ -69,14 +71,15 @@ class DatasetInfo:
             intensity_window=(float(window[0]), float(window[1])) if window else None,
             pixel_size_nm=None if pixel_size is None else float(pixel_size),
             split=dict(data.get("split") or {}),
-            digests={str(stem): str(digest) for stem, digest in (data.get("digests") or {}).items()},
+            digests=dict(data.get("digests") or {}),
             learned=dict(data.get("learned") or {}),
+            transductive=data.get("transductive", False),
         )
 
 
 @dataclass(frozen=True)
-class PairFolder:
-    """A validated pair folder. Stems are in natural order: slice_9 comes before slice_10."""
+class ImageFolder:
+    """A validated folder of slices. Stems are in natural order: slice_9 comes before slice_10."""
 
     path: Path
     info: DatasetInfo
@@ -87,6 +90,11 @@ class PairFolder:
     def image(self, stem: str) -> np.ndarray:
         """(H,W) uint8 grey values."""
         return read_gray(self.image_files[stem])
+
+
+@dataclass(frozen=True)
+class PairFolder(ImageFolder):
+    """A validated folder of slices and their masks."""
 
     def mask(self, stem: str) -> np.ndarray:
         """(H,W) uint8 class ids, 255 = ignore."""
@@ -115,21 +123,31 @@ def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFo
     A fourth item is the slice's digest. Without it the one in `info` counts, or that of the image where no grey
     window lies between it and the microscope's pixels; `info`'s digests of other slices are dropped.
     """
+    _write(path, info, items, ("images", "masks"))
+    return open_pairs(path)
+
+
+def write_images(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> ImageFolder:
+    """As `write_pairs`, without the masks, which are None: a folder of unlabelled slices."""
+    _write(path, info, items, ("images",))
+    return open_images(path)
+
+
+def _write(path: Path, info: DatasetInfo, items: Iterable[tuple], kinds: tuple[str, ...]) -> None:
     path = Path(path)
     refuse_non_empty(path)
     path.mkdir(parents=True, exist_ok=True)
-    make_folder(path / "images")
-    make_folder(path / "masks")
+    for kind in kinds:
+        make_folder(path / kind)
     digests = {}
-    for stem, image, mask, *given in items:
-        save_png(path / "images" / f"{stem}.png", image)
-        save_png(path / "masks" / f"{stem}.png", mask)
-        known = given[0] if given else info.digests.get(stem)
+    for stem, *pictures in items:
+        for kind, pixels in zip(kinds, pictures, strict=False):
+            save_png(path / kind / f"{stem}.png", pixels)
+        known = pictures[2] if pictures[2:] else info.digests.get(stem)
         if known or info.intensity_window is None:
-            digests[stem] = known or slice_digest(image)
+            digests[stem] = known or slice_digest(pictures[0])
     info = replace(info, digests=digests)
     write_json(path / "dataset.json", info.to_json())  # last: a folder with dataset.json is complete
-    return open_pairs(path)
 
 
 def read_info(path: Path) -> DatasetInfo:
@@ -147,8 +165,7 @@ def read_info(path: Path) -> DatasetInfo:
 
 
 def read_generation(path: Path) -> tuple[DatasetInfo, int, str | None]:
-    """Of an unfinished synthetic folder: what its dataset.json will say, how many slices per mask are planned, and the
-    call that makes those that are missing, if it is known."""
+    """Of an unfinished synthetic folder: its coming dataset.json, slices per mask, and the call that goes on."""
     info, data = _parse_info(Path(path) / GENERATION)
     return info, data.get("per_mask") or 0, data.get("call")
 
@@ -174,35 +191,36 @@ def stems_of(folder: Path) -> dict[str, Path]:
     return dict(sorted(files.items(), key=lambda entry: natural_order(entry[0])))
 
 
-def open_pairs(path: Path) -> PairFolder:
-    """Validate a pair folder: pairing by stem, equal sizes, 8-bit grey, mask values among the classes.
-
-    Raises InputError that names the first offending file. Every file is opened once.
-    """
+def open_images(path: Path) -> ImageFolder:
+    """Validate a folder of slices, with masks or without; InputError names the first file that is no 8-bit grey."""
     path = Path(path)
-    info = read_info(path)
-    images = stems_of(path / "images")
+    info, images = read_info(path), stems_of(path / "images")
+    if not images:
+        raise InputError(f"{path}/images holds no PNG or TIFF picture, expected at least one: prepare it again")
+    return ImageFolder(path, info, tuple(images), images, tuple(read_gray(file).shape for file in images.values()))
+
+
+def open_pairs(path: Path) -> PairFolder:
+    """Validate a pair folder: as `open_images`, pairing by stem, equal sizes, mask values among the classes."""
+    folder = PairFolder(**vars(open_images(path)))
+    path, info = folder.path, folder.info
     masks = [stem for stem, file in stems_of(path / "masks").items() if file.suffix == ".png"]
-    for article, kind, other, missing in (
-        ("a", "mask", "image", [s for s in images if s not in masks]),
-        ("an", "image", "mask", [s for s in masks if s not in images]),
+    for other, partner, missing in (
+        ("image", "a mask", [stem for stem in folder.stems if stem not in masks]),
+        ("mask", "an image", [stem for stem in masks if stem not in folder.stems]),
     ):
         if missing:
             raise InputError(
-                f"{path} has {len(missing)} {other}(s) without {article} {kind} of the same stem, "
-                f"such as {missing[0]!r}: add the {kind}s or remove the {other}s"
+                f"{path} has {len(missing)} {other}(s) without {partner} of the same stem, such as {missing[0]!r}: "
+                f"add {partner} for each or remove the {other}(s)"
             )
-    if not images:
-        raise InputError(f"{path}/images holds no PNG or TIFF picture, expected at least one: prepare it again")
-    folder, shapes = PairFolder(path, info, tuple(images), images), []
-    for stem in folder.stems:
-        image, mask = folder.image(stem), folder.mask(stem)
-        if image.shape != mask.shape:
+    for stem, shape in zip(folder.stems, folder.shapes, strict=True):
+        mask = folder.mask(stem)
+        if shape != mask.shape:
             raise InputError(
-                f"{path}: image {stem!r} is {image.shape[1]}x{image.shape[0]} but its mask is "
+                f"{path}: image {stem!r} is {shape[1]}x{shape[0]} but its mask is "
                 f"{mask.shape[1]}x{mask.shape[0]}, expected equal sizes"
             )
-        shapes.append(image.shape)
         counts = np.bincount(mask.ravel(), minlength=256)
         strange = [v for v in np.flatnonzero(counts) if v >= info.classes.count and v != IGNORE_ID]
         if strange:
@@ -211,25 +229,22 @@ def open_pairs(path: Path) -> PairFolder:
                 f"{path}/masks/{stem}.png has mask values {found}, expected 0..{info.classes.count - 1} or "
                 f"{IGNORE_ID} to ignore: map them with `prepare --map` or list the class in dataset.json"
             )
-    return replace(folder, shapes=tuple(shapes))
+    return folder
+
+
+def _content(folder: PairFolder, stem: str) -> bytes:
+    image = folder.image(stem)
+    return str(image.shape).encode() + image.tobytes() + folder.mask(stem).tobytes()
 
 
 def pair_digests(folder: PairFolder) -> dict[str, str]:
     """Stem -> 16 hexadecimal digits of a sha256 over the pixels of image and mask."""
-    digests = {}
-    for stem in folder.stems:
-        image = folder.image(stem)
-        content = str(image.shape).encode() + image.tobytes() + folder.mask(stem).tobytes()
-        digests[stem] = hashlib.sha256(content).hexdigest()[:16]
-    return digests
+    return {stem: hashlib.sha256(_content(folder, stem)).hexdigest()[:16] for stem in folder.stems}
 
 
 def fingerprint(folder: PairFolder) -> str:
     """sha256 over stems, pixels and class table: equal exactly when training would see equal data."""
     digest = hashlib.sha256(json.dumps(folder.info.classes.to_json()).encode())
     for stem in folder.stems:
-        image = folder.image(stem)
-        digest.update(f"{stem} {image.shape}".encode())
-        digest.update(image.tobytes())
-        digest.update(folder.mask(stem).tobytes())
+        digest.update(f"{stem} ".encode() + _content(folder, stem))
     return digest.hexdigest()

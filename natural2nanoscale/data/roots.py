@@ -10,7 +10,7 @@ import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import mask_hash, slice_digest
-from natural2nanoscale.data.folders import PARTS, DatasetInfo, PairFolder, fingerprint, open_pairs
+from natural2nanoscale.data.folders import PARTS, DatasetInfo, ImageFolder, PairFolder, fingerprint, open_pairs
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.records import read_config, read_lines
 from natural2nanoscale.schemas import SOURCE_ROW
@@ -61,7 +61,7 @@ class Learned:
     masks: frozenset[bytes] = frozenset()
 
 
-def digests_of(folder: PairFolder) -> dict[str, str]:
+def digests_of(folder: ImageFolder) -> dict[str, str]:
     """slice_digest by stem, of those slices whose microscope's pixels are known: written down, or never changed."""
     known, unchanged = folder.info.digests, folder.info.intensity_window is None
     digests = {stem: known.get(stem) for stem in folder.stems}

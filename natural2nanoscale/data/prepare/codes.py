@@ -3,80 +3,72 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.prepare.pixels import UNLABELLED, MaskPixels
-from natural2nanoscale.data.prepare.ranges import Mapping, merge_ranges
-from natural2nanoscale.data.prepare.sources import Page
-
-GREY = 0x010101  # times a value: the grey of that value
+from natural2nanoscale.data.prepare.settings import Mapping
+from natural2nanoscale.data.prepare.sources import COLOR, MaskPixels, Page, is_color
 
 
 @dataclass(frozen=True)
 class PageCodes:
-    """Pixel counts of a mask read as values and as colours 0xRRGGBB; None where it is not of that kind.
-
-    palette: the colours of the values in use, of a palette picture.
-    """
+    """Pixels of a mask by their code: a value, or COLOR + 0xRRGGBB; palette: colours of its values, if it has one."""
 
     page: Page
-    values: dict[int, int] | None
-    colors: dict[int, int] | None
-    palette: dict[int, int] = field(default_factory=dict)
+    counts: Counter
+    palette: dict[int, int]
 
-    def color_of_value(self) -> dict[int, int]:
-        """Colour of every value in use; in a coloured mask the values are its greys."""
-        if self.values is None:
-            return {color & 0xFF: color for color in self.colors if color % GREY == 0}
-        return {value: self.palette.get(value, value * GREY) for value in self.values}
+    @property
+    def colored(self) -> bool:
+        return any(map(is_color, self.counts))
 
-    def colors_without(self, values: Iterable[int]) -> Counter:
-        """Pixels of every colour, those left out that have one of these values."""
-        shown, rest = self.color_of_value(), Counter()
-        if self.values is None:
-            gone = {shown[value] for value in values if value in shown}
-            return Counter({color: n for color, n in self.colors.items() if color not in gone})
-        for value, n in self.values.items():
-            if value not in values:
-                rest[shown[value]] += n
-        return rest
+    def color_of(self, code: int) -> int | None:
+        return color_of(code, self.palette)
+
+
+def codes_of(page: Page, mask: MaskPixels) -> PageCodes:
+    """What a mask holds."""
+    counts = count(mask.values)
+    return PageCodes(page, counts, {} if mask.palette is None else {code: int(mask.palette[code]) for code in counts})
+
+
+def color_of(code: int, palette: dict[int, int]) -> int | None:
+    """The colour 0xRRGGBB that a code is shown in: its own, the palette's, or a grey; None beyond 255."""
+    if is_color(code):
+        return code - COLOR
+    return palette.get(code, code * 0x010101 if 0 <= code < 256 else None)
+
+
+def look_up(mapping: Mapping, value: int) -> int | None:
+    """The class that --map gives to a value; single entries go before ranges."""
+    ranges = [key for key in mapping if isinstance(key, tuple) and not is_color(value)]
+    fitting = (key for key in ranges if key[0] <= value and (key[1] is None or value <= key[1]))
+    return mapping.get(value, mapping.get(next(fitting, None)))
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How mask pixels become class ids: `table` maps every value, or colour 0xRRGGBB, that occurs.
-
-    Where masks are read by colour, `values` maps what goes by a mask's own value, before its colour.
-    """
+    """How mask pixels become class ids: by `table` of their codes, or else by `colors`, 0xRRGGBB times `scale`."""
 
     classes: Classes
-    by_color: bool
-    table: dict[int, int]
     notes: tuple[str, ...]
-    values: dict[int, int] = field(default_factory=dict)
-    mapping: Mapping = field(default_factory=dict)  # --map, whose ranges merge values
+    table: dict[int, int]
+    colors: dict[int, int]
+    scale: int = 1
 
     def apply(self, mask: MaskPixels) -> np.ndarray:
-        """(H,W) uint8 class ids of a mask whose values or colours are all in the table."""
-        mask = merge_ranges(mask, self.mapping)
-        codes = np.array(sorted(self.table))
-        ids = np.array([self.table[int(code)] for code in codes], np.uint8)
-        ids = ids[np.searchsorted(codes, mask.codes(self.by_color))]
-        if self.values:
-            own = mask.values if mask.colors is None else np.where(mask.colors % GREY, -1, mask.colors & 0xFF)
-            for value, to in self.values.items():
-                ids[own == value] = to
-        return ids
+        """(H,W) uint8 class ids of a mask whose codes were all seen when the rule was made."""
+        found = codes_of(None, mask)
+        codes = sorted(found.counts)
+        ids = [self.table[c] if c in self.table else self.colors[found.color_of(c) * self.scale] for c in codes]
+        return np.array(ids, np.uint8)[np.searchsorted(codes, mask.values)]
 
 
-def without_unlabelled(page: PageCodes) -> PageCodes:
-    """The counts without pixels that the mask itself calls unlabelled."""
-
-    def without(counts: dict[int, int] | None) -> dict[int, int] | None:
-        return counts and {code: n for code, n in counts.items() if code != UNLABELLED}
-
-    return replace(page, values=without(page.values), colors=without(page.colors))
+def count(codes: np.ndarray) -> Counter:
+    """Pixels of every whole number in an array."""
+    if codes.min() >= 0 and codes.max() < 2**16:
+        counts = np.bincount(codes.ravel())
+        return Counter({int(code): int(counts[code]) for code in np.flatnonzero(counts)})
+    return Counter({int(code): int(n) for code, n in zip(*np.unique(codes, return_counts=True), strict=True)})

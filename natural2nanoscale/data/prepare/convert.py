@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
 
 from natural2nanoscale.data.digests import slice_digest
-from natural2nanoscale.data.folders import PARTS, DatasetInfo, write_pairs
+from natural2nanoscale.data.folders import PARTS, UNLABELLED, DatasetInfo, write_images, write_pairs
 from natural2nanoscale.data.prepare import splits
 from natural2nanoscale.data.prepare.codes import LabelRule
 from natural2nanoscale.data.prepare.intensity import to_bytes
@@ -19,6 +18,7 @@ from natural2nanoscale.data.prepare.pairing import (
     check_sizes,
     class_folders,
     crop_bottom,
+    fitting,
     is_folder,
     join_folders,
     list_pages,
@@ -28,6 +28,7 @@ from natural2nanoscale.data.prepare.pairing import (
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.prepare.survey import label_rule, read_masks, survey
+from natural2nanoscale.data.prepare.unlabelled import unlabelled_pages
 from natural2nanoscale.data.sheets import contact_sheet
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import new_folder, refuse_non_empty
@@ -50,9 +51,13 @@ def prepare(settings: Preparation) -> None:
         parts, description = assign_parts(settings, pairs)
         pairs = [pair for pair, part in zip(pairs, parts, strict=True) if part]
         parts = [part for part in parts if part]
-        stems = safe_stems(pairs)
+        slices = [image for image, _mask in pairs]
+        stems = safe_stems(slices)
         rule = label_rule(settings, codes)
         window, pixel_size = survey(settings, pairs, parts, images)
+        unlabelled = ()
+        if settings.unlabelled:
+            unlabelled = unlabelled_pages(settings, slices, parts, description, window, images)
         info = DatasetInfo(out.name, "prepared", rule.classes, window, pixel_size, description)
 
         with new_folder(out, fresh=True) as root:
@@ -62,6 +67,11 @@ def prepare(settings: Preparation) -> None:
                 part_info = replace(info, split=description | {"part": part, "slices": len(chosen)})
                 items = convert(settings, chosen, part, rule, window, images, masks)
                 folders[part] = write_pairs(root / part, part_info, items)
+            if unlabelled:
+                chosen = [(stem, (page, None)) for stem, page in zip(safe_stems(unlabelled), unlabelled, strict=True)]
+                items = convert(settings, chosen, UNLABELLED, rule, window, images, masks)
+                split = description | {"part": UNLABELLED, "slices": len(chosen)}
+                write_images(root / UNLABELLED, replace(info, split=split, transductive=settings.transductive), items)
             contact_sheet(folders, root / "contact.png")
 
 
@@ -83,27 +93,10 @@ def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pai
     single = [len({page.path for page in pages}) == 1 for pages in (slices, labels)]
     by_index = all(single) and not is_folder(settings.images) and not is_folder(settings.masks)
     pairs = pair_pages(slices, labels, by_index, settings.only_pairs)
-    pairs = crop_bottom(pairs, settings.crop_bottom) if settings.crop_bottom else pairs
+    pairs = crop_bottom(pairs, settings.crop_bottom)
     check_sizes(pairs)
-    if settings.size is None:
-        huge = [image for image, _mask in pairs if image.size[0] * image.size[1] > Image.MAX_IMAGE_PIXELS]
-        if huge:
-            raise InputError(f"{huge[0]} is {huge[0].size[0]}x{huge[0].size[1]}, too large for one slice: pass --size")
-        return pairs
-    width, height = settings.size
-    small = [image for image, _mask in pairs if image.size[0] < width or image.size[1] < height]
-    if small and not settings.skip_small:
-        raise InputError(
-            f"{small[0]} is {small[0].size[0]}x{small[0].size[1]}, smaller than the tile of {width}x{height} "
-            f"({len(small)} of {len(pairs)} slices are): pass a smaller --size, or --skip-small"
-        )
-    if len(small) == len(pairs):
-        raise InputError(
-            f"all {len(small)} slices are smaller than the tile of {width}x{height}: pass a smaller --size"
-        )
-    if small:
-        print(f"left out, smaller than {width}x{height}: {', '.join(page.stem for page in small)}")
-    return [pair for pair in pairs if pair[0] not in set(small)]
+    large = set(fitting(settings, [image for image, _mask in pairs]))
+    return [pair for pair in pairs if pair[0] in large]
 
 
 def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | None], dict]:
@@ -138,41 +131,42 @@ def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | N
     return parts, description
 
 
-def safe_stems(pairs: list[Pair]) -> list[str]:
+def safe_stems(pages: list[Page]) -> list[str]:
     """File stems of letters, digits and . _ - + = only, so that no name can leave its folder."""
-    stems = [re.sub(r"[^\w.+=-]", "_", image.stem).lstrip(".") or "_" for image, _mask in pairs]
+    stems = [re.sub(r"[^\w.+=-]", "_", page.stem).lstrip(".") or "_" for page in pages]
     stems = [stem.encode()[:180].decode(errors="ignore") for stem in stems]  # names end at 255 bytes
-    for i, stem in enumerate(stems):
-        if stem in stems[:i]:
-            first = pairs[stems.index(stem)][0]
-            raise InputError(f"{pairs[i][0]} and {first} would both be named {stem!r}: rename one of them")
+    first: dict[str, Page] = {}
+    for stem, page in zip(stems, pages, strict=True):
+        if first.setdefault(stem, page) is not page:
+            raise InputError(f"{page} and {first[stem]} would both be named {stem!r}: rename one of them")
     return stems
 
 
 def convert(
     settings: Preparation,
-    chosen: list[tuple[str, Pair]],
+    chosen: list[tuple[str, tuple[Page, Page | None]]],
     part: str,
     rule: LabelRule,
     window: tuple[float, float] | None,
     images: Reader,
     masks: Reader,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, str]]:
-    """(stem, image, mask, digest) of every tile of a part, one slice in memory at a time."""
+) -> Iterator[tuple[str, np.ndarray, np.ndarray | None, str]]:
+    """(stem, image, mask or None, digest) of every tile of a part, one slice in memory at a time."""
     outside = total = 0
     for stem, (image_page, mask_page) in chosen:
         pixels, _unequal = images.image(image_page)
         if window:
             outside += int(((pixels < window[0]) | (pixels > window[1])).sum())
             total += pixels.size
-        image, mask = to_bytes(pixels, window), rule.apply(masks.mask(mask_page))
+        image, mask = to_bytes(pixels, window), rule.apply(masks.mask(mask_page)) if mask_page else None
         if settings.size is None:
             yield stem, image, mask, slice_digest(pixels)
             continue
         width, height = settings.size
         for x, y in tile_corners(image.shape, settings.size, settings.tiles):
             cut = np.s_[y : y + height, x : x + width]
-            yield f"{stem}_y{y:04d}_x{x:04d}", image[cut], mask[cut], slice_digest(pixels[cut])
+            part_of_mask = None if mask is None else mask[cut]
+            yield f"{stem}_y{y:04d}_x{x:04d}", image[cut], part_of_mask, slice_digest(pixels[cut])
     if total and outside / total > 0.02:
         print(
             f"note: {100 * outside / total:.1f} % of the pixels of {part} lie outside the training part's "

@@ -7,8 +7,11 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from PIL import Image
+
 from natural2nanoscale.data.folders import natural_order
 from natural2nanoscale.data.prepare.names import IMAGE_WORDS, MASK_WORDS, match_names, words_of
+from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.readers.opening import SUFFIXES, VENDORS, is_zarr, refuse_suffix, split_container
 from natural2nanoscale.errors import InputError
@@ -179,17 +182,47 @@ def one_hot_names(path: Path, classes: int, rest: bool) -> tuple[str, ...]:
     return ("background" if "background" not in names else "rest", *names) if rest else names
 
 
-def crop_bottom(pairs: list[tuple[Page, Page]], rows: int) -> list[tuple[Page, Page]]:
-    """The pairs without the lowest rows of every slice, and of every mask that is as high as its slice."""
+def cropped(pages: list[Page], rows: int) -> list[Page]:
+    """The slices, or masks, without their lowest rows."""
 
-    def cropped(page: Page) -> Page:
+    def lower(page: Page) -> Page:
         size = page.size[0], page.size[1] - rows
         return replace(page, size=size, parts=tuple(replace(part, size=size) for part in page.parts))
 
-    low = next((image for image, _mask in pairs if image.size[1] <= rows), None)
+    low = next((page for page in pages if page.size[1] <= rows), None)
     if low:
         raise InputError(f"{low} has {low.size[1]} rows, expected more than --crop-bottom {rows}: crop fewer")
-    return [(cropped(image), cropped(mask) if mask.size == image.size else mask) for image, mask in pairs]
+    return [lower(page) for page in pages]
+
+
+def crop_bottom(pairs: list[tuple[Page, Page]], rows: int) -> list[tuple[Page, Page]]:
+    """The pairs without the lowest rows of every slice, and of every mask that is as high as its slice."""
+    images = cropped([image for image, _mask in pairs], rows)
+    masks = [cropped([mask], rows)[0] if mask.size == image.size else mask for image, mask in pairs]
+    return list(zip(images, masks, strict=True))
+
+
+def fitting(settings: Preparation, pages: list[Page]) -> list[Page]:
+    """The slices that are large enough for the tiles; InputError unless the others may be left out."""
+    if settings.size is None:
+        huge = next((page for page in pages if page.size[0] * page.size[1] > Image.MAX_IMAGE_PIXELS), None)
+        if huge:
+            raise InputError(f"{huge} is {huge.size[0]}x{huge.size[1]}, too large for one slice: pass --size")
+        return pages
+    width, height = settings.size
+    small = [page for page in pages if page.size[0] < width or page.size[1] < height]
+    if small and not settings.skip_small:
+        raise InputError(
+            f"{small[0]} is {small[0].size[0]}x{small[0].size[1]}, smaller than the tile of {width}x{height} "
+            f"({len(small)} of {len(pages)} slices are): pass a smaller --size, or --skip-small"
+        )
+    if len(small) == len(pages):
+        raise InputError(
+            f"all {len(small)} slices are smaller than the tile of {width}x{height}: pass a smaller --size"
+        )
+    if small:
+        print(f"left out, smaller than {width}x{height}: {', '.join(page.stem for page in small)}")
+    return [page for page in pages if page not in set(small)]
 
 
 def check_sizes(pairs: list[tuple[Page, Page]]) -> None:

@@ -11,8 +11,9 @@ from typing import ClassVar
 from natural2nanoscale.cli import at_least, setting, size
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
 from natural2nanoscale.data.prepare import splits
-from natural2nanoscale.data.prepare.ranges import Mapping
 from natural2nanoscale.errors import InputError
+
+Mapping = dict  # value (int), range of values (low, high or None for no end) or colour ("#rrggbb") -> class id
 
 
 def two_numbers(text: str) -> tuple[float, float]:
@@ -89,6 +90,8 @@ class Preparation:
     images: Path
     masks: Path
     out: Path
+    unlabelled: Path | None = None  # slices without masks
+    transductive: bool = False  # those of validation and test may be among them
     classes: tuple[str, ...] = setting(
         (), "class names by id, such as background,cytoplasm,nucleus", parse_names, metavar="NAMES"
     )
@@ -167,6 +170,8 @@ class Preparation:
             raise InputError(f"--gap {self.gap} goes with --split block only, found --split {self.rule}")
         if (self.tiles or self.skip_small) and not self.size:
             raise InputError("--tiles and --skip-small need --size WxH")
+        if self.transductive and not self.unlabelled:
+            raise InputError("--transductive goes with --unlabelled PATH, slices without masks")
         if self.classes and self.colors:
             raise InputError("--colors names the classes already: leave out --classes")
         if self.percentiles and self.window:

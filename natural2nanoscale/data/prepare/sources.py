@@ -8,10 +8,28 @@ from pathlib import Path
 import numpy as np
 
 from natural2nanoscale.data.classes import packed, unpacked
-from natural2nanoscale.data.prepare.pixels import GREYS, UNLABELLED, MaskPixels, turned_over
 from natural2nanoscale.data.readers.base import ReadOptions, Source
 from natural2nanoscale.data.readers.opening import open_source, split_container
 from natural2nanoscale.errors import InputError
+
+COLOR = -(2**30)  # code of a pixel that is no grey: COLOR + 0xRRGGBB
+UNLABELLED = -(2**31) + 1  # code of pixels that a mask itself calls unlabelled, by transparency
+
+
+def is_color(code):
+    """Whether a code, or which of an array, is a colour and not a value."""
+    return (code >= COLOR) & (code < COLOR + 2**24)
+
+
+@dataclass(frozen=True)
+class MaskPixels:
+    """A mask as codes (H,W) int32 or int64: values as stored, and COLOR + 0xRRGGBB where a pixel is no grey.
+
+    palette: (N,) 0xRRGGBB of the values of a palette picture, which are its indices.
+    """
+
+    values: np.ndarray
+    palette: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +130,8 @@ class Reader:
             pixels = pixels[..., :3]
         if source.inverted:
             self.say("inverted", f"{page.path} says that 0 is white (MinIsWhite): its greys are turned over")
-            pixels = turned_over(pixels, source.bits)
+            highest = {"f": 0, "i": -1}.get(pixels.dtype.kind, 2**source.bits - 1)
+            pixels = pixels.dtype.type(highest) - pixels
         if source.bits < 8 and source.palette is None:
             pixels = (pixels.astype(np.uint16) * 255 // (2**source.bits - 1)).astype(np.uint8)
         if pixels.ndim == 2:
@@ -122,24 +141,23 @@ class Reader:
         return np.round(pixels.mean(axis=-1, dtype=np.float32)).astype(pixels.dtype), True
 
     def mask(self, page: Page) -> MaskPixels:
-        """The mask as values and as colours, as stored; a palette picture's value is its index."""
+        """The mask as stored."""
         if page.parts:
             return self._one_hot(page)
         source, pixels = self.read(page)
         if source.inverted:
             self.say("inverted", f"{page.path} says that 0 is white (MinIsWhite): labels keep their stored values")
         if source.palette is not None:
-            return MaskPixels(pixels.astype(np.int32), None, source.palette, indexed=True)
+            return MaskPixels(pixels.astype(np.int32), source.palette)
         hidden = None
         if source.kind in ("alpha", "rgba"):
             pixels, hidden = self._transparency(page, pixels[..., :-1], pixels[..., -1])
         if pixels.ndim == 3 and (pixels != pixels[..., :1]).any():
-            colors = packed(pixels)
-            return MaskPixels(None, colors if hidden is None else np.where(hidden, np.int32(UNLABELLED), colors), GREYS)
-        values = whole_numbers(page, pixels[..., 0] if pixels.ndim == 3 else pixels)
-        return MaskPixels(
-            values if hidden is None else np.where(hidden, values.dtype.type(UNLABELLED), values), None, GREYS
-        )
+            grey = (pixels == pixels[..., :1]).all(axis=-1)
+            values = np.where(grey, pixels[..., 0], COLOR + packed(pixels))
+        else:
+            values = whole_numbers(page, pixels[..., 0] if pixels.ndim == 3 else pixels)
+        return MaskPixels(values if hidden is None else np.where(hidden, values.dtype.type(UNLABELLED), values))
 
     def _transparency(self, page: Page, colors: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """What the mask's pixels are, and which are unlabelled, by what `alpha` says of their transparency."""
@@ -166,8 +184,8 @@ class Reader:
                 raise InputError(
                     f"{part} is {part.size[0]}x{part.size[1]}, the mask of another class {page.size[0]}x{page.size[1]}"
                 )
-            found = self.mask(part).codes(False)
-            if found is None:
+            found = self.mask(part).values
+            if is_color(found).any():
                 raise InputError(f"{part} is coloured, expected 0 and another value in the mask of one class")
             twice = int(((values > 0) & (found != 0)).sum())
             if twice:
@@ -175,7 +193,7 @@ class Reader:
                     f"{part} overlaps the masks of the classes before it in {twice} pixels: make them disjoint"
                 )
             values[found != 0] = number
-        return MaskPixels(values, None, GREYS)
+        return MaskPixels(values)
 
 
 def whole_numbers(page: Page, pixels: np.ndarray) -> np.ndarray:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes
+from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes, codes_of
 from natural2nanoscale.data.prepare.intensity import Histogram, information_bar
 from natural2nanoscale.data.prepare.labels import decide_labels
 from natural2nanoscale.data.prepare.pairing import one_hot_names
-from natural2nanoscale.data.prepare.ranges import merge_ranges
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.errors import InputError
@@ -20,15 +19,12 @@ def read_masks(
     settings: Preparation, pairs: list[tuple[Page, Page]], masks: Reader
 ) -> tuple[list[tuple[Page, Page]], list[PageCodes]]:
     """The pairs whose masks are annotated, and the values and colours of these; blank masks are named and left out."""
-    mapping, codes = settings.mapping or {}, []
+    codes = []
     for _image, page in pairs:
-        mask = merge_ranges(masks.mask(page), mapping)
-        codes.append(PageCodes(page, mask.value_counts(), mask.color_counts(), mask.palette()))
-        if max(len(counts or ()) for counts in (codes[-1].values, codes[-1].colors)) > MANY_CODES:
-            decide_labels(
-                codes, settings.classes, settings.colors, mapping, settings.labels_from
-            )  # as it looks, refused
-    blank = [set((page.colors if page.values is None else page.values) or {0}) == {0} for page in codes]
+        codes.append(codes_of(page, masks.mask(page)))
+        if len(codes[-1].counts) > MANY_CODES:  # as it looks, refused
+            decide_labels(codes, settings.classes, settings.colors, settings.mapping, settings.labels_from)
+    blank = [set(page.counts) == {0} for page in codes]
     if settings.blank == "background" or not any(blank) or all(blank):
         return pairs, codes
     named = [str(image.stem) for (image, _mask), empty in zip(pairs, blank, strict=True) if empty]
@@ -45,9 +41,9 @@ def label_rule(settings: Preparation, codes: list[PageCodes]) -> LabelRule:
     """How masks become class ids; prints what was decided."""
     names = settings.classes
     if settings.one_hot and not names:
-        found = {value for page in codes for value in page.values}
+        found = {value for page in codes for value in page.counts}
         names = one_hot_names(settings.masks, max(found), 0 in found)
-    shift = settings.labels_from or int(settings.one_hot and all(0 not in page.values for page in codes))
+    shift = settings.labels_from or int(settings.one_hot and all(0 not in page.counts for page in codes))
     rule = decide_labels(codes, names, settings.colors, settings.mapping, shift)
     for note in rule.notes:
         print(note)
