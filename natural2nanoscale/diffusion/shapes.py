@@ -47,6 +47,21 @@ def open_masks(path: Path, info: DatasetInfo) -> MaskFolder:
     return folder
 
 
+def has_slices(source: PairFolder, kind: str) -> bool:
+    """Whether a slice belongs to every mask that comes out of a source in a way of `Shapes`."""
+    return kind != "between" and not isinstance(source, MaskFolder)
+
+
+def refuse_sliceless(source: PairFolder, kind: str, settings: SamplingSettings) -> None:
+    """Raise InputError where the settings look at slices and there are none."""
+    if settings.sees_slice and not has_slices(source, kind):
+        masks = "between others" if kind == "between" else f"of {source.path}"
+        raise InputError(
+            f"masks {masks} have no slices of their own to start at (--start {settings.start:g}) or to take edges from "
+            f"({settings.condition}): pass --start 1 and --edges none"
+        )
+
+
 class Shapes:
     """Masks by (source, copy), and the slices that belong to them: functions of these and the seed alone.
 
@@ -60,11 +75,7 @@ class Shapes:
         self.sizes = {stem: source.mask(stem).shape for stem in source.stems}
         self._mask = lru_cache(16)(source.mask)  # copies of a mask are drawn one after the other
         self._distances = lru_cache(4)(lambda stem: signed_distances(source.mask(stem)))
-        if settings.sees_slice and (kind == "between" or isinstance(source, MaskFolder)):
-            raise InputError(
-                f"masks {'between others' if kind == 'between' else f'of {source.path}'} have no slices of their own "
-                f"to start at (--start {settings.start:g}) or to take edges from: pass --start 1 and --edges none"
-            )
+        refuse_sliceless(source, kind, settings)
         self._neighbours = {stem: self._beside(stem) for stem in source.stems} if kind == "between" else {}
 
     def _beside(self, stem: str) -> list[str]:
