@@ -131,5 +131,5 @@ def test_a_folder_of_slices_is_validated(source, tmp_path, verb):
     Image.fromarray(parts["test"].image(parts["test"].stems[0])).save(folder.path / "images" / "a_copy.png")
     assert "1 validation and test slices are among the unlabelled ones" in verb("check", source.out).stdout
     Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(folder.path / "images" / "a_copy.png")
-    with pytest.raises(InputError, match="a_copy.png is a RGB picture"):
+    with pytest.raises(InputError, match="a_copy.png is a 8-bit rgb picture"):
         open_images(folder.path)

@@ -98,7 +98,7 @@ class PairFolder(ImageFolder):
 
     def mask(self, stem: str) -> np.ndarray:
         """(H,W) uint8 class ids, 255 = ignore."""
-        return read_gray(self.path / "masks" / f"{stem}.png", modes=("L", "P"))
+        return read_gray(self.path / "masks" / f"{stem}.png", indexed=True)
 
     def load(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """All images and all masks, in the order of the stems."""

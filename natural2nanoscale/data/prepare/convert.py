@@ -26,7 +26,7 @@ from natural2nanoscale.data.prepare.pairing import (
     pair_pages,
 )
 from natural2nanoscale.data.prepare.settings import Preparation
-from natural2nanoscale.data.prepare.sources import Page, Reader
+from natural2nanoscale.data.prepare.sources import Page, Reader, readers_of
 from natural2nanoscale.data.prepare.survey import label_rule, read_masks, survey
 from natural2nanoscale.data.prepare.unlabelled import unlabelled_pages
 from natural2nanoscale.data.sheets import contact_sheet
@@ -44,8 +44,7 @@ def prepare(settings: Preparation) -> None:
     """
     out = settings.out.resolve()
     refuse_non_empty(out)
-    masks = Reader(settings.max_pixels, None, settings.axes, settings.one_hot, settings.alpha, True)
-    with Reader(settings.max_pixels, settings.channel, settings.axes) as images, masks:
+    with readers_of(settings) as (images, masks):
         pairs = find_pairs(settings, images, masks)
         pairs, codes = read_masks(settings, pairs, masks)
         parts, description = assign_parts(settings, pairs)

@@ -39,7 +39,7 @@ def list_pages(path: Path, reader: Reader, role: str) -> list[Page]:
 
 def is_folder(path: Path) -> bool:
     """Whether a path names a folder of files, and not a stack or volume."""
-    return path.is_dir() and path.suffix != ".zarr" and not is_zarr(split_container(path)[0])
+    return path.is_dir() and not is_zarr(split_container(path)[0])
 
 
 def _files_of(folder: Path, role: str) -> dict[str, Path]:

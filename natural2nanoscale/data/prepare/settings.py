@@ -119,6 +119,7 @@ class Preparation:
         metavar="AXES",
     )  # fmt: skip
     crop_bottom: int = setting(0, "cut off the lowest rows, a microscope's information bar", at_least(0))
+    flip_y: bool = setting(False, "rows of MRC files begin below; those of IMOD say so themselves and need no flag")
     split: str | None = setting(
         None, "block: contiguous with gaps (default); random: as in the paper, neighbours leak; or group",
         choices=("block", "random", "group"),

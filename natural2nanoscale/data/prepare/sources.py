@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from natural2nanoscale.data.classes import packed, unpacked
+from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.readers.base import ReadOptions, Source
 from natural2nanoscale.data.readers.opening import open_source, split_container
 from natural2nanoscale.errors import InputError
@@ -65,9 +68,9 @@ class Reader:
     def __init__(
         self, max_pixels: int, channel: int | None = None, axes: str | None = None, split_channels: bool = False,
         alpha: str | None = None,
-        labels: bool = False,
+        labels: bool = False, flip_y: bool = False,
     ):  # fmt: skip
-        self.options = ReadOptions(max_pixels, channel, axes, split_channels, labels)
+        self.options = ReadOptions(max_pixels, channel, axes, split_channels, labels, flip_y=flip_y)
         self.alpha = alpha
         self.path: Path | None = None
         self.source: Source | None = None
@@ -194,6 +197,15 @@ class Reader:
                 )
             values[found != 0] = number
         return MaskPixels(values)
+
+
+@contextmanager
+def readers_of(settings: Preparation) -> Iterator[tuple[Reader, Reader]]:
+    """The readers of slices and of masks."""
+    limit, axes, flip_y = settings.max_pixels, settings.axes, settings.flip_y
+    masks = Reader(limit, None, axes, settings.one_hot, settings.alpha, labels=True, flip_y=flip_y)
+    with Reader(limit, settings.channel, axes, flip_y=flip_y) as images, masks:
+        yield images, masks
 
 
 def whole_numbers(page: Page, pixels: np.ndarray) -> np.ndarray:

@@ -51,28 +51,26 @@ def label_rule(settings: Preparation, codes: list[PageCodes]) -> LabelRule:
 
 
 def survey(
-    settings: Preparation, pairs: list[tuple[Page, Page]], parts: list[str], images: Reader
+    settings: Preparation, pairs: list[tuple[Page, Page]], parts: list[str | None], images: Reader
 ) -> tuple[tuple[float, float] | None, float | None]:
     """Read all slices once: which grey values become 0 and 255, and the pixel size in nm if the files say it."""
-    histogram, kinds, colored, sizes = Histogram(), {}, [], {}
+    histogram, kinds, colored, sizes, ends = Histogram(), {}, [], {}, set()
     for (page, _mask), part in zip(pairs, parts, strict=True):
         pixels, unequal = images.image(page)
         kinds.setdefault(pixels.dtype == np.uint8, page)
         sizes.setdefault(images.pixel_size(page), page)
+        ends |= {pixels.min(), pixels.max()}
         if unequal:
             colored.append(page)
         if part == "train":
             histogram.add(pixels)
-        if page is pairs[0][0] and not settings.crop_bottom:
-            rows = information_bar(pixels)
-            if rows:
-                print(
-                    f"note: the lowest {rows} rows of {page} look like an information bar: pass `--crop-bottom {rows}`"
-                )
+        if page is pairs[0][0] and not settings.crop_bottom and (rows := information_bar(pixels)):
+            print(f"note: the lowest {rows} rows of {page} look like an information bar: pass `--crop-bottom {rows}`")
     if len(kinds) == 2:
         raise InputError(f"{kinds[True]} has 8 bits but {kinds[False]} has more: convert all slices to one depth")
     if colored:
         print(f"{len(colored)} colour images such as {colored[0]} became grey by the mean of their channels")
+    print(f"stored grey values: {min(ends):g} to {max(ends):g}")
     return grey_window(settings, True in kinds, histogram), pixel_size_of(settings, sizes)
 
 
