@@ -26,7 +26,7 @@ class MaskFolder(PairFolder):
 
     def mask(self, stem: str) -> np.ndarray:
         """(H,W) uint8 class ids, 255 = ignore."""
-        return read_gray(self.image_files[stem], modes=("L", "P"))
+        return read_gray(self.image_files[stem], indexed=True)
 
     image = mask
 
