@@ -167,7 +167,7 @@ def finish(out: Path, info: DatasetInfo, request: Request, whole: list[Image], r
     shards' manifests become one, and dataset.json comes last."""
     if not all(image.stem in rows for image in whole):
         return False
-    rejected = sum("rejected" in row for row in rows.values())
+    rejected = sum(bool(row.get("rejected")) for row in rows.values())
     if rejected == len(rows):
         raise InputError(
             f"all {rejected} slices in {out} were rejected, none agrees with its mask: lower --filter-agreement, train "
