@@ -93,26 +93,22 @@ def test_two_shards_may_both_find_the_folder_complete(draw, tmp_path, monkeypatc
     assert len(rows_of(tmp_path / "out/manifest.jsonl")) == 4
 
 
-@pytest.mark.parametrize("first, second", [((1, 1), (2, 2)), ((2, 2), (1, 1)), ((1, 2), (1, 2)), ((1, 1), (1, 1))])
-def test_calls_that_would_draw_the_same_slices_exclude_one_another(draw, tmp_path, first, second):
-    out, both_shards = tmp_path / "out", (1, 1) not in (first, second)
-    code = f"""
-import sys
-from pathlib import Path
-from natural2nanoscale.diffusion.synthetic_folder import Request, alone
-with alone(Path({str(out)!r}), Request([], None, shard={first})):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+def test_calls_that_would_draw_the_same_slices_exclude_one_another(draw, tmp_path):
+    out, one, second = tmp_path / "out", Request([], None).lock, Request([], None, shard=(2, 2)).lock
     out.mkdir()
-    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="another command is writing"):
-            draw(out, shard=second)
-        if both_shards:  # but two different ones share the folder
-            assert draw(out, shard=(2, 2)) == 2
-        other.stdin.close()
-    assert draw(out) == (2 if both_shards else 4) and not list(out.glob(".*lock"))
+    code = "import sys; from pathlib import Path; from natural2nanoscale.locks import hold\n"
+    code += "hold(Path(sys.argv[1]), Path(sys.argv[1], sys.argv[2])); print('held', flush=True); sys.stdin.read()"
+    for held in (one, second):
+        words = [sys.executable, "-c", code, str(out), held]
+        with subprocess.Popen(words, stdin=PIPE, stdout=PIPE) as other:
+            assert other.stdout.readline() == b"held\n"
+            for shard in ((1, 1), (2, 2)):
+                with pytest.raises(InputError, match="another command is writing"):
+                    draw(out, shard=shard)
+            if held == second:  # two different ones share the folder
+                assert draw(out, shard=(1, 2)) == 2
+            other.stdin.close()
+    assert draw(out) == 2 and not list(out.glob(".*lock"))
 
 
 def test_shards_by_the_script(script, data_folder, tiny_backbone, tmp_path):
