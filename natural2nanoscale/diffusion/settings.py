@@ -126,5 +126,10 @@ class SamplingSettings:
         """The share `start` of the steps, rounded down."""
         return int(self.steps * self.start + 1e-6)  # 50 * 0.58 is 28.999999999999996
 
+    @property
+    def sees_slice(self) -> bool:
+        """Whether the real slice of a mask is looked at."""
+        return self.start < 1 or self.condition == "mask+edges"
+
 
 FAST = {"sampler": "unipc", "steps": 6}  # what --fast stands for, in bfloat16
