@@ -53,14 +53,17 @@ class State:
                 named |= {f"{part}.{name}": tensor for name, tensor in entries.items()}
         return named
 
-    def refuse_other(self, checkpoint: Checkpoint) -> None:
-        """Raise InputError unless the counts and tensors of a checkpoint are of the kinds and shapes of those here."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Bring back what `tensors` and `counts` were; what the checkpoint does not know stays as it is.
+
+        InputError, and nothing changed, for a checkpoint whose counts and tensors are of other kinds and shapes.
+        """
         counts, here = {"step": checkpoint.step} | checkpoint.state, self.tensors()
-        for part in [value for value in self.parts.values() if isinstance(value, torch.optim.Optimizer)]:
-            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-            here |= {f"optimizer.{i}.step": torch.zeros(()) for i in range(len(parameters))}
-            here |= {f"optimizer.{i}.{m}": p for i, p in enumerate(parameters) for m in ("exp_avg", "exp_avg_sq")}
+        optimizers = [value for value in self.parts.values() if isinstance(value, torch.optim.Optimizer)]
         shapes = {name: value.shape for name, value in here.items()}
+        for i, parameter in enumerate(p for one in optimizers for p in parameters_of(one)):  # before its first step
+            shapes |= {f"optimizer.{i}.{moment}": parameter.shape for moment in ("exp_avg", "exp_avg_sq")}
+            shapes[f"optimizer.{i}.step"] = torch.Size()
         wrong = [name for name, value in counts.items() if type(value) is not type(getattr(self.counts, name, None))]
         wrong += [name for name, value in checkpoint.tensors.items() if value.shape != shapes.get(name)]
         if wrong:
@@ -68,23 +71,14 @@ class State:
                 f"{checkpoint.path} is of another kind of training, its {wrong[0]} is not of this one: start again in "
                 "another folder, or go on with the program that wrote it"
             )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Bring back what `tensors` and `counts` were; what the checkpoint does not know stays as it is.
-
-        InputError, and nothing changed, for a checkpoint of another form.
-        """
-        self.refuse_other(checkpoint)
-        for name, value in ({"step": checkpoint.step} | checkpoint.state).items():
+        for name, value in counts.items():
             setattr(self.counts, name, value)
-        here = self.tensors()
         with torch.no_grad():
             for name, value in checkpoint.tensors.items():
                 if name in here and not name.startswith("optimizer."):
                     here[name].copy_(value)
-        for value in self.parts.values():
-            if isinstance(value, torch.optim.Optimizer):
-                load_optimizer_tensors(value, checkpoint.tensors)
+        for optimizer in optimizers:
+            load_optimizer_tensors(optimizer, checkpoint.tensors)
 
 
 class SavingTimer:
@@ -107,14 +101,15 @@ class SavingTimer:
         self.last, self.wait = time.monotonic(), self.seconds
 
 
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Of all its groups, in the order in which its state counts them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's state as flat tensors, named optimizer.<parameter>.<entry>."""
     state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{key}": torch.as_tensor(value)
-        for index, entries in state.items()
-        for key, value in entries.items()
-    }
+    return {f"optimizer.{i}.{key}": torch.as_tensor(value) for i, one in state.items() for key, value in one.items()}
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
@@ -122,13 +117,13 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
 
     Moments take the memory format of their parameters: the same arithmetic as if the run had never stopped.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters, state = parameters_of(optimizer), {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            if value.shape == parameters[int(index)].shape:
-                value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
+            parameter = parameters[int(index)]
+            if value.shape == parameter.shape:
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
@@ -162,32 +157,29 @@ def damage_of(path: Path) -> str | None:
         return f"its manifest or another file cannot be read ({reason(error)})"
 
 
+FREE = {"environments", "arguments", "slices", "learned", "hub_revision"}  # may differ, or are looked at by themselves
+
+
 def refuse_changes(out: Path, old: dict, config: dict, may_change: Sequence[str], serves: str) -> None:
     """Raise InputError for the first entry of a resumed run's config that is not as it was."""
     listed = old.get("slices", {})  # runs of older versions have no such lists
-    for part in listed:
-        changes = slice_changes(listed[part], config.get("slices", {}).get(part, {}))
+    for part, before in listed.items():
+        changes = slice_changes(before, config.get("slices", {}).get(part, {}))
         if changes:
             raise InputError(
                 f"{out} goes on with the slices it began with, but in {part}/ {changes}: bring the old ones back, "
                 f"or {serves}"
             )
-    for part in sorted((set(config) | set(old)) - {"environments", "arguments", "slices", "learned", "hub_revision"}):
+    for part in sorted((set(config) | set(old)) - FREE):
         before, now = old.get(part), config.get(part)
         if not isinstance(before, dict) or not isinstance(now, dict):
             before, now = {part: before}, {part: now}
-        for key in sorted(set(before) | set(now)):
-            if before.get(key) == now.get(key) or key in may_change:
-                continue
+        for key in sorted((set(before) | set(now)) - set(may_change)):
+            was, remedy = f"{key} was {before.get(key)} and is now {now.get(key)}", "give the old value"
             if part == "data" and key in listed:  # the slices are the same
-                raise InputError(
-                    f"{out} goes on as it began, but the classes in {key}/dataset.json are not as before: bring the "
-                    "old ones back, or name another folder with --out"
-                )
-            raise InputError(
-                f"{out} goes on as it began, but {key} was {before.get(key)} and is now {now.get(key)}: "
-                "give the old value, or name another folder with --out"
-            )
+                was, remedy = f"the classes in {key}/dataset.json are not as before", "bring the old ones back"
+            if before.get(key) != now.get(key):
+                raise InputError(f"{out} goes on as it began, but {was}: {remedy}, or name another folder with --out")
 
 
 def slice_changes(before: dict[str, str], now: dict[str, str]) -> str:
@@ -200,6 +192,5 @@ def slice_changes(before: dict[str, str], now: dict[str, str]) -> str:
     told = []
     for kind, stems in kinds.items():
         names = ", ".join(stems[:5]) + ", ..." * (len(stems) > 5)
-        if stems:
-            told.append(f"{len(stems)} {'was' if len(stems) == 1 else 'were'} {kind} ({names})")
+        told += [f"{len(stems)} {'was' if len(stems) == 1 else 'were'} {kind} ({names})"] if stems else []
     return ", ".join(told)

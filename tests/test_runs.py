@@ -30,13 +30,8 @@ def test_seeds_are_functions_of_their_parts():
 
 
 def save(run: RunFolder, step: int, value: float, **options) -> None:
-    run.save_checkpoint(
-        step,
-        {"weights": torch.full((3,), value)},
-        {"value": value},
-        lambda f: (f / "model.txt").write_text("m"),
-        **options,
-    )
+    state = State(SimpleNamespace(step=step, value=value), weights=torch.full((3,), value))
+    run.save(state, lambda f: (f / "model.txt").write_text("m"), **options)
 
 
 def test_checkpoints_round_trip_and_rotate(tmp_path):
@@ -61,7 +56,7 @@ def test_interrupted_save_leaves_the_older_checkpoint(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.save_checkpoint(10, {"weights": torch.zeros(1)}, {}, dies)
+        run.save(State(SimpleNamespace(step=10), weights=torch.zeros(1)), dies)
     assert RunFolder(tmp_path).load_checkpoint().step == 5
 
 

@@ -19,12 +19,11 @@ from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import make_folder, refuse_non_empty, save_png, write_json
-from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.records import describe, reason
 
 T = TypeVar("T")
 PARTS = ("train", "val", "test")  # of a data root
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
-FORMAT = 1  # of dataset.json; a file without one is of the first
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
 
 
@@ -43,7 +42,6 @@ class DatasetInfo:
 
     def to_json(self) -> dict:
         data = {
-            "format": FORMAT,
             "name": self.name,
             "origin": self.origin,
             "classes": self.classes.to_json(),
@@ -60,8 +58,6 @@ class DatasetInfo:
         window, pixel_size = data.get("intensity_window"), data.get("pixel_size_nm")
         if window and (len(window) != 2 or not window[0] < window[1]):
             raise ValueError(f"intensity_window is {window}, expected a grey value and a higher one")
-        if data.get("format", FORMAT) > FORMAT:
-            raise ValueError(f"it is of format {data['format']}, this version reads up to {FORMAT}: update it")
         return cls(
             name=str(data["name"]),
             origin=str(data["origin"]),
@@ -154,10 +150,11 @@ def read_generation(path: Path) -> tuple[DatasetInfo, int, str | None]:
 
 
 def _parse_info(file: Path) -> tuple[DatasetInfo, dict]:
+    schema = schemas.GENERATION if file.name == GENERATION else schemas.DATASET
+    data = describe(file, schema, "prepare the folder again")
     try:
-        data = read_json(file, schemas.GENERATION if file.name == GENERATION else schemas.DATASET)
         return DatasetInfo.from_json(data), data
-    except (OSError, ValueError, InputError) as error:
+    except (ValueError, InputError) as error:
         raise InputError(
             f"{file} is not a valid dataset description ({reason(error)}): prepare the folder again"
         ) from error

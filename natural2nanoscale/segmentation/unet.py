@@ -24,11 +24,10 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import make_folder, new_file, write_json
 from natural2nanoscale.finite import refuse_not_finite
 from natural2nanoscale.records import parse, reason
-from natural2nanoscale.schemas import UNET
+from natural2nanoscale.schemas import FORMAT, UNET
 
 CPU = torch.device("cpu")
 WEIGHTS_NAME = "unet.safetensors"
-FORMAT = 1  # of the description in a weights file
 
 
 def double_conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -208,7 +207,7 @@ def load_unet(path: Path, device: torch.device = CPU) -> tuple[UNet, UNetInfo]:
         hash_ = content_hash(metadata["unet"], tensors)
         if metadata.keys() != {"format", "unet"} and metadata.get("sha256") != hash_:
             raise ValueError("its content does not match its hash")
-        info = UNetInfo.from_json(parse(metadata["unet"], UNET))
+        info = UNetInfo.from_json(parse(metadata["unet"], UNET, file))
         reduced = info.precision == "bfloat16" and native_bfloat16(device)
         parts = info.classes.count, info.width, info.depth, "bfloat16" if reduced else "float32"
         with torch.device("meta"):  # whatever the file says takes no memory before its tensors agree

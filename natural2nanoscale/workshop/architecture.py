@@ -9,6 +9,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from natural2nanoscale.files import write_json
 from natural2nanoscale.workshop.scenes import caption_words
 
 # Training values that suit this backbone's ControlNet; read by the fine-tuning when it starts from this folder.
@@ -113,4 +114,4 @@ def write_backbone(folder: Path, vae, unet, text_encoder, tokenizer, scheduler) 
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "natural2nanoscale.json").write_text(json.dumps({"recommended": RECOMMENDED}, indent=2) + "\n")
+    write_json(folder / "natural2nanoscale.json", {"recommended": RECOMMENDED})
