@@ -196,6 +196,28 @@ def test_another_signal_interrupts_and_an_ignored_one_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_second_signal_while_saving_leaves_at_once_and_the_older_checkpoint_stands(tmp_path, capsys):
+    run = RunFolder(tmp_path)
+    save(run, 5, 5.0)
+
+    def saving(folder):
+        (folder / "half").write_text("...")
+        os.kill(os.getpid(), signal.SIGTERM)  # asks; the save goes on
+        (folder / "more").write_text("...")
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the save went on")
+
+    def training(_):
+        with StopSignal():
+            run.save(State(SimpleNamespace(step=10), weights=torch.zeros(1)), saving)
+
+    with pytest.raises(SystemExit) as left:
+        main_guard(dict, training)
+    assert left.value.code == 128 + signal.SIGINT and "at once, with what was last saved" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+    assert RunFolder(tmp_path).load_checkpoint().step == 5
+
+
 def test_registered_state_comes_back_into_the_same_tensors(tmp_path):
     def start(value: float) -> State:
         model = torch.nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last)

@@ -88,12 +88,11 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         greys = f"grey values {window[0]:g} to {window[1]:g}, which became 0 to 255"
     scale = f", {info.pixel_size_nm:g} nm per pixel" if info.pixel_size_nm else ", pixel size not stated"
     synthetic = len(training) - training.real
-    origin = markdown_text(f"{info.name} ({train.path})")
-    sources = [f"{training.real} annotated slices of {origin}"] if training.real else []
+    sources = [f"{training.real} annotated slices of {info.name} ({train.path})"] if training.real else []
     if synthetic:
         made = folders["synthetic"].info.split
         sources.append(
-            f"{synthetic} synthetic slices ({markdown_text(str(folders['synthetic'].path))}), drawn from the masks of "
+            f"{synthetic} synthetic slices ({folders['synthetic'].path}), drawn from the masks of "
             f"{(made.get('source') or {}).get('part', 'another folder')}/ by the ControlNet "
             f"{str(made.get('controlnet'))[:12]} over the backbone {str(made.get('backbone'))[:12]}"
         )
@@ -115,7 +114,7 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         "",
         "## What they learned from",
         "",
-        *(f"- {source}" for source in sources),
+        *(f"- {markdown_text(source)}" for source in sources),
         f"- slices of up to {width}x{height} pixels{scale}; {greys}",
         f"- augmentation: {settings.augment}; steps taken: {steps}; the weights are those of step {best}, the best by "
         f"validation {settings.select_by}; batches of {settings.batch_size}, learning rate {settings.learning_rate:g}",
