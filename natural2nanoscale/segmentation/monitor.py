@@ -18,7 +18,7 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.finite import SkippedSteps, add_finite
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.segmentation.batches import DeviceSlices
-from natural2nanoscale.segmentation.inference import slices_at_once, tiles
+from natural2nanoscale.segmentation.inference import in_bands, slices_at_once
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, miou
 from natural2nanoscale.segmentation.schedule import Schedule
 from natural2nanoscale.segmentation.settings import Settings
@@ -27,18 +27,16 @@ from natural2nanoscale.segmentation.unet import UNet, UNetInfo, save_unet
 from natural2nanoscale.signals import Interrupted, StopSignal
 
 
-@torch.inference_mode()
 def validate(model: UNet, pool: DeviceSlices, micro_batch: int) -> tuple[float, torch.Tensor]:
-    """Mean cross-entropy over all labelled pixels and confusion matrix (K,K) of unaugmented slices, whole where they
-    are no larger than a tile."""
+    """Mean cross-entropy over all labelled pixels and confusion matrix (K,K) of unaugmented slices."""
     model.eval()
     loss_sum = torch.zeros((), device=pool.device)
     matrix = torch.zeros(model.classes, model.classes, dtype=torch.int64, device=pool.device)
     for _, grey, masks in pool.batches(micro_batch):
-        for window, answer, place in tiles(grey.shape[1:]):
-            logits = model(encode_gray(grey[window], 1))[answer]
-            loss_sum += F.cross_entropy(logits, masks[place].long(), ignore_index=IGNORE_ID, reduction="sum")
-            matrix += confusion(masks[place], logits.argmax(1), model.classes)
+        for top, logits in in_bands(lambda tile: model(encode_gray(tile, 1)), grey):
+            truth = masks[:, top : top + logits.shape[2]]
+            loss_sum += F.cross_entropy(logits, truth.long(), ignore_index=IGNORE_ID, reduction="sum")
+            matrix += confusion(truth, logits.argmax(1), model.classes)
     model.train()
     return (loss_sum / matrix.sum().clamp(min=1)).item(), matrix.cpu()
 
