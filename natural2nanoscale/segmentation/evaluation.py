@@ -86,13 +86,9 @@ def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
     """
     started = time.monotonic()
     networks = [(best, *load_unet(best, device)) for best in trained_seeds(run)]
-    knows = networks[0][2]
-    names_agree = knows.classes.names == folder.info.classes.names  # a U-Net never sees the colours
-    info = replace(
-        folder.info,
-        classes=folder.info.classes if names_agree else knows.classes,
-        intensity_window=knows.intensity_window,
-    )
+    knows, classes = networks[0][2], folder.info.classes
+    classes = classes if knows.classes.names == classes.names else knows.classes  # a U-Net never sees the colours
+    info = replace(folder.info, classes=classes, intensity_window=knows.intensity_window)
     refuse_unfit([learned_by_run(run, info)], [folder])
     slices = load_slices(folder)
     refuse_unlabelled(slices, str(folder.path))

@@ -64,15 +64,8 @@ class Monitor:
     """A training under way: its counts, validations and best weights. With a run folder it goes on where the newest
     checkpoint there left off, and logs and saves in it; without one it writes nothing."""
 
-    def __init__(
-        self,
-        model: UNet,
-        optimizer: torch.optim.Optimizer,
-        validation: Slices,
-        schedule: Schedule,
-        settings: Settings,
-        folder: RunFolder | None,
-    ):
+    def __init__(self, model: UNet, optimizer: torch.optim.Optimizer, validation: Slices, schedule: Schedule,
+                 settings: Settings, folder: RunFolder | None):  # fmt: skip
         self.model, self.schedule, self.settings, self.folder = model, schedule, settings, folder
         device = next(model.parameters()).device
         self.validation = DeviceSlices(validation, device)
@@ -105,9 +98,8 @@ class Monitor:
         self.skipped.refuse_too_many(self.counts.step, self.folder.path if self.folder else "the U-Net")
         bar.update()
         if self.counts.step % self.schedule.validate_every == 0:
-            self.counts.useless += 1
-            if self.counts.step <= (self.settings.finetune_after or 0):  # never stop before fine-tuning
-                self.counts.useless = 0
+            mixed = self.counts.step <= (self.settings.finetune_after or 0)  # never stop before fine-tuning
+            self.counts.useless = 0 if mixed else self.counts.useless + 1
             row = self.validated()
             self.train_loss.zero_()
             if self.folder:
@@ -147,10 +139,9 @@ class Monitor:
             self.folder.save(self.state)
             self.timer.saved()
         if stop.requested:
-            where = f"{self.folder.path} is saved" if self.folder else "nothing is saved"
-            raise Interrupted(
-                f"at step {step} of {self.schedule.total_steps}, {where}: go on with --resume", stop.number
-            )
+            saved = self.folder.path if self.folder else "nothing"
+            where = f"at step {step} of {self.schedule.total_steps}, {saved} is saved"
+            raise Interrupted(f"{where}: go on with --resume", stop.number)
 
     def finish(self, training: Slices) -> Trained:
         """Look at the last steps if none has yet, then load the best weights; write them and the curves."""
@@ -158,10 +149,9 @@ class Monitor:
             self.validated()
         model, counts = self.model.eval(), self.counts
         model.load_state_dict(self.best_weights)
-        known = {"seed": self.settings.seed, "steps": counts.step, "best": counts.best}
-        scale = training.intensity_window, known, model.precision, training.pixel_size_nm
-        info = UNetInfo(model.width, model.depth, training.classes, *scale)
         if self.folder:
             plot_progress(self.folder.path / "progress.png", self.rows, [["loss", "val_loss"], ["val_miou"]])
-            save_unet(self.folder.path / "best", model, info)
+            known = {"seed": self.settings.seed, "steps": counts.step, "best": counts.best}
+            scale = training.intensity_window, known, model.precision, training.pixel_size_nm
+            save_unet(self.folder.path / "best", model, UNetInfo(model.width, model.depth, training.classes, *scale))
         return Trained(model, counts.best, self.rows, counts.step)

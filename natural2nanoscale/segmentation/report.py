@@ -65,12 +65,8 @@ def markdown(report: dict) -> str:
     for name, row in zip(names, pooled, strict=True):
         shares = [percent(share) for share in (row / row.sum()).tolist()] if row.sum() else ["–"] * len(names)
         lines.append(f"| {name} | {' | '.join(shares)} |")
-    hardest = sorted(
-        (row["miou"], row["image"], seed["seed"])
-        for seed in report["seeds"]
-        for row in seed["images"]
-        if row["miou"] is not None
-    )[:5]
+    rows = [(row["miou"], row["image"], seed["seed"]) for seed in report["seeds"] for row in seed["images"]]
+    hardest = sorted(row for row in rows if row[0] is not None)[:5]
     lines += ["", "| hardest slices | seed | mIoU |", "|---|--:|--:|"]
     lines += [f"| {markdown_text(image)} | {seed} | {percent(miou)} |" for miou, image, seed in hardest]
     return "\n".join(lines) + "\n"
@@ -83,10 +79,9 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
     train, info = folders["train"], folders["train"].info
     names = markdown_text(", ".join(info.classes.names))
     (height, width), window = max(training.shapes, key=math.prod), info.intensity_window
-    greys = "8-bit grey values as they are"
-    if window:
-        greys = f"grey values {window[0]:g} to {window[1]:g}, which became 0 to 255"
-    scale = f", {info.pixel_size_nm:g} nm per pixel" if info.pixel_size_nm else ", pixel size not stated"
+    converted = "grey values {:g} to {:g}, which became 0 to 255"
+    greys = converted.format(*window) if window else "8-bit grey values as they are"
+    scale = f"{info.pixel_size_nm:g} nm per pixel" if info.pixel_size_nm else "pixel size not stated"
     synthetic = len(training) - training.real
     sources = [f"{training.real} annotated slices of {info.name} ({train.path})"] if training.real else []
     if synthetic:
@@ -115,7 +110,7 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         "## What they learned from",
         "",
         *(f"- {markdown_text(source)}" for source in sources),
-        f"- slices of up to {width}x{height} pixels{scale}; {greys}",
+        f"- slices of up to {width}x{height} pixels, {scale}; {greys}",
         f"- augmentation: {settings.augment}; steps taken: {steps}; the weights are those of step {best}, the best by "
         f"validation {settings.select_by}; batches of {settings.batch_size}, learning rate {settings.learning_rate:g}",
         "",
