@@ -32,20 +32,21 @@ class Checkpoint:
 class State:
     """What a checkpoint holds, registered once by name.
 
-    counts: an object whose attributes are numbers or other JSON, `step` among them. parts: modules, optimisers,
-    tensors, and dicts of tensors by name. What is restored is copied into the tensors that are there: they keep
-    device and memory format, and so the arithmetic is that of a run that never stopped.
+    counts: an object whose attributes are numbers or other JSON, `step` among them. parts: modules, optimisers of
+    Adam's kind, tensors, and dicts of tensors by name. What is restored is copied into the tensors that are there: they
+    keep device and memory format, and so the arithmetic is that of a run that never stopped.
     """
 
     def __init__(self, counts: object, **parts: torch.nn.Module | torch.optim.Optimizer | torch.Tensor | dict):
         self.counts, self.parts = counts, parts
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors, named <part>.<name>."""
+        """All tensors, named <part>.<name>, the state of an optimiser <part>.<parameter>.<name>."""
         named = {}
         for part, value in self.parts.items():
             if isinstance(value, torch.optim.Optimizer):
-                named |= optimizer_tensors(value)
+                state = value.state_dict()["state"]  # of the parameters in the order of their groups
+                named |= {f"{part}.{i}.{key}": tensor for i, of in state.items() for key, tensor in of.items()}
             elif isinstance(value, torch.Tensor):
                 named[part] = value
             else:
@@ -58,13 +59,12 @@ class State:
 
         InputError, and nothing changed, for a checkpoint whose counts and tensors are of other kinds and shapes.
         """
+        for part in self.parts.values():
+            if isinstance(part, torch.optim.Optimizer):
+                begin(part)
         counts, here = {"step": checkpoint.step} | checkpoint.state, self.tensors()
-        optimizers = [value for value in self.parts.values() if isinstance(value, torch.optim.Optimizer)]
-        shapes = {name: value.shape for name, value in here.items()}
-        for i, parameter in enumerate(p for one in optimizers for p in parameters_of(one)):  # before its first step
-            shapes |= {f"optimizer.{i}.{moment}": parameter.shape for moment in ("exp_avg", "exp_avg_sq")}
-            shapes[f"optimizer.{i}.step"] = torch.Size()
         wrong = [name for name, value in counts.items() if type(value) is not type(getattr(self.counts, name, None))]
+        shapes = {name: value.shape for name, value in here.items()}
         wrong += [name for name, value in checkpoint.tensors.items() if value.shape != shapes.get(name)]
         if wrong:
             raise InputError(
@@ -75,10 +75,17 @@ class State:
             setattr(self.counts, name, value)
         with torch.no_grad():
             for name, value in checkpoint.tensors.items():
-                if name in here and not name.startswith("optimizer."):
-                    here[name].copy_(value)
-        for optimizer in optimizers:
-            load_optimizer_tensors(optimizer, checkpoint.tensors)
+                here[name].copy_(value)
+
+
+def begin(optimizer: torch.optim.Optimizer) -> None:
+    """Give an Adam the state of zeros that it else makes in its first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                step = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
+                optimizer.state[parameter] = {"step": step} | moments
 
 
 class SavingTimer:
@@ -99,33 +106,6 @@ class SavingTimer:
 
     def saved(self) -> None:
         self.last, self.wait = time.monotonic(), self.seconds
-
-
-def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    """Of all its groups, in the order in which its state counts them."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as flat tensors, named optimizer.<parameter>.<entry>."""
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{key}": torch.as_tensor(value) for i, one in state.items() for key, value in one.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Bring back what `optimizer_tensors` gave; other names are left alone.
-
-    Moments take the memory format of their parameters: the same arithmetic as if the run had never stopped.
-    """
-    parameters, state = parameters_of(optimizer), {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            parameter = parameters[int(index)]
-            if value.shape == parameter.shape:
-                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def step_of(checkpoint: Path) -> int:

@@ -164,14 +164,12 @@ def open_run(
     resume: bool,
     may_change: Sequence[str] = (),
     serves: str = "name another folder with --out",
-    at_once: bool = True,
 ) -> RunFolder:
     """Start a run folder, or reopen it to resume; no other process may, until this one ends or releases its locks.
 
     `config` is JSON: {"kind": ..., "settings": {...}, "data": {...}, "slices": {...}}. On resume every entry must
     be as it was, except the settings named in `may_change` (lengths and intervals). `slices` holds for each part the
-    digest of every stem, so that changed slices can be named; `serves` is what then can be done. Without `at_once` a
-    resumed run's config.json is written with the first thing that it writes, not now.
+    digest of every stem, so that changed slices can be named; `serves` is what then can be done.
     Raises InputError for a non-empty folder without resume, for nothing to resume and for a changed entry.
     """
     out = Path(out)
@@ -190,7 +188,7 @@ def open_run(
         refuse_begun(out)  # by somebody else, just now
     run = RunFolder(out)
     run.config = config | {"environments": environments}
-    if at_once or not resume:
+    if not resume:
         run.settle()
     return run
 

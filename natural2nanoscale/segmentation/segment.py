@@ -131,7 +131,7 @@ def open_masks(settings: Segmentation, config: dict) -> tuple[RunFolder, dict[st
         path = out / "shards" / "{}-of-{}".format(*settings.shard)
     elif others and not begun:
         write_json(out / "config.json", read_config(others[0]))
-    run = open_run(path, config, (path / "config.json").is_file(), at_once=False)
+    run = open_run(path, config, (path / "config.json").is_file())
     run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
     same = [other for other in {out, *others} if all(read_config(other).get(key) == config[key] for key in config)]
     logs = [row for folder in [*same, path] for row in read_lines(folder / "log.jsonl", SEGMENT_ROW)]

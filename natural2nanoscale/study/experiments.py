@@ -120,7 +120,7 @@ def run_study(preset: Preset, place: Place, settings: dict | None = None) -> Non
         "backbone": backbone.fingerprint,
         "data": {part: fingerprint(folder) for part, folder in folders.items()},
     }
-    run = open_run(place.out, config, (place.out / "config.json").is_file(), MAY_CHANGE, at_once=False)
+    run = open_run(place.out, config, (place.out / "config.json").is_file(), MAY_CHANGE)
     # rows have no step: this only drops a line that a kill cut short
     run.drop_log_after(0, RESULT_ROW, "remove this line, and its U-Net is trained again")
 
