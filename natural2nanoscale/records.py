@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.schemas import CONFIG, FORMAT, HASH, LINE, LOG_ROW, NATURAL, PNG, Between
+from natural2nanoscale.text import printable
 
 LARGEST, LONGEST_LINE = 64_000_000, 1_000_000  # bytes of a file, and of one line of a file of lines
 DEEPEST = 24
@@ -170,5 +171,4 @@ def _expected(schema: Any) -> str:
 
 def reason(error: BaseException) -> str:
     """The first line of an error, short and printable: files' contents get into such texts."""
-    text = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return printable((str(error).splitlines() or [type(error).__name__])[0][:200])
