@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from unicodedata import category
 
@@ -15,3 +16,9 @@ def printable(text: str) -> str:
 def markdown_text(text: str) -> str:
     """As Markdown that shows exactly this: no tags, links, columns or emphasis."""
     return re.sub(r"([\\`*_~$\[\]|])", r"\\\1", escape(printable(text), quote=False))
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table of `markdown_text`; the first column holds names, the others numbers."""
+    first, *lines = (f"| {' | '.join(map(markdown_text, row))} |" for row in (header, *rows))
+    return [first, "|---|" + "--:|" * (len(header) - 1), *lines]

@@ -14,7 +14,7 @@ from natural2nanoscale.runs import environment
 from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
-from natural2nanoscale.text import markdown_text, printable
+from natural2nanoscale.text import markdown_table, markdown_text, printable
 
 LEAKS = {
     "random": "Slices were split at random: neighbours in a stack are in training and test, which flatters scores.",
@@ -40,36 +40,34 @@ def verdict(report: dict) -> str:
 
 def class_table(report: dict) -> list[str]:
     """IoU and Dice of every class over the seeds, as lines of Markdown."""
-    lines = ["| class | IoU | Dice |", "|---|--:|--:|"]
+    rows = []
     for entry in report["per_class"]:
-        scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]
-        lines.append(f"| {markdown_text(entry['name'])} | {' | '.join(scores)} |")
-    return lines
+        scores = (percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice"))
+        rows.append([entry["name"], *scores])
+    return markdown_table(["class", "IoU", "Dice"], rows)
 
 
 def markdown(report: dict) -> str:
     """report.md: the verdict first, then classes, seeds, confusions and the hardest slices."""
-    names = [markdown_text(entry["name"]) for entry in report["per_class"]]
+    seeds, names = report["seeds"], [entry["name"] for entry in report["per_class"]]
+    precision = " and ".join(sorted({seed["precision"] for seed in seeds}))
     lines = [f"**{markdown_text(verdict(report))}**", ""]
-    precision = " and ".join(sorted({seed["precision"] for seed in report["seeds"]}))
-    lines += [f"All numbers in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds."]
-    lines += ["", *class_table(report)]
-    lines += ["", "| seed | mIoU | best step | validation mIoU |", "|--:|--:|--:|--:|"]
-    for seed in report["seeds"]:
+    lines += [f"All in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds.", ""]
+    lines += [*class_table(report), ""]
+    rows = []
+    for seed in seeds:
         best = seed["trained"]["best"]
-        scores = [percent(seed["miou"]), str(best["step"]), percent(best["val_miou"])]
-        lines.append(f"| {seed['seed']} | {' | '.join(scores)} |")
-    lines += ["", "Share of each true class (rows) that was predicted as (columns), all seeds together:", ""]
-    lines += [f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
-    pooled = torch.tensor([seed["confusion"] for seed in report["seeds"]]).sum(0).double()
-    for name, row in zip(names, pooled, strict=True):
-        shares = [percent(share) for share in (row / row.sum()).tolist()] if row.sum() else ["–"] * len(names)
-        lines.append(f"| {name} | {' | '.join(shares)} |")
-    rows = [(row["miou"], row["image"], seed["seed"]) for seed in report["seeds"] for row in seed["images"]]
-    hardest = sorted(row for row in rows if row[0] is not None)[:5]
-    lines += ["", "| hardest slices | seed | mIoU |", "|---|--:|--:|"]
-    lines += [f"| {markdown_text(image)} | {seed} | {percent(miou)} |" for miou, image, seed in hardest]
-    return "\n".join(lines) + "\n"
+        rows.append([str(seed["seed"]), percent(seed["miou"]), str(best["step"]), percent(best["val_miou"])])
+    lines += [*markdown_table(["seed", "mIoU", "best step", "validation mIoU"], rows), ""]
+    lines += ["Share of each true class (rows) that was predicted as (columns), all seeds together:", ""]
+    pooled = torch.tensor([seed["confusion"] for seed in seeds]).sum(0).double()
+    shares = (pooled / pooled.sum(1, keepdim=True)).tolist()
+    rows = [[name, *(percent(x) if x == x else "–" for x in row)] for name, row in zip(names, shares, strict=True)]
+    lines += [*markdown_table(["", *names], rows), ""]
+    images = [(row["miou"], row["image"], seed["seed"]) for seed in seeds for row in seed["images"]]
+    hardest = sorted(row for row in images if row[0] is not None)[:5]
+    rows = [[image, str(seed), percent(miou)] for miou, image, seed in hardest]
+    return "\n".join([*lines, *markdown_table(["hardest slices", "seed", "mIoU"], rows), ""])
 
 
 def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training: Slices, settings: Settings) -> str:

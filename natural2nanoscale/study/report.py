@@ -17,7 +17,7 @@ from pathlib import Path
 from natural2nanoscale.charts import COLOURS
 from natural2nanoscale.files import write_text
 from natural2nanoscale.records import read_config
-from natural2nanoscale.text import markdown_text
+from natural2nanoscale.text import markdown_table, markdown_text
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ def markdown(report: Report, out: Path) -> str:
             continue
         lines += ["", f"## {shown(part.title)}", ""]
         if isinstance(part, Table):
-            lines += [f"| {' | '.join(map(shown, part.header))} |", "|---|" + "--:|" * (len(part.header) - 1)]
-            lines += [f"| {' | '.join(map(shown, row))} |" for row in part.rows]
+            lines += markdown_table(part.header, part.rows)
         else:
             lines += [f"![{shown(caption)}]({os.path.relpath(file, out)})" for caption, file in part.files]
         lines += ["", shown(part.note)] if part.note else []
