@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.schemas import CONFIG, FORMAT, HASH, LINE, LOG_ROW, NATURAL, PNG, Between
+from natural2nanoscale.schemas import CONFIG, FORMAT, HASH, LINE, LOG_ROW, PNG, Between
 from natural2nanoscale.text import printable
 
 LARGEST, LONGEST_LINE = 64_000_000, 1_000_000  # bytes of a file, and of one line of a file of lines
@@ -100,12 +100,13 @@ def parse(text: bytes | str, schema: Any, source: object = "it") -> Any:
         _refuse_extremes(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    found = data.pop("format", FORMAT) if isinstance(data, dict) else FORMAT
-    wrong = mismatch(found, NATURAL, "format") or mismatch(data, schema)
-    if isinstance(found, int) and found > FORMAT:
-        raise InputError(
-            f"{source} is of format {found}, this version of natural2nanoscale reads up to {FORMAT}: update it"
-        )
+    if isinstance(data, dict) and isinstance(data.get("format"), int):  # other libraries' files may say what they like
+        found = data.pop("format")
+        if found > FORMAT:
+            raise InputError(
+                f"{source} is of format {found}, this version of natural2nanoscale reads up to {FORMAT}: update it"
+            )
+    wrong = mismatch(data, schema)
     if wrong:
         raise ValueError(wrong)
     return data
