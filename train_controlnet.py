@@ -103,7 +103,7 @@ def prepare(args: argparse.Namespace) -> tuple:
     if args.judge:
         config["judge"] = True
     serves = f"learn from all of them in a run of its own, with --controlnet-init {args.out} and another --out"
-    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves, at_once=False) if main else RunFolder(args.out)
+    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves) if main else RunFolder(args.out)
     if args.resume:
         run.tell_beginning()
     slices = len(data.train.stems)

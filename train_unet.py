@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> None:
     config["data"] = {part: fingerprint(folder) for part, folder in folders.items()}
     config["slices"] = {part: pair_digests(folder) for part, folder in folders.items()}
     config["learned"] = learned_json(learned[1:] if args.no_real else learned, folders["train"].info)
-    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"), at_once=False)
+    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"))
     for seed in range(args.seed, args.seed + args.seeds):
         folder = RunFolder(make_folder(run.path / f"seed-{seed}"), within=run)
         if args.resume:

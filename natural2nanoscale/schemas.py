@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+FORMAT = 1  # raised when what an older version makes of a file would be wrong
+
 
 @dataclass(frozen=True)
 class Between:
@@ -33,7 +35,6 @@ DATASET = {
     "classes": CLASSES,
     "intensity_window?": WINDOW,
     "pixel_size_nm?": (None, Between(float, 1e-6, 1e9)),
-    "format?": NATURAL,
     "split?": (None, {"rule?": (None, LINE), "source?": (None, {"part?": LINE, "fingerprint?": HASH})}),
     "digests?": (None, {...: HASH}),
     "learned?": (None, LEARNED),
@@ -83,11 +84,24 @@ UNET = {
     "intensity_window": WINDOW,
     "precision?": re.compile("float32|bfloat16"),
     "pixel_size_nm?": (None, Between(float, 1e-6, 1e9)),
-    "format?": NATURAL,
     "trained": {"seed?": NATURAL, "steps?": NATURAL, "best?": ({}, BEST)},
 }
 CURVES = ("loss", "validation_loss", "mask_agreement", "val_loss", "val_miou")
 LOG_ROW = {"step?": NATURAL, "seconds?": float} | {f"{name}?": (None, float) for name in CURVES}
+SCORES = [(None, float)]  # per class
+RESULT_ROW = {  # a U-Net of a study
+    **{name: LINE for name in ("experiment", "condition", "split", "budget", "precision")},
+    **{name: NATURAL for name in ("slices", "size", "redraw", "seed", "val_slices", "steps")},
+    **{name: float for name in ("ratio", "miou", "validation", "seconds")},
+    "unconverged": bool,
+    "curve": [[float]],
+    "iou": SCORES,
+    "synthetic_iou?": SCORES,
+    "confusion": [[NATURAL]],
+    "images": [[[NATURAL]]],
+    "test?": LINE,
+    "pool?": (None, NATURAL),
+}
 SEGMENT_ROW = {"image": str, "file": [NATURAL], "pixels": [NATURAL], "clipped": NATURAL, "sha256?": HASH}
 HASHES = {...: HASH}
 RECOMMENDED = {

@@ -27,7 +27,7 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     command = ["demo", "--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "demo", *TOY]
     printed = verb(*command).stdout
     out = tmp_path / "demo"
-    rows = json.loads((out / "results.json").read_text())
+    rows = json.loads((out / "results.json").read_text())["rows"]
     assert len(rows) == 2 * 4 and len({row["condition"] for row in rows}) == 4
     report = (out / "report.md").read_text()
     assert report in printed and "redraw-1/given-2.png" in report
@@ -45,6 +45,10 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     configs = [json.loads((out / f"redraw-{r}/given-2/controlnet/config.json").read_text()) for r in (0, 1)]
     assert [config["settings"]["seed"] for config in configs] == [seed_for(0, "redraw", r) for r in (0, 1)]
 
+    # every file of JSON says its format, but for those of diffusers
+    files = [json.loads(file.read_text()) for file in out.rglob("*.json")]
+    assert len(files) > 10 and all(("_class_name" in data) != (data.get("format") == 1) for data in files)
+
     # a stopped demo goes on: the cell that is missing comes back as it was, the others are left alone
     log = (out / "log.jsonl").read_text().splitlines()
     (out / "log.jsonl").write_text("\n".join(log[:-1]) + "\n")
@@ -59,7 +63,13 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     verb(*command)
     again = (out / "log.jsonl").read_text().splitlines()
     assert again[:4] == log[:4] and without_seconds(again) == without_seconds(log)
-    # and refuses other settings
+    # a line that is none of this study's is refused as it is, and so are other settings
+    for line in ('{"step": 3, "loss": 1.0}', log[0].replace('"miou": ', '"miou": "x", "was": '), '"x"', log[1][:-9]):
+        (out / "log.jsonl").write_text("\n".join([*log[:2], line, *log[2:], ""]))
+        before = [(out / name).read_bytes() for name in ("log.jsonl", "config.json")]
+        error = verb(*command, expect=2).stderr
+        assert "log.jsonl is damaged (line 3: " in error and "remove this line" in error and error.count("\n") == 1
+        assert [(out / name).read_bytes() for name in ("log.jsonl", "config.json")] == before
     assert "was" in verb(*command, "--per-mask", 3, expect=2).stderr
 
 

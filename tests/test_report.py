@@ -12,6 +12,7 @@ import pytest
 from natural2nanoscale.charts import bottom_axis, curves, dot_plot, interval_plot, ticks
 from natural2nanoscale.files import save_png
 from natural2nanoscale.study.report import POLICY, Figure, Pictures, Report, Table, write_report
+from natural2nanoscale.text import markdown_text
 
 NAMES = ("real + synthetic + rotation − real + rotation", "synthetic − real")
 
@@ -59,6 +60,14 @@ def test_tables_are_the_same_everywhere(report, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert '77.7 <span class="off">± 4.8</span>' in page and "a &lt; b" in page
     assert "http" not in page.replace("http-equiv", "") and "<script" not in page and "default-src 'none'" in page
+
+
+def test_names_of_classes_are_shown_as_they_are(tmp_path):
+    hostile = "<b>a</b> | [b](c) ~d~ $e$"
+    table = Table(hostile, ["training set", hostile], [["real", hostile]], hostile)
+    text = write_report(tmp_path, Report(hostile, hostile, [table], [("Settings", hostile)]))
+    assert text.count(markdown_text(hostile)) == 7 and hostile not in text and "<b>" not in text
+    assert "<b>" not in (tmp_path / "report.html").read_text()
 
 
 def test_charts_put_values_where_they_belong():

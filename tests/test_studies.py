@@ -116,7 +116,7 @@ def test_results_do_not_depend_on_jobs_nor_on_kills(tiny_backbone, tmp_path):
         return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def results(out):
-        rows = json.loads((tmp_path / out / "results.json").read_text())
+        rows = json.loads((tmp_path / out / "results.json").read_text())["rows"]
         return [row | {"seconds": None} for row in rows]
 
     alone = start("one", 1)

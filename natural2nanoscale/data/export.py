@@ -15,8 +15,6 @@ from natural2nanoscale.data.roots import data_root, learned_by_synthetic, learne
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import new_folder, refuse_non_empty, save_png, write_json
 
-FORMAT = 1  # of what we add to nnU-Net's own dataset.json
-
 
 def open_parts(data: Path, synthetic: Path | None) -> dict[str, PairFolder]:
     """train, val, test, and synthetic where there is one, named so; InputError where one has seen another's slices."""
@@ -88,7 +86,6 @@ def export_nnunet(data: Path, synthetic: Path | None, out: Path, number: int) ->
             save_png(raw / f"images{suffix}" / f"{case}_0000.png", image)
             save_png(raw / f"labels{suffix}" / f"{case}.png", mask)
         described = {
-            "format": FORMAT,
             "name": info.name,
             "channel_names": {"0": "EM"},  # which nnU-Net normalises slice by slice
             "labels": labels | ({"ignore": info.classes.count} if ignored else {}),

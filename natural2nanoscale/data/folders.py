@@ -19,12 +19,11 @@ from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import make_folder, refuse_non_empty, save_png, write_json
-from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.records import describe, reason
 
 T = TypeVar("T")
 PARTS, UNLABELLED = ("train", "val", "test"), "unlabelled"  # of a data root
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
-FORMAT = 1  # of dataset.json; a file without one is of the first
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
 
 
@@ -46,7 +45,7 @@ class DatasetInfo:
         """What is written; digests and what else few folders have only where there is something."""
         few = ("digests", "learned", "transductive")
         said = {name: value for name, value in vars(self).items() if value or name not in few}
-        return {"format": FORMAT, **said, "classes": self.classes.to_json(), "ignore_id": IGNORE_ID}
+        return {**said, "classes": self.classes.to_json(), "ignore_id": IGNORE_ID}
 
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
@@ -54,8 +53,6 @@ class DatasetInfo:
         window = data.get("intensity_window")
         if window and (len(window) != 2 or not window[0] < window[1]):
             raise ValueError(f"intensity_window is {window}, expected a grey value and a higher one")
-        if data.get("format", FORMAT) > FORMAT:
-            raise ValueError(f"it is of format {data['format']}, this version reads up to {FORMAT}: update it")
         said = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
         window = tuple(map(float, window)) if window else None
         return cls(**said | {"classes": Classes.from_json(data["classes"]), "intensity_window": window})
@@ -70,10 +67,20 @@ class ImageFolder:
     stems: tuple[str, ...]
     image_files: dict[str, Path]
     shapes: tuple[tuple[int, int], ...] = ()  # (height, width) of every slice, in the order of the stems
+    seen: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)  # size, time of files
 
     def image(self, stem: str) -> np.ndarray:
         """(H,W) uint8 grey values."""
-        return read_gray(self.image_files[stem])
+        return self._read(self.image_files[stem])
+
+    def _read(self, file: Path, indexed: bool = False) -> np.ndarray:
+        """InputError for a file that is another one than when it was first read: what was learned and what is said of
+        it would differ."""
+        pixels, status = read_gray(file, indexed=indexed), file.stat()
+        stamp = status.st_size, status.st_mtime_ns
+        if self.seen.setdefault(file, stamp) != stamp:
+            raise InputError(f"{file} was replaced while it is in use: start again, or bring the old one back")
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class PairFolder(ImageFolder):
 
     def mask(self, stem: str) -> np.ndarray:
         """(H,W) uint8 class ids, 255 = ignore."""
-        return read_gray(self.path / "masks" / f"{stem}.png", indexed=True)
+        return self._read(self.path / "masks" / f"{stem}.png", indexed=True)
 
     def load(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """All images and all masks, in the order of the stems."""
@@ -155,10 +162,11 @@ def read_generation(path: Path) -> tuple[DatasetInfo, int, str | None]:
 
 
 def _parse_info(file: Path) -> tuple[DatasetInfo, dict]:
+    schema = schemas.GENERATION if file.name == GENERATION else schemas.DATASET
+    data = describe(file, schema, "prepare the folder again")
     try:
-        data = read_json(file, schemas.GENERATION if file.name == GENERATION else schemas.DATASET)
         return DatasetInfo.from_json(data), data
-    except (OSError, ValueError, InputError) as error:
+    except (ValueError, InputError) as error:
         raise InputError(
             f"{file} is not a valid dataset description ({reason(error)}): prepare the folder again"
         ) from error

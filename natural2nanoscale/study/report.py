@@ -17,6 +17,7 @@ from pathlib import Path
 from natural2nanoscale.charts import COLOURS
 from natural2nanoscale.files import write_text
 from natural2nanoscale.records import read_config
+from natural2nanoscale.text import markdown_table, markdown_text
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,18 @@ def run_facts(run: Path) -> list[tuple[str, str]]:
 
 def markdown(report: Report, out: Path) -> str:
     """Tables as GitHub writes them; pictures as links relative to `out`. Charts are in the page only."""
-    lines = [f"# {report.title}", "", f"**{report.verdict}**"]
+    shown = markdown_text  # names of classes are whatever people call them
+    lines = [f"# {shown(report.title)}", "", f"**{shown(report.verdict)}**"]
     for part in report.parts:
         if isinstance(part, Figure):
             continue
-        lines += ["", f"## {part.title}", ""]
+        lines += ["", f"## {shown(part.title)}", ""]
         if isinstance(part, Table):
-            lines += [f"| {' | '.join(part.header)} |", "|---|" + "--:|" * (len(part.header) - 1)]
-            lines += [f"| {' | '.join(row)} |" for row in part.rows]
+            lines += markdown_table(part.header, part.rows)
         else:
-            lines += [f"![{caption}]({os.path.relpath(file, out)})" for caption, file in part.files]
-        lines += ["", part.note] if part.note else []
-    lines += ["", "## How it was made", "", *(f"- {name}: {value}" for name, value in report.facts)]
+            lines += [f"![{shown(caption)}]({os.path.relpath(file, out)})" for caption, file in part.files]
+        lines += ["", shown(part.note)] if part.note else []
+    lines += ["", "## How it was made", "", *(f"- {name}: {shown(value)}" for name, value in report.facts)]
     return "\n".join(lines) + "\n"
 
 
