@@ -115,21 +115,16 @@ def markdown(report: Report, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def csv_rows(table: Table) -> list[list[str]]:
-    """The table with one number per column: "77.7 ± 4.8" and "-6.8 to +1.3" become two."""
-    pattern = re.compile(r" ± | to (?=[-+]?\d)")
-    wide = [max(len(pattern.split(row[i])) for row in table.rows) if i else 1 for i in range(len(table.header))]
-    header = []
-    for name, width, column in zip(table.header, wide, range(len(wide)), strict=True):
-        endings = (" low", " high") if any(" to " in row[column] for row in table.rows) else ("", " ±")
-        header += [name + ending for ending in endings] if width > 1 else [name]
-    rows = [header]
-    for row in table.rows:
-        cells = [[cell] if i == 0 else pattern.split(cell) for i, cell in enumerate(row)]
-        rows.append(
-            [cell for parts, width in zip(cells, wide, strict=True) for cell in parts + [""] * (width - len(parts))]
-        )
-    return rows
+def csv_rows(table: Table) -> list[tuple[str, ...]]:
+    """The table with one number per column: "77.7 ± 4.8" and "-6.8 to +1.3" become two, "30 % (12 to 45 %)" three."""
+    columns = [(table.header[0], *(row[0] for row in table.rows))]
+    for i, name in enumerate(table.header[1:], 1):
+        cells = [re.split(r" ± | % \(| to (?=[-+]?\d)", re.sub(r" %\)?$", "", row[i])) for row in table.rows]
+        width = max(map(len, cells))
+        ends = (" low", " high") if any(" to " in row[i] for row in table.rows) else ("", " ±")
+        endings = ends if width == 2 else ("", *ends)[:width]
+        columns += zip(*([name + end for end in endings], *([*cell, "", ""][:width] for cell in cells)), strict=True)
+    return list(zip(*columns, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------- page
@@ -163,9 +158,9 @@ svg .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
 .grid { stroke: var(--rule); stroke-width: .6; } .rule { stroke: var(--soft); stroke-width: .6; }
 .zero { stroke: var(--ink); stroke-width: 1.2; }
 .level { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4; }
-.mean { fill: var(--s0); } .repetition { fill: none; stroke: var(--s0); stroke-opacity: .7; }
+.mean { fill: var(--s0); }
 .bar0 { stroke: var(--s0); stroke-width: 3; } .bar1 { stroke: var(--s1); stroke-width: 2; }
-.curve { fill: none; stroke-width: 2; } .spread { stroke-width: 1.2; }
+.curve { fill: none; stroke-width: 2; } .curve.again { stroke-dasharray: 6 3; } .spread { stroke-width: 1.2; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; flex: 0 1 auto; max-width: 100%; }
 figcaption { color: var(--soft); font-size: .9rem; } img { display: block; max-width: 100%; height: auto; }
 dl { font-size: .9rem; margin: 0; } dt { color: var(--soft); margin-top: .6rem; } dd { margin: 0; }
@@ -208,8 +203,8 @@ def page(report: Report) -> str:
 
 def html_table(table: Table) -> str:
     header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
-    cells = [[escape(cell).replace(" ± ", ' <span class="off">± ') for cell in row] for row in table.rows]
-    cells = [[cell + "</span>" * ("<span" in cell) for cell in row] for row in cells]  # ± below ±
+    # ± below ±
+    cells = [[re.sub(r" (± .*)", r' <span class="off">\1</span>', escape(cell)) for cell in row] for row in table.rows]
     rows = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in cells)
     return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
 
