@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from natural2nanoscale.files import save_png
 
-COLOURS = 9  # of the curves of one chart, more are dashed; the page's style has them
+COLOURS = 9  # of the curves of one chart, more are dashed; a study's report.css has them
 WIDTH, MARGIN = 360, 14  # in units of the viewBox, which are pixels on a narrow screen
 
 

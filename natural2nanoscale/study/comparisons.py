@@ -8,6 +8,7 @@ from statistics import fmean
 
 import numpy as np
 
+from natural2nanoscale.segmentation.metrics import mean_std
 from natural2nanoscale.study.conditions import ALL, ROTATION, Contrast, conditions, contrasts
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.statistics import (
@@ -32,11 +33,11 @@ def scores(classes: int) -> list[Value]:
     return [miou, *(lambda row, k=k: row["iou"][k] for k in range(classes))]
 
 
-def by_experiment(rows: Rows) -> dict[str, list[dict]]:
-    """The rows of every experiment, in the order in which they come."""
-    found: dict[str, list[dict]] = {}
+def grouped(rows: Rows, *keys: str) -> dict[tuple, list[dict]]:
+    """The rows by their values of `keys`, in the order in which they come."""
+    found: dict[tuple, list[dict]] = {}
     for row in rows:
-        found.setdefault(row["experiment"], []).append(row)
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
     return found
 
 
@@ -67,6 +68,11 @@ def repetitions(value: Value, *sides: Rows) -> list[list[float]]:
         found.append(groups)
     shared = sorted(set.intersection(*map(set, found)))
     return [[fmean(groups[key]) for key in shared] for groups in found]
+
+
+def spread(rows: Rows, value: Value = miou) -> tuple[float | None, float | None]:
+    """Mean over repetitions and, of several, sample standard deviation; (None, None) where all are absent."""
+    return mean_std(repetitions(value, rows)[0])
 
 
 # ------------------------------------------------------------------------------------------- differences
@@ -125,10 +131,7 @@ def scope(rows: Rows) -> str:
     if several and all(row["pool"] is None for row in rows):
         return ""  # every redraw has a volume of its own: the intervals are for volumes like these
     notes = ["The t intervals are for this test set only."]
-    draws: dict[tuple, list[dict]] = {}
-    for row in rows:
-        draws.setdefault((row["split"], row["slices"]), []).append(row)
-    share = max(map(shared_slices, draws.values()))
+    share = max(map(shared_slices, grouped(rows, "split", "slices").values()))
     if several and share:
         notes.append(
             f"Redraws have up to {100 * share:.0f} % of their annotated slices in common, and the intervals are "

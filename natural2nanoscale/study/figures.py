@@ -5,8 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from natural2nanoscale.charts import curves
-from natural2nanoscale.segmentation.metrics import mean_std
-from natural2nanoscale.study.comparisons import Rows, miou, pick, repetitions
+from natural2nanoscale.study.comparisons import Rows, grouped, pick, spread
 from natural2nanoscale.study.conditions import ALL, BOTH, COPIES, MIXED, REAL, ROTATED_MIX, ROTATION
 from natural2nanoscale.study.report import Figure
 
@@ -30,26 +29,25 @@ def growth_figure(experiment: str, rows: Rows) -> Figure:
     series = []
     for name in names:
         points = []
-        for x in sorted({row[key] for row in pick(rows, name)}):
-            mean, std = mean_std(repetitions(miou, pick(rows, name, **{key: x}))[0])
+        for (x,), own in sorted(grouped(pick(rows, name), key).items()):
+            mean, std = spread(own)
             points.append((x, 100 * mean, std and 100 * std))
         if points:
             series.append((name, points))
-    level = None if REAL in names else (REAL, 100 * fmean(repetitions(miou, pick(rows, REAL))[0]))
+    level = None if REAL in names else (REAL, 100 * spread(pick(rows, REAL))[0])
     chart = curves(series, what, "mIoU in per cent", level, logarithmic=level is None)
     return Figure(title, chart, f"Bars: one standard deviation over {repetitions_of(rows)}.")
 
 
 def learning_curves(rows: Rows, slices: int) -> Figure:
     """Validation mIoU against steps, a curve for every training set of `slices` annotated slices and the control."""
-    looks: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        if row["slices"] == slices or row["condition"] == ALL:
-            for step, value in row["curve"]:
-                looks.setdefault(row["condition"], {}).setdefault(step, []).append(100 * value)
-    series = [
-        (name, [(step, fmean(values), None) for step, values in sorted(found.items())]) for name, found in looks.items()
-    ]
+    series = []
+    for (name, count), own in grouped(rows, "condition", "slices").items():
+        if count == slices or name == ALL:
+            looks: dict[int, list[float]] = {}
+            for step, value in (look for row in own for look in row["curve"]):
+                looks.setdefault(step, []).append(100 * value)
+            series.append((name, [(step, fmean(values), None) for step, values in sorted(looks.items())]))
     note = (
         f"Means of the U-Nets of {slices} annotated slices, each on the validation slices that it was given: as many "
         f"as training slices. Compare whether curves are flat, not how high they are: {ALL} is looked at on more "

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from natural2nanoscale.charts import COLOURS
 from natural2nanoscale.files import write_text
 from natural2nanoscale.records import read_config
 
@@ -129,49 +128,6 @@ def csv_rows(table: Table) -> list[tuple[str, ...]]:
 
 # ---------------------------------------------------------------------------------------------------- page
 
-STYLE = """
-:root { --paper: #fff; --ink: #1b1f24; --soft: #59636e; --rule: #d5dae0; --band: #f3f6f9;
-  --s0: #0b62b0; --s1: #c4501b; --s2: #2c7d4f; --s3: #7a3e9d; --s4: #8a6d00; --s5: #b3246b; --s6: #00808a;
-  --s7: #6b4a2b; --s8: #59636e; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #14181d; --ink: #e8ecf0; --soft: #9aa6b2; --rule: #38414b; --band: #1d232a;
-    --s0: #6cb2f2; --s1: #f0945f; --s2: #6fc795; --s3: #c795e6; --s4: #d9bb4a; --s5: #ef7fb5; --s6: #5cc8d1;
-    --s7: #c69f7c; --s8: #9aa6b2; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1.25rem 1rem 3rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.05rem; font-weight: 600; color: var(--soft); margin: 0; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
-.verdict { font-size: 1.35rem; line-height: 1.35; font-weight: 600; margin: .5rem 0 0; padding-left: .8rem;
-  border-left: 4px solid var(--s0); }
-.note { color: var(--soft); font-size: .9rem; margin: .5rem 0; }
-.scroll { overflow-x: auto; } .off { display: inline-block; min-width: 3.2em; text-align: left; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
-th { font-weight: 600; color: var(--soft); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
-  background: var(--paper); white-space: normal; min-width: 14rem; overflow-wrap: normal; }
-tbody tr:hover td { background: var(--band); }
-svg { display: block; width: 100%; max-width: 34rem; height: auto; }
-svg text { font-size: 12px; fill: var(--ink); } svg .small { font-size: 11px; fill: var(--soft); }
-svg .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
-.grid { stroke: var(--rule); stroke-width: .6; } .rule { stroke: var(--soft); stroke-width: .6; }
-.zero { stroke: var(--ink); stroke-width: 1.2; }
-.level { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4; }
-.mean { fill: var(--s0); }
-.bar0 { stroke: var(--s0); stroke-width: 3; } .bar1 { stroke: var(--s1); stroke-width: 2; }
-.curve { fill: none; stroke-width: 2; } .curve.again { stroke-dasharray: 6 3; } .spread { stroke-width: 1.2; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; flex: 0 1 auto; max-width: 100%; }
-figcaption { color: var(--soft); font-size: .9rem; } img { display: block; max-width: 100%; height: auto; }
-dl { font-size: .9rem; margin: 0; } dt { color: var(--soft); margin-top: .6rem; } dd { margin: 0; }
-@media (max-width: 40rem) { .verdict { font-size: 1.15rem; } th, td { padding: .3rem .45rem; }
-  table { font-size: .85rem; }
-  td:first-child, th:first-child { min-width: 7rem; } }
-@media print { :root { --paper: #fff; --ink: #000; --soft: #444; --rule: #bbb; --band: #fff; }
-  body { max-width: none; padding: 0; } .scroll { overflow: visible; }
-  h2 { break-after: avoid; } tr, svg, figure { break-inside: avoid; } }
-"""
-STYLE += "".join(f".s{n} {{ stroke: var(--s{n}); }} .point.s{n} {{ fill: var(--s{n}); }}\n" for n in range(COLOURS))
 # The page may load nothing but the pictures that it holds.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -190,12 +146,13 @@ def page(report: Report) -> str:
         body.append(f'<p class="note">{escape(part.note)}</p></section>' if part.note else "</section>")
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.facts)
     body.append(f"<section><h2>How it was made</h2><dl>{facts}</dl></section>")
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(report.title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(report.title)}</title><style>{style}</style></head>\n<body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )

@@ -11,18 +11,17 @@ from natural2nanoscale.charts import interval_plot
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.runs import RunFolder
-from natural2nanoscale.segmentation.metrics import mean_std, percent
+from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.study.comparisons import (
     Rows,
-    Value,
-    by_experiment,
     contrasted,
     controls_of,
+    grouped,
     over_test_slices,
     pick,
-    repetitions,
     scope,
     scores,
+    spread,
     unit_of,
 )
 from natural2nanoscale.study.conditions import COPIES, IN_MEMORY, MIXED, ON_DISK, REAL, SYNTHETIC
@@ -72,7 +71,7 @@ def study_report(
     names, order = test.info.classes.names, list(TITLES)
     rows = sorted(rows, key=lambda row: order.index(row["experiment"]) if row["experiment"] in order else len(order))
     parts: list[Table | Figure | Pictures] = []
-    for experiment, own in by_experiment(rows).items():
+    for (experiment,), own in grouped(rows, "experiment").items():
         if experiment in GROWTH:
             parts.append(growth_figure(experiment, own))
         if experiment == "table2":
@@ -124,24 +123,18 @@ def position(interval: tuple[float, float] | None) -> str:
     return "above zero" if interval[0] > 0 else "below zero" if interval[1] < 0 else "reaches below zero"
 
 
-def spread(rows: Rows, value: Value) -> str:
-    """A score in per cent: mean and, of several repetitions, sample standard deviation."""
-    return percent(*mean_std(repetitions(value, rows)[0]))
-
-
 def score_table(experiment: str, rows: Rows, names: Sequence[str], preset: Preset) -> Table:
     """mIoU and IoU of every training set of an experiment; columns that are the same everywhere are left out."""
     shown = [key for key in COLUMNS if len({row[key] for row in rows}) > 1]
-    groups: dict[tuple, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: (row["slices"], row["ratio"])):
-        annotated = f"{row['slices']} + {row['val_slices']}"
-        groups.setdefault((row["condition"], *(row[key] for key in shown), annotated, row["size"]), []).append(row)
+    ordered = sorted(rows, key=lambda row: (row["slices"], row["ratio"]))
     paper = preset.name == "paper" and any(key[0] == experiment for key in PAPER)
     lines = []
-    for (name, *fields, size), group in groups.items():
+    for key, group in grouped(ordered, "condition", *shown, "slices", "val_slices", "size").items():
+        name, *varying, slices, val_slices, size = key
         mark = " †" if any(row["unconverged"] for row in group) else ""
-        ious, steps = [spread(group, value) for value in scores(len(names))], fmean(row["steps"] for row in group)
-        line = [name + mark, *fields, f"{size:,}", *ious, f"{steps:,.0f}"]
+        ious = [percent(*spread(group, value)) for value in scores(len(names))]
+        steps = f"{fmean(row['steps'] for row in group):,.0f}"
+        line = [name + mark, *varying, f"{slices} + {val_slices}", f"{size:,}", *ious, steps]
         lines.append(line + [PAPER.get((experiment, name, size), "–")] * paper)
     precision = " and ".join(sorted({row["precision"] for row in rows}))
     what = EXPERIMENTS.get(experiment, "")
@@ -194,7 +187,7 @@ def label_consistency(rows: Rows, names: Sequence[str]) -> str:
         on_synthetic, on_test = row["synthetic_iou"][k], row["iou"][k]
         return on_synthetic / on_test if on_test and on_synthetic is not None else None
 
-    shares = [f"{name} {spread(judges, lambda row, k=k: agreement(row, k))}" for k, name in enumerate(names)]
+    shares = [f"{name} {percent(*spread(judges, lambda row, k=k: agreement(row, k)))}" for k, name in enumerate(names)]
     return (
         f"Label consistency: IoU of the U-Nets trained on {judges[0]['condition']} on the synthetic slices, against "
         f"the masks that these were made from, in per cent of their IoU on the real test slices: {', '.join(shares)}."

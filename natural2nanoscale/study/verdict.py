@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 
 from natural2nanoscale.study.comparisons import (
     Control,
     Rows,
-    by_experiment,
     compare,
     contrasted,
     find_control,
+    grouped,
     has_room,
-    miou,
     pick,
     recipes,
-    repetitions,
     scores,
     share_of,
+    spread,
 )
 from natural2nanoscale.study.conditions import ALL, ROTATION, SYNTHETIC
 from natural2nanoscale.study.presets import Preset
@@ -47,9 +45,8 @@ def headroom_table(rows: Rows, names: Sequence[str], control: Control) -> Table:
     """Every training set of an experiment against real + rotation: gain, and share of the head-room, per class too."""
     own = [row for row in rows if row["slices"] == control.slices]
     base = pick(own, ROTATION)
-    sets = {name: pick(own, name) for name in dict.fromkeys(row["condition"] for row in own)}
     sides = [(f"{control.name} (head-room)", control.full, control.base)]
-    sides += [(name, found, base) for name, found in sets.items() if name not in (ROTATION, ALL)]
+    sides += [(name, ours, base) for (name,), ours in grouped(own, "condition").items() if name not in (ROTATION, ALL)]
     lines = []
     for name, ours, theirs in sides:
         cells, whole = [], compare(ours, theirs)
@@ -71,7 +68,7 @@ def headroom_table(rows: Rows, names: Sequence[str], control: Control) -> Table:
 
 def study_verdict(rows: Rows, preset: Preset) -> str:
     """The sentences that the log allows: of the first experiment with a control, else of the one that says most."""
-    found = [experiment_verdict(preset, experiment, own) for experiment, own in by_experiment(rows).items()]
+    found = [experiment_verdict(preset, experiment, own) for (experiment,), own in grouped(rows, "experiment").items()]
     ranked = sorted(found, key=lambda one: one[0])
     return next((told for _, told in ranked if told), "The experiments have no comparison yet.")
 
@@ -125,11 +122,10 @@ def sentence(one: Difference, where: str, control: Control | None, share: str | 
 
 def company(rows: Rows, made: set[str]) -> str:
     """Whether the best of the training sets `made` with synthetic slices loses to a free one; "" where it does not."""
-    sets = {name: pick(rows, name) for name in dict.fromkeys(row["condition"] for row in rows)}
-    means = {name: fmean(repetitions(miou, found)[0]) for name, found in sets.items()}
-    recipe = max((name for name in means if name in made), key=means.get, default=None)
-    rival = max((name for name in means if name not in made), key=means.get, default=None)
-    one = compare(sets[recipe], sets[rival]) if recipe and rival else None
+    means = {name: spread(found)[0] for (name,), found in grouped(rows, "condition").items()}
+    recipe = max((name for name in means if name in made), key=means.get, default="")
+    rival = max((name for name in means if name not in made), key=means.get, default="")
+    one = compare(pick(rows, recipe), pick(rows, rival))
     if one is None or one.mean >= 0:
         return ""
     interval = one.over_redraws
