@@ -50,7 +50,7 @@ def fix_steps(preset: Preset, out: Path, pool: PairFolder, validation: PairFolde
         curve = [[row["step"], row["val_miou"]] for row in trained.rows]
         trainings.append({"steps": steps, "validation": trained.best["val_miou"], "curve": curve})
         write_json(out / "pilot.json", {"trainings": trainings})
-    print(pilot_note(trainings), flush=True)
+    print(f"Pilot: {pilot_note(trainings)}", flush=True)
     return replace(preset, budgets=preset.budgets | {name: with_steps(budget, trainings[-1]["steps"], validation)})
 
 
@@ -71,6 +71,6 @@ def pilot_note(trainings: list[dict]) -> str:
     scores = ", ".join(f"{100 * line['validation']:.1f} after {line['steps']}" for line in trainings)
     flat = "was flat" if is_flat(trainings) else "had not become flat"
     return (
-        f"Pilot: U-Nets on all slices with rotation reach a validation mIoU of {scores} steps; it {flat} by "
+        f"U-Nets on all slices with rotation reach a validation mIoU of {scores} steps; it {flat} by "
         f"{trainings[-1]['steps']}, which all U-Nets take."
     )

@@ -9,13 +9,16 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from natural2nanoscale.files import write_text
 from natural2nanoscale.records import read_config
+
+# The page may load nothing but the pictures that it holds.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,43 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
 
+    def html(self) -> str:
+        header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
+        cells = [
+            [re.sub(" (± .*)", r' <span class="off">\1</span>', escape(cell)) for cell in row] for row in self.rows
+        ]
+        rows = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in cells)  # the spans put ± below ±
+        return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+    def markdown(self, out: Path) -> list[str]:
+        """As GitHub writes tables."""
+        rule = "|---|" + "--:|" * (len(self.header) - 1)
+        return [f"| {' | '.join(self.header)} |", rule, *(f"| {' | '.join(row)} |" for row in self.rows)]
+
+    def columns(self) -> Iterator[tuple[str, ...]]:
+        """Columns of one number each, under their names: "77.7 ± 4.8" and "-6.8 to +1.3" become two of them."""
+        yield self.header[0], *(row[0] for row in self.rows)
+        for i, name in enumerate(self.header[1:], 1):
+            cells = [re.split(r" ± | % \(| to (?=[-+]?\d)", re.sub(r" %\)?$", "", row[i])) for row in self.rows]
+            width = max(map(len, cells))
+            ends = (" low", " high") if any(" to " in row[i] for row in self.rows) else ("", " ±")
+            ends = ends if width == 2 else ("", *ends)[:width]
+            yield from zip(*([name + end for end in ends], *([*cell, "", ""][:width] for cell in cells)), strict=True)
+
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart in SVG."""
+    """A chart in SVG, which is in the page alone."""
 
     title: str
     svg: str
     note: str = ""
+
+    def html(self) -> str:
+        return self.svg
+
+    def markdown(self, out: Path) -> list[str]:
+        return []
 
 
 @dataclass(frozen=True)
@@ -44,6 +76,18 @@ class Pictures:
     title: str
     files: Sequence[tuple[str, Path]]
     note: str = ""
+
+    def html(self) -> str:
+        found = []
+        for caption, file in self.files:
+            alt, data = escape(caption, quote=True), base64.b64encode(file.read_bytes()).decode()
+            image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+            found.append(f"<figure>{image}<figcaption>{alt}</figcaption></figure>")
+        return f'<div class="pictures">{"".join(found)}</div>'
+
+    def markdown(self, out: Path) -> list[str]:
+        """As links relative to `out`."""
+        return [f"![{caption}]({os.path.relpath(file, out)})" for caption, file in self.files]
 
 
 @dataclass(frozen=True)
@@ -63,7 +107,7 @@ def write_report(out: Path, report: Report) -> str:
     for part in report.parts:
         if isinstance(part, Table):
             with (out / "tables" / f"{slug(part.title)}.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(csv_rows(part))
+                csv.writer(file).writerows(zip(*part.columns(), strict=True))
     for name, content in (("report.md", text), ("report.html", page(report))):
         write_text(out / name, content)
     return text
@@ -94,79 +138,33 @@ def run_facts(run: Path) -> list[tuple[str, str]]:
     ]
 
 
-# ------------------------------------------------------------------------------------------- Markdown, CSV
-
-
 def markdown(report: Report, out: Path) -> str:
-    """Tables as GitHub writes them; pictures as links relative to `out`. Charts are in the page only."""
     lines = [f"# {report.title}", "", f"**{report.verdict}**"]
     for part in report.parts:
-        if isinstance(part, Figure):
-            continue
-        lines += ["", f"## {part.title}", ""]
-        if isinstance(part, Table):
-            lines += [f"| {' | '.join(part.header)} |", "|---|" + "--:|" * (len(part.header) - 1)]
-            lines += [f"| {' | '.join(row)} |" for row in part.rows]
-        else:
-            lines += [f"![{caption}]({os.path.relpath(file, out)})" for caption, file in part.files]
-        lines += ["", part.note] if part.note else []
+        if words := part.markdown(out):
+            lines += ["", f"## {part.title}", "", *words, *(["", part.note] if part.note else [])]
     lines += ["", "## How it was made", "", *(f"- {name}: {value}" for name, value in report.facts)]
     return "\n".join(lines) + "\n"
 
 
-def csv_rows(table: Table) -> list[tuple[str, ...]]:
-    """The table with one number per column: "77.7 ± 4.8" and "-6.8 to +1.3" become two, "30 % (12 to 45 %)" three."""
-    columns = [(table.header[0], *(row[0] for row in table.rows))]
-    for i, name in enumerate(table.header[1:], 1):
-        cells = [re.split(r" ± | % \(| to (?=[-+]?\d)", re.sub(r" %\)?$", "", row[i])) for row in table.rows]
-        width = max(map(len, cells))
-        ends = (" low", " high") if any(" to " in row[i] for row in table.rows) else ("", " ±")
-        endings = ends if width == 2 else ("", *ends)[:width]
-        columns += zip(*([name + end for end in endings], *([*cell, "", ""][:width] for cell in cells)), strict=True)
-    return list(zip(*columns, strict=True))
-
-
-# ---------------------------------------------------------------------------------------------------- page
-
-# The page may load nothing but the pictures that it holds.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-
 def page(report: Report) -> str:
     """The whole report as one HTML document without scripts; it loads nothing, and is light or dark as its reader's."""
-    body = [f"<h1>{escape(report.title)}</h1>", f'<p class="verdict">{escape(report.verdict)}</p>']
-    for part in report.parts:
-        body.append(f"<section><h2>{escape(part.title)}</h2>")
-        if isinstance(part, Table):
-            body.append(html_table(part))
-        elif isinstance(part, Figure):
-            body.append(part.svg)
-        else:
-            body.append(f'<div class="pictures">{"".join(html_picture(*file) for file in part.files)}</div>')
-        body.append(f'<p class="note">{escape(part.note)}</p></section>' if part.note else "</section>")
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.facts)
-    body.append(f"<section><h2>How it was made</h2><dl>{facts}</dl></section>")
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(report.title)}</title><style>{style}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
+    sections = "\n".join(
+        f'<section><h2>{escape(part.title)}</h2>\n{part.html()}\n<p class="note">{escape(part.note)}</p></section>'
+        for part in report.parts
     )
-
-
-def html_table(table: Table) -> str:
-    header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
-    # ± below ±
-    cells = [[re.sub(r" (± .*)", r' <span class="off">\1</span>', escape(cell)) for cell in row] for row in table.rows]
-    rows = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in cells)
-    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def html_picture(caption: str, file: Path) -> str:
-    data = base64.b64encode(file.read_bytes()).decode()
-    alt = escape(caption, quote=True)
-    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{alt}</figcaption></figure>'
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.facts)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<title>{escape(report.title)}</title>
+<style>{style}</style></head>
+<body>
+<h1>{escape(report.title)}</h1>
+<p class="verdict">{escape(report.verdict)}</p>
+{sections}
+<section><h2>How it was made</h2><dl>{facts}</dl></section>
+</body></html>
+"""

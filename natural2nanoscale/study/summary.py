@@ -83,10 +83,12 @@ def study_report(
         parts += difference_parts(experiment, own, preset)
     made = {"backbone": backbone.name} | asdict(sampling_settings(backbone))
     facts = [("Test slices", str(len(test.stems))), ("Sampling", json.dumps(made))]
+    if trainings := read_pilot(run.path):
+        facts.append(("Pilot", pilot_note(trainings)))
     return Report(
         f"What synthetic slices are worth: {test.info.name}, preset {preset.name}",
         study_verdict(rows, preset),
-        [*parts, *pilot_parts(run), *picture_parts(run, label_consistency(rows, names))],
+        [*parts, *picture_parts(run, label_consistency(rows, names))],
         run_facts(run.path) + facts,
     )
 
@@ -167,13 +169,6 @@ def time_table(rows: Rows, timing: dict[str, float], preset: Preset) -> Table:
         f"Timed on the run's machine, ControlNet's training excluded; at most {preset.most_copies:,} copies are taken."
     )
     return Table(f"Generation in {budget:,.0f} seconds", header, lines, note)
-
-
-def pilot_parts(run: RunFolder) -> list[Table]:
-    """How the number of steps was found, where a pilot did."""
-    trainings = read_pilot(run.path)
-    lines = [[f"{line['steps']:,} steps", f"{100 * line['validation']:.1f}"] for line in trainings]
-    return [Table("Pilot", ("trained for", "best validation mIoU"), lines, pilot_note(trainings))] if lines else []
 
 
 def label_consistency(rows: Rows, names: Sequence[str]) -> str:
