@@ -151,7 +151,7 @@ def test_an_experiment_is_reported_by_what_it_says_of_itself(monkeypatch):
     members = [Condition("recipes", name) for name in free]
     members += [Condition("recipes", name, synthetic=16) for name in made]
     monkeypatch.setattr(comparisons, "conditions", lambda preset, only: members)
-    pairs = [Contrast(name, other, "on top of rotation" * (other == ROTATION)) for name in made for other in free]
+    pairs = [Contrast(SELF, ROTATION), *(Contrast(name, other) for name in made for other in free)]
     monkeypatch.setattr(comparisons, "contrasts", lambda preset, experiment: pairs)
     more = {"budget": "equal", "ratio": 16, "val_slices": 2, "steps": 1500, "size": 34, "images": []}
     more |= {"unconverged": False, "precision": "float32", "curve": [[1500, 0.9]]}
@@ -161,9 +161,9 @@ def test_an_experiment_is_reported_by_what_it_says_of_itself(monkeypatch):
         for row in rows_of(name, gain, slices=32 if name == ALL else 2, experiment="recipes")
     ]
     report = report_of(rows, "cell", "absent")
-    assert report.verdict.startswith("Synthetic slices helped: +1.0 mIoU on top of rotation (95\u00a0% interval")
-    assert "11 % (" in report.verdict and "loses" not in report.verdict
+    first = "Synthetic slices helped: +1.0 mIoU of synthetic by recipe 1 + rotation over real + rotation (95"
+    assert report.verdict.startswith(first) and "11 % (" in report.verdict and "loses" not in report.verdict
     scores, room, curves, _, differences = report.parts
-    assert scores.title == "Recipes" and len(scores.rows) == 11 and len(differences.rows) == 16
+    assert scores.title == "Recipes" and len(scores.rows) == 11 and len(differences.rows) == 17
     assert [row[0] for row in room.rows] == [f"{ALL} (head-room)", SELF, *made] and "again" in curves.svg
     assert "recipe 1 + rotation, loses to self-training" in report_of(rows[:18] + rows[-6:], "cell", "absent").verdict

@@ -199,6 +199,7 @@ def picture_parts(run: RunFolder, note: str) -> list[Pictures]:
     group = known[-1].parts[-3]
     strips = [(f"step {int(file.stem.split('-')[1]):,}", file) for file in sorted(known[-1].glob("step-*.png"))]
     sheets = [(path.parent.name, path) for path in sorted(run.path.glob(f"redraw-*/{group}.png"))][:2]
+    sheets += [(path.stem, path) for path in sorted(run.path.glob(f"redraw-0/{group}/synthetic-*.png"))]
     return [
         Pictures("Real, mask, synthetic", sheets, note),
         Pictures("Progress of ControlNet", strips, "Validation slices, the same noise at every step."),

@@ -74,19 +74,20 @@ def study_verdict(rows: Rows, preset: Preset) -> str:
 
 
 def experiment_verdict(preset: Preset, experiment: str, rows: Rows) -> tuple[int, str]:
-    """The rank of what an experiment says, 0 the highest, and its sentences: for every number of annotated slices the
-    first of its contrasts whose circumstance has words."""
-    rank, told = 3, {}
+    """The rank of what an experiment says, 0 the highest, and its sentences: for every number of annotated slices on
+    the first of its contrasts between a training set with synthetic slices and one without."""
+    rank, told, made = 3, {}, recipes(preset, experiment)
     for one, ours, theirs, change in contrasted(preset, experiment, rows):
         slices = ours[0]["slices"]
-        if not one.where or slices in told:
+        if one.with_it not in made or one.without in made or slices in told:
             continue
         control = find_control(rows, slices)
         rank = min(rank, 0 if control else 1 if one.with_it != SYNTHETIC else 2)  # pure synthetic slices say least
         share = share_of(control, ours, theirs) if control else None
-        told[slices] = sentence(change, one.where + one.suffix, control, share and percent_of(share))
+        where = one.where or f"of {one.with_it} over {one.without}"
+        told[slices] = sentence(change, where + one.suffix, control, share and percent_of(share))
         if control:
-            told[slices] += company([row for row in rows if row["slices"] == slices], recipes(preset, experiment))
+            told[slices] += company([row for row in rows if row["slices"] == slices], made)
     return rank, " ".join(told.values())
 
 
