@@ -163,6 +163,10 @@ def test_an_experiment_is_reported_by_what_it_says_of_itself(monkeypatch):
     report = report_of(rows, "cell", "absent")
     first = "Synthetic slices helped: +1.0 mIoU of synthetic by recipe 1 + rotation over real + rotation (95"
     assert report.verdict.startswith(first) and "11 % (" in report.verdict and "loses" not in report.verdict
+    assert (
+        "The best of 8 synthetic recipes by these same scores, synthetic by recipe 8 + rotation, beats self-training"
+        in (report.verdict)
+    )
     scores, room, curves, _, differences = report.parts
     assert scores.title == "Recipes" and len(scores.rows) == 11 and len(differences.rows) == 17
     assert [row[0] for row in room.rows] == [f"{ALL} (head-room)", SELF, *made] and "again" in curves.svg

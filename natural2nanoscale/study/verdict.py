@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from natural2nanoscale.study.comparisons import (
@@ -122,14 +123,22 @@ def sentence(one: Difference, where: str, control: Control | None, share: str | 
 
 
 def company(rows: Rows, made: set[str]) -> str:
-    """Whether the best of the training sets `made` with synthetic slices loses to a free one; "" where it does not."""
+    """How the best of the training sets `made` with synthetic slices stands to the best free one; "" where a single one
+    does not lose: then the sentence before this says all."""
     means = {name: spread(found)[0] for (name,), found in grouped(rows, "condition").items()}
-    recipe = max((name for name in means if name in made), key=means.get, default="")
-    rival = max((name for name in means if name not in made), key=means.get, default="")
-    one = compare(pick(rows, recipe), pick(rows, rival))
-    if one is None or one.mean >= 0:
+    ours, free = [name for name in means if name in made], [name for name in means if name not in made]
+    best, rival = (max(names, key=means.get, default="") for names in (ours, free))
+    one = compare(pick(rows, best), pick(rows, rival))
+    if one is None or (one.mean >= 0 and len(ours) == 1):
         return ""
-    interval = one.over_redraws
-    lost = "loses to" if interval and interval[1] < 0 else "has a lower mean than"
-    by = points(one.mean) + (f", 95\u00a0% interval {range_of(interval)}" if interval else "")
-    return f" The best synthetic recipe, {recipe}, {lost} {rival}, which needs no generator ({by})."
+    low, high = one.over_redraws or (-math.inf, math.inf)
+    stands = (
+        "loses to" if high < 0 else "beats" if low > 0 else f"has a {'lower' if one.mean < 0 else 'higher'} mean than"
+    )
+    who = (
+        "The best synthetic recipe"
+        if one.mean < 0
+        else f"The best of {len(ours)} synthetic recipes by these same scores"
+    )
+    by = points(one.mean) + (f", 95\u00a0% interval {range_of(one.over_redraws)}" if one.over_redraws else "")
+    return f" {who}, {best}, {stands} {rival}, which needs no generator ({by})."
