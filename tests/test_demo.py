@@ -113,7 +113,7 @@ def test_differences_are_paired_by_redraw():
         ]
     ]
     groups = [[row for row in rows if row["condition"] == name] for name in ("real + synthetic", "real")]
-    change = compare("", *groups, block=1).change
+    change = compare(*groups)
     # (0.7 - 0.6, 0.6 - 0.4): mean 0.15, sample deviation 0.0707, t(0.975, 1) = 12.706
     assert change.pairs == 2 and change.mean == pytest.approx(0.15)
     assert change.half_width == pytest.approx(12.7062 * 0.0707107 / 2**0.5, rel=1e-4)

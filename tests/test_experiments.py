@@ -18,7 +18,7 @@ from natural2nanoscale.signals import Interrupted
 from natural2nanoscale.study import synthetic, unets
 from natural2nanoscale.study.conditions import BOTH, COPIES, MIXED, Condition, conditions
 from natural2nanoscale.study.presets import EXPERIMENTS, PRESETS, Preset
-from natural2nanoscale.study.summary import TITLES
+from natural2nanoscale.study.summary import title_of
 from natural2nanoscale.study.training_sets import PARTS, rotated_copies, split_at_random
 
 EQUAL = Settings(
@@ -90,8 +90,7 @@ def test_experiments_go_on_after_a_kill_and_report(
     assert report in printed
     assert report.splitlines()[2].startswith("**On one draw of slices synthetic ones ")
     for experiment in EXPERIMENTS:
-        title = TITLES[experiment]
-        assert f"## {title}" in report
+        assert f"## {title_of(experiment)}" in report
     with (out / "tables/figure-6-growing-training-sets.csv").open() as file:
         table = list(csv.DictReader(file))
     row = next(row for row in rows if row["experiment"] == "figure6" and row["condition"] == BOTH)
@@ -175,7 +174,7 @@ def test_as_many_slices_as_the_scarcest_leave_scarcity_out(
         and "3 cells of table1;" in printed
     )
     report = (out / "report.md").read_text()
-    assert TITLES["table1"] in report and TITLES["scarcity"] not in report
+    assert title_of("table1") in report and title_of("scarcity") not in report
     only = ("--only", "scarcity", "--out", tmp_path / "none")
     command = ("experiments", "--data", data_folder, "--backbone", tiny_backbone, *only)
     assert "with --only" in verb(*command, expect=2).stderr and not (tmp_path / "none").exists()

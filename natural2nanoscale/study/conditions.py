@@ -144,8 +144,8 @@ def contrasts(preset: Preset, experiment: str) -> list[Contrast]:
     elif experiment == "worth":
         for count in preset.scarce:
             at, suffix = {"slices": count}, f", {count} slices" * (len(preset.scarce) > 1)
-            found.append(Contrast(ROTATED_MIX, ROTATION, f"on top of the rotation of {count}", suffix, at, at))
-            found.append(Contrast(ELASTIC_MIX, ELASTIC, f"on top of elastic deformation of {count}", suffix, at, at))
+            found.append(Contrast(ROTATED_MIX, ROTATION, "on top of rotation", suffix, at, at))
+            found.append(Contrast(ELASTIC_MIX, ELASTIC, "on top of elastic deformation", suffix, at, at))
             pairs = ((ELASTIC, ROTATION), (NNUNET, ROTATION), (SELF, ROTATION), (ROTATED_MIX, ELASTIC))
             found += [Contrast(*pair, suffix=suffix, ours=at, theirs=at) for pair in pairs]
     elif experiment == "table1":
@@ -179,8 +179,8 @@ def contrasts(preset: Preset, experiment: str) -> list[Contrast]:
     else:
         for count in preset.scarce:
             at, suffix = {"slices": count}, f", {count} slices"
-            found.append(Contrast(ROTATED_MIX, ROTATION, f"on top of the rotation of {count}", suffix, at, at))
+            found.append(Contrast(ROTATED_MIX, ROTATION, "on top of rotation", suffix, at, at))
         for count in preset.scarce:
             at, suffix = {"slices": count}, f", {count} slices"
-            found.append(Contrast(MIXED, REAL, f"beside {count} real slices", suffix, at, at))
+            found.append(Contrast(MIXED, REAL, beside, suffix, at, at))
     return found
