@@ -83,14 +83,24 @@ class PairFolder:
     stems: tuple[str, ...]
     image_files: dict[str, Path]
     shapes: tuple[tuple[int, int], ...] = ()  # (height, width) of every slice, in the order of the stems
+    seen: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)  # size, time of files
 
     def image(self, stem: str) -> np.ndarray:
         """(H,W) uint8 grey values."""
-        return read_gray(self.image_files[stem])
+        return self._read(self.image_files[stem], ("L",))
 
     def mask(self, stem: str) -> np.ndarray:
         """(H,W) uint8 class ids, 255 = ignore."""
-        return read_gray(self.path / "masks" / f"{stem}.png", modes=("L", "P"))
+        return self._read(self.path / "masks" / f"{stem}.png", ("L", "P"))
+
+    def _read(self, file: Path, modes: tuple[str, ...]) -> np.ndarray:
+        """InputError for a file that is another one than when it was first read: what was learned and what is said of
+        it would differ."""
+        pixels, status = read_gray(file, modes), file.stat()
+        stamp = status.st_size, status.st_mtime_ns
+        if self.seen.setdefault(file, stamp) != stamp:
+            raise InputError(f"{file} was replaced while it is in use: start again, or bring the old one back")
+        return pixels
 
     def load(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """All images and all masks, in the order of the stems."""

@@ -42,6 +42,7 @@ def segment_slices(settings: Segmentation, device: torch.device) -> None:
     models, info = [model for model, _ in networks], networks[0][1]
     with Reader(settings.max_pixels, settings.channel, settings.axes) as reader:
         pages = list_slices(settings, reader)
+        stamps = {page.stem: stamp(page) for page in pages}  # before they are read: one replaced since is made anew
         pixel_size = slice_pixel_size(settings, pages, reader)
         refuse_other_scale(settings, pixel_size, info.pixel_size_nm)
         window = converted_window(images_of(settings.images))
@@ -73,7 +74,7 @@ def segment_slices(settings: Segmentation, device: torch.device) -> None:
                     save_png(file_of(settings, page, "overlays"), tinted)
                 save_png(file_of(settings, page), mask)
                 pixels = [int((mask == i).sum()) for i in range(info.classes.count)]
-                rows[page.stem] = {"image": page.stem, "file": stamp(page), "pixels": pixels, "clipped": clipped}
+                rows[page.stem] = {"image": page.stem, "file": stamps[page.stem], "pixels": pixels, "clipped": clipped}
                 rows[page.stem]["sha256"] = sha256(file_of(settings, page))
                 run.log(rows[page.stem])
         if settings.shard:
