@@ -92,10 +92,10 @@ class Process:
                 sys.stdout.flush()
                 os._exit(code)
 
-    def wait(self, limit: float = 300, computed: float = 1e9) -> bool:
+    def wait(self, limit: float = 300, computed: float | None = None) -> bool:
         """Whether it ends within `limit` seconds, before it has computed for so many, and before it stops itself."""
         ends = time.monotonic() + limit
-        while self.code is None and time.monotonic() < ends and fuzz.computed(self.pid) < computed:
+        while self.code is None and time.monotonic() < ends and not (computed and fuzz.computed(self.pid) >= computed):
             done, status, used = os.wait4(self.pid, os.WNOHANG | os.WUNTRACED)
             self.stopped = bool(done) and os.WIFSTOPPED(status)
             if self.stopped:
