@@ -103,7 +103,7 @@ class Process:
             if done:
                 self.code, self.seconds = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
                 break
-            time.sleep(0.005)
+            time.sleep(0.005 if computed else 0.02)
         return self.code is not None
 
     def end(self) -> None:
@@ -526,7 +526,9 @@ def damaged(name: str, known: Whole, world: Path, place: Path, rng: random.Rando
         named = f"{newest} is passed over" in said and f"{before} is taken" in said
         wrong = unlike(truth, out, logs=False) or ("" if named and process.code == 0 else said[-500:])
         return f"{done}: {wrong}" if wrong else "", ["the one before taken"]
-    remedy = "train_unet.py" if what == "best" else "bring a whole one back from a copy"
+    remedy = "bring a whole one back from a copy"
+    if what == "best":
+        remedy = "train it anew" if "not finite" in done[0] else "--resume"
     wrong = no_sentence(process, hurt[0] if what == "best" else checkpoints, remedy)
     if what == "best":
         after = finish((*command.words(run), "--max-steps", 4, "--resume"))
@@ -560,7 +562,7 @@ def long_run(name: str, _: object, world: Path, place: Path, __: random.Random, 
     third = sizes[len(sizes) // 3 : 2 * len(sizes) // 3]
     last = sizes[2 * len(sizes) // 3 : -1]
     before, after = (sum(size for _, size, _ in part) / len(part) / 1000 for part in (third, last))
-    opened = max(count for _, _, count in third), max(count for _, _, count in last)
+    opened = [min(count for _, _, count in part) for part in (third, last)]  # more only while something is written
     told = f"{before:.0f} -> {after:.0f} MB, {opened[0]} -> {opened[1]} files, {process.seconds:.0f} s"
     return told if after > 1.05 * before + 20 or opened[1] > opened[0] + 2 else "", [f"{count}: {told}"]
 
@@ -666,7 +668,7 @@ def endure(
     if "small disk" in rows and not can_mount():
         print("small disk: skipped, this user may not mount a file system in memory")
         rows = [row for row in rows if row != "small disk"]
-    right, count, seconds, remarks, wrong = Counter(), Counter(), Counter(), {}, []
+    right, count, seconds, remarks, lines, wrong = Counter(), Counter(), Counter(), {}, [], []
     with tempfile.TemporaryDirectory(dir=fuzz.SCRATCH) as scratch:
         world = Path(scratch) / "world"
         world.mkdir()
@@ -675,20 +677,22 @@ def endure(
         known = {name: whole(commands(world)[name], Path(scratch) / f"whole-{name}") for name in names}
         tasks = [(row, name, known[name], world, seed, number, what) for row in rows for name in names
                  for number, what in enumerate(trials(row, name, size, known[name]))]  # fmt: skip
+        planned = Counter((row, name) for row, name, *_ in tasks)
         with multiprocessing.get_context("fork").Pool(jobs) as pool:
             for row, name, bad, said, used in pool.imap_unordered(run_trial, tasks):
-                count[row, name] += 1
-                right[row, name] += not bad
-                seconds[row, name] += used
-                remarks.setdefault((row, name), Counter()).update(said)
+                one = row, name
+                count[one] += 1
+                right[one] += not bad
+                seconds[one] += used
+                remarks.setdefault(one, Counter()).update(said)
                 if bad:
                     wrong.append(bad)
                     print(bad, flush=True)
-    lines = []
-    for row, name in dict.fromkeys((row, name) for row, name, *_ in tasks):
-        told = [remark if row == "long" else f"{n} {remark}" for remark, n in sorted(remarks[row, name].items())]
-        figure = f"{right[row, name]} of {count[row, name]} | {', '.join(told)} | {seconds[row, name]:.0f}"
-        lines.append(f"| {row} | {name} | {figure} |")
+                if count[one] == planned[one]:
+                    told = [remark if row == "long" else f"{n} {remark}" for remark, n in sorted(remarks[one].items())]
+                    figure = f"{right[one]} of {count[one]} | {', '.join(told)} | {seconds[one]:.0f}"
+                    lines.append(f"| {row} | {name} | {figure} |")
+                    print(lines[-1], flush=True)
     return lines, wrong
 
 
@@ -705,6 +709,7 @@ def main() -> None:
     started = time.monotonic()
     size = Size(**{field.name: getattr(args, field.name) for field in fields(Size)})
     lines, wrong = endure(args.rows, size, args.seed, args.only, args.jobs)
+    lines.sort(key=lambda line: list(TRIALS).index(line.split(" | ")[0][2:]))
     print("\n| row | command | right | of these | core seconds |\n|---|---|--:|---|--:|", *lines, sep="\n")
     print(f"\nseed {args.seed}, {time.monotonic() - started:.0f} s, {computed() / 60:.1f} minutes of a core, "
           f"{len(wrong)} broken promises", *wrong, sep="\n- ")  # fmt: skip

@@ -208,7 +208,7 @@ def speak_into(file: IO) -> None:
     """From now on all that this process prints goes into a file, also what does not come from Python."""
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
 
 
 def isolated(call: Callable[[], None], limit: float = LIMIT) -> tuple[str, str]:
