@@ -10,9 +10,11 @@ good input or a refusal. Damage that may leave another good input, as a name or 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
+import pkgutil
 import random
 import shutil
 import stat
@@ -23,10 +25,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-LIMIT = 10.0  # seconds of computing; a busy machine may take six times as long by the clock
+SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 2e9 else None
+LIMIT = 10.0  # seconds of computing, or of sleep: a busy machine lets a command wait for longer
 VALUES = [None, True, -1, 0, 1.5, 1e308, 10**18, "", "x", "../../x.png", "/etc/passwd", "\x1b[2J", [], {}, [[]], ["x"]]
 RAW = [b"1" * 4300, b"1e999", b"NaN", b"\xff", b'"\\ud800"', b"[" * 2000 + b"]" * 2000, b"-", b"{}", b'"row"', b""]
 
@@ -114,47 +118,56 @@ def front_door(*words: object) -> None:
         runpy.run_module("natural2nanoscale", run_name="__main__", alter_sys=False)
 
 
+FP32 = ("--precision", "fp32")
 UNET = ("--width", 4, "--depth", 2, "--seeds", 1, "--batch-size", 2, "--max-steps", 1)
+
+
+def draw(world: Path) -> tuple:
+    return ("generate.py", "--data", world / "data", "--controlnet", world / "controlnet", *FP32, "--steps", 1)
+
+
+def go_on(world: Path, name: str, steps: int) -> tuple:
+    return (f"train_{name}.py", "--resume", "--out", world / name, "--max-steps", steps)
+
+
 READERS: dict[str, tuple[str, Callable[[Path], tuple]]] = {  # name: files to damage, and the command on a copy
     "dataset.json": ("data/train/dataset.json", lambda w: ("n2n", "check", w / "data")),
     "pictures": ("data/train/*/*.png", lambda w: ("n2n", "check", w / "data")),
     "prepare": ("source/*/*", lambda w: ("n2n", "prepare", "--images", w / "source/images", "--masks",
                                          w / "source/masks", "--val", 0.3, "--test", 0.3, "--out", w / "out")),
-    "manifest.jsonl": ("data/synthetic/manifest.jsonl", lambda w: ("generate.py", "--data", w / "data", "--controlnet",
-                                                                   w / "controlnet", "--steps", 1)),
-    "generation.json": ("begun/generation.json", lambda w: ("generate.py", "--data", w / "data", "--controlnet",
-                                                            w / "controlnet", "--steps", 1, "--out", w / "begun")),
+    "manifest.jsonl": ("data/synthetic/manifest.jsonl", draw),
+    "generation.json": ("begun/generation.json", lambda w: (*draw(w), "--out", w / "begun")),
     "leaks": ("data/synthetic/*.json*", lambda w: ("train_unet.py", "--data", w / "data", "--synthetic-ratio", 1,
                                                    "--out", w / "out", *UNET)),
-    "config.json": ("controlnet/config.json", lambda w: ("train_controlnet.py", "--resume", "--out",
-                                                         w / "controlnet", "--max-steps", 3)),
-    "config.json of a U-Net": ("unet/config.json", lambda w: ("train_unet.py", "--resume", "--out", w / "unet")),
+    "config.json": ("controlnet/config.json", lambda w: go_on(w, "controlnet", 3)),
+    "config.json of a U-Net": ("unet/config.json", lambda w: go_on(w, "unet", 2)),
     "config.json, scored": ("unet/config.json", lambda w: ("n2n", "evaluate", w / "unet", "--data", w / "data")),
-    "checkpoint": ("controlnet/checkpoints/*/*", lambda w: ("train_controlnet.py", "--resume", "--out",
-                                                            w / "controlnet", "--max-steps", 3)),
-    "ControlNet": ("controlnet/checkpoints/*/controlnet/*", lambda w: ("generate.py", "--data", w / "data",
-                                                                        "--controlnet", w / "controlnet", "--steps", 1,
-                                                                        "--out", w / "out")),
-    "checkpoint of a U-Net": ("unet/seed-0/checkpoints/*/*", lambda w: ("train_unet.py", "--resume", "--out",
-                                                                        w / "unet", "--max-steps", 2)),
-    "state.json with its hash": ("controlnet/checkpoints/*/state.json", lambda w: (
-        "train_controlnet.py", "--resume", "--out", w / "controlnet", "--max-steps", 3)),
-    "log.jsonl": ("controlnet/log.jsonl", lambda w: ("train_controlnet.py", "--resume", "--out", w / "controlnet",
-                                                     "--max-steps", 3)),
+    "checkpoint": ("controlnet/checkpoints/*/*", lambda w: go_on(w, "controlnet", 3)),
+    "ControlNet": ("controlnet/checkpoints/*/controlnet/*", lambda w: (*draw(w), "--out", w / "out")),
+    "checkpoint of a U-Net": ("unet/seed-0/checkpoints/*/*", lambda w: go_on(w, "unet", 2)),
+    "state.json with its hash": ("controlnet/checkpoints/*/state.json", lambda w: go_on(w, "controlnet", 3)),
+    "log.jsonl": ("controlnet/log.jsonl", lambda w: go_on(w, "controlnet", 3)),
     "best weights": ("unet/seed-0/best/unet.safetensors", lambda w: ("n2n", "evaluate", w / "unet", "--data",
                                                                      w / "data")),
     "masks that were segmented": ("masks/log.jsonl", lambda w: ("n2n", "segment", w / "unet", "--images",
                                                                 w / "source/images", "--out", w / "masks")),
     "backbone": ("backbone/*/*.json", lambda w: ("train_controlnet.py", "--data", w / "data", "--backbone",
-                                                 w / "backbone", "--max-steps", 1, "--out", w / "out")),
+                                                 w / "backbone", *FP32, "--batch-size", 1, "--max-steps", 1,
+                                                 "--out", w / "out")),
     "convert": ("weights.pth", lambda w: ("n2n", "convert", w / "weights.pth", "--out", w / "out")),
-    "prompts": ("prompts.txt", lambda w: ("generate.py", "--data", w / "data", "--controlnet", w / "controlnet",
-                                          "--prompts", w / "prompts.txt", "--steps", 1, "--out", w / "out")),
+    "prompts": ("prompts.txt", lambda w: (*draw(w), "--prompts", w / "prompts.txt", "--out", w / "out")),
 }  # fmt: skip
 MAY_DIFFER = {
     *("dataset.json", "config.json", "config.json of a U-Net", "config.json, scored", "leaks", "pictures", "prepare"),
     *("prompts", "backbone", "generation.json", "log.jsonl", "masks that were segmented"),
 }
+
+
+def import_all() -> None:
+    """Once, for all children: what the front doors import when they are called."""
+    for module in pkgutil.walk_packages([str(ROOT / "natural2nanoscale")], "natural2nanoscale."):
+        if "__main__" not in module.name:
+            importlib.import_module(module.name)
 
 
 def make_world(world: Path) -> None:
@@ -168,19 +181,19 @@ def make_world(world: Path) -> None:
 
     info = DatasetInfo("blobs", "prepared", Classes.named("background", "cytoplasm", "nucleus"))
     for seed, (part, count) in enumerate((("train", 3), ("val", 2), ("test", 2))):
-        write_pairs(world / "data" / part, info, blobs(count, 32, 64, seed=seed))
+        write_pairs(world / "data" / part, info, blobs(count, 32, 32, seed=seed))
     for kind in ("images", "masks"):
         (world / "source" / kind).mkdir(parents=True)
-    for stem, image, mask in blobs(6, 32, 64, seed=9):
+    for stem, image, mask in blobs(6, 32, 32, seed=9):
         save_png(world / "source/images" / f"{stem}.png", image)
         save_png(world / "source/masks" / f"{stem}.png", mask)
     (world / "prompts.txt").write_text("a cell\nan electron micrograph\n")
     torch.save({"control_model.x": torch.ones(3)}, world / "weights.pth")  # of a ControlNet too small to be taken
     backbone, data = save_tiny_backbone(world / "backbone"), ("--data", world / "data")
-    short = ("--latent-variants", 1, "--sample-every", 9, "--checkpoint-every", 1)
+    short = ("--latent-variants", 1, "--batch-size", 1, "--sample-every", 9, "--checkpoint-every", 1, *FP32)
     for words in (
         ("train_controlnet.py", *data, "--backbone", backbone, "--out", world / "controlnet", "--max-steps", 2, *short),
-        ("generate.py", *data, "--controlnet", world / "controlnet", "--steps", 1),
+        draw(world),
         ("train_unet.py", *data, "--out", world / "unet", *UNET[:-1], 2, "--checkpoint-every", 1),
         ("n2n", "segment", world / "unet", "--images", world / "source/images", "--out", world / "masks"),
     ):
@@ -191,6 +204,13 @@ def make_world(world: Path) -> None:
     (world / "begun/dataset.json").unlink()
 
 
+def speak_into(file: IO) -> None:
+    """From now on all that this process prints goes into a file, also what does not come from Python."""
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+
+
 def isolated(call: Callable[[], None], limit: float = LIMIT) -> tuple[str, str]:
     """Run a front door in a process of its own: taken, refused, hang, crash or traceback, and what it printed."""
     with tempfile.TemporaryFile("w+") as said:
@@ -198,8 +218,7 @@ def isolated(call: Callable[[], None], limit: float = LIMIT) -> tuple[str, str]:
         if child == 0:
             code = 99
             try:
-                os.dup2(said.fileno(), 1)
-                os.dup2(said.fileno(), 2)
+                speak_into(said)
                 call()
                 code = 0
             except SystemExit as stop:
@@ -210,12 +229,14 @@ def isolated(call: Callable[[], None], limit: float = LIMIT) -> tuple[str, str]:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code or 0)
-        ends = time.monotonic() + 6 * limit
-        while time.monotonic() < ends and computed(child) < limit:
+        asleep, before = 0.0, time.monotonic()
+        while asleep < limit and computed(child) < limit:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 break
-            time.sleep(0.02)
+            asleep += (time.monotonic() - before) * (state(child) == "S")
+            before = time.monotonic()
+            time.sleep(0.01)
         else:
             os.kill(child, 9)
             os.waitpid(child, 0)
@@ -232,8 +253,16 @@ def isolated(call: Callable[[], None], limit: float = LIMIT) -> tuple[str, str]:
 
 def computed(process: int) -> float:
     """Seconds that a process has computed, by /proc."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (int(status_of(process)[11]) + int(status_of(process)[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def state(process: int) -> str:
+    """R for one that computes or waits for a core, S for one that sleeps."""
+    return status_of(process)[0]
+
+
+def status_of(process: int) -> list[str]:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -328,14 +357,14 @@ def copy_of(world: Path, place: Path) -> Path:
     """A copy of the good inputs, whose runs name their data and backbone in it."""
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(world, place)
-    for config in ("controlnet/config.json", "unet/config.json", "masks/config.json"):
-        (place / config).write_text((place / config).read_text().replace(str(world), str(place)))
+    for config in place.glob("*/config.json"):
+        config.write_text(config.read_text().replace(str(world), str(place)))
     return place
 
 
 def run_trial(task: tuple[Path, str, int, int, dict]) -> tuple[str, str, str]:
     world, reader, seed, i, truth = task
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
         end, wrong = trial(world, Path(scratch), reader, random.Random(f"{seed} {i}"), truth)
     return reader, end, f"#{i} {wrong}" if wrong else ""
 
@@ -345,13 +374,10 @@ def fuzz(count: int, seed: int, only: list[str] | None = None, jobs: int = 1) ->
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import torch
 
-    import natural2nanoscale.diffusion.synthesis
-    import natural2nanoscale.diffusion.training
-    import natural2nanoscale.segmentation.segment  # noqa: F401  once, for all children
-
+    import_all()
     torch.set_num_threads(1)
     readers, table, broken = only or list(READERS), Counter(), []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         world = Path(folder) / "good"
         world.mkdir()
         make_world(world)

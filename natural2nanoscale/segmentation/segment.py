@@ -44,6 +44,7 @@ def segment_slices(settings: Segmentation, device: torch.device) -> None:
     images, described = images_of(settings.images)
     with Reader(settings.max_pixels, settings.channel, settings.axes) as reader:
         pages = list_slices(images, settings, reader)
+        stamps = {page.stem: stamp(page) for page in pages}  # before they are read: one replaced since is made anew
         pixel_size = slice_pixel_size(described, settings, pages, reader)
         refuse_other_scale(settings, pixel_size, info.pixel_size_nm)
         passed = described and described.intensity_window
@@ -74,7 +75,7 @@ def segment_slices(settings: Segmentation, device: torch.device) -> None:
                     save_png(file_of(settings, page, "overlays"), tinted)
                 save_png(file_of(settings, page), mask)
                 pixels = [int((mask == i).sum()) for i in range(info.classes.count)]
-                row = {"image": page.stem, "file": stamp(page), "pixels": pixels, "clipped": clipped}
+                row = {"image": page.stem, "file": stamps[page.stem], "pixels": pixels, "clipped": clipped}
                 rows[page.stem] = row | {"sha256": sha256(file_of(settings, page))}
                 run.log(rows[page.stem])
         if settings.shard:
