@@ -49,6 +49,7 @@ MANIFEST_ROW = {
     "source_digest?": (None, HASH),
     "checkpoint": HASH,
     "sha256?": (None, HASH),
+    "tint?": Between(float, 0.0, 256.0),
 }
 SOURCE_ROW = {"file": PNG, "source?": str, "source_digest?": (None, str)}  # what tells of leaks
 SETTINGS = {
@@ -108,6 +109,7 @@ RECOMMENDED = {
     "recommended": {
         "learning_rate?": Between(float, 1e-12, 1.0),
         "crop?": [Between(int, 1, 100_000)],
+        "adapt_learning_rate?": Between(float, 1e-12, 1.0),
         "max_weight?": Between(float, 1.0, 1e6),
         "strength?": Between(float, 0.0, 100.0),
         "start?": Between(float, 0.0, 1.0),
@@ -125,4 +127,18 @@ PART = {  # config.json of a model's part: what would take for ever to build
 }
 DIFFUSERS_UNET = {"in_channels?": (None, int), "cross_attention_dim?": (None, int, [int])}
 SECONDS = {...: float}
+CANDIDATE = {
+    "strength": (None, Between(float, 0.0, 100.0)),
+    "start": (None, Between(float, 0.0, 1.0)),
+    "ratio": Between(float, 0.0, 1e6),
+    "mode": re.compile("joint|pretrain-finetune"),
+}
+CANDIDATE_ROW = CANDIDATE | {"seed": NATURAL, "validation": float}
+CALIBRATION = {
+    "controlnet": HASH,
+    "data": {"train": HASH, "val": HASH},
+    "real": float,  # validation mIoU
+    "chosen": float,
+    "choice": CANDIDATE,
+}
 PILOT = {"trainings": [{"steps": NATURAL, "validation": float, "curve": [[float]]}]}

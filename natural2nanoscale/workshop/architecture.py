@@ -16,6 +16,7 @@ from natural2nanoscale.workshop.scenes import caption_words
 RECOMMENDED = {
     "conditioning_embedding_out_channels": [4, 8, 16],
     "learning_rate": 2e-3,
+    "adapt_learning_rate": 5e-4,
     "crop": [224, 128],  # width, height
     "max_weight": 25.0,  # with the plain loss brightness and contrast follow the mask much later
     "strength": 1.6,  # both chosen by the validation mIoU of U-Nets trained on synthetic slices alone,
