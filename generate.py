@@ -77,13 +77,12 @@ def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
     import torch
 
-    from natural2nanoscale.data.classes import Classes
     from natural2nanoscale.data.folders import open_pairs, read_generation
     from natural2nanoscale.data.roots import data_root, held_out_parts, learned_by_run, learned_json, refuse_unfit
-    from natural2nanoscale.device import select_device, select_dtype
-    from natural2nanoscale.diffusion.backbone import load_backbone
+    from natural2nanoscale.device import select_device
+    from natural2nanoscale.diffusion.backbone import weights_hash
     from natural2nanoscale.diffusion.prompts import read_prompts
-    from natural2nanoscale.diffusion.saving import load_trained
+    from natural2nanoscale.diffusion.saving import backbone_of_run, load_trained, trained_config, trained_info
     from natural2nanoscale.diffusion.shapes import has_slices, refuse_sliceless
     from natural2nanoscale.diffusion.synthesis import synthesize
     from natural2nanoscale.diffusion.synthetic_folder import Request, begun_with
@@ -91,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
 
     # what needs neither data nor weights
     out = args.out or (args.data or DATA) / "synthetic"
-    config = controlnet_run(args)
+    config = trained_config(args.controlnet, args.data)
     given = {name: value for name in ("strength", "start") if (value := getattr(args, name)) is not None}
     condition = what_is_seen(args, config)
     settings = settings_from(args, SamplingSettings, **({"strength": 1.0, "start": 1.0} | given), condition=condition)
@@ -101,9 +100,7 @@ def main(args: argparse.Namespace) -> None:
     # the masks, none of which may be held out, for a ControlNet that learned nothing held out
     root = data_root(args.data, ("train",), write_default)
     train, device = open_pairs(root / "train"), select_device(args.device)
-    window = config.get("learned", {}).get("intensity_window", train.info.intensity_window)
-    classes = Classes.from_json(config["classes"])
-    trained = replace(train.info, classes=classes, intensity_window=tuple(window) if window else None)
+    trained = trained_info(config, train.info)
     learned, held_out = learned_by_run(args.controlnet, trained), held_out_parts(root)
     refuse_unfit([learned], held_out)
     source, sources = open_source(args, train, trained, held_out, device)
@@ -115,17 +112,11 @@ def main(args: argparse.Namespace) -> None:
     filtered, check = open_filter(args, held_out, device)
 
     # the weights
-    tokenizer = args.tokenizer or (None if args.backbone else config["backbone"].get("tokenizer"))
-    name, dtype = args.backbone or config["backbone"]["name"], select_dtype(args.precision, device)
-    backbone = load_backbone(name, device, dtype, tokenizer)
-    if backbone.fingerprint != config["backbone"]["weights"]:
-        raise InputError(
-            f"backbone {backbone.name} has other weights than the one that {args.controlnet} was trained over "
-            f"({config['backbone']['name']}): name that one with --backbone"
-        )
+    backbone = backbone_of_run(args.controlnet, config, device, args.precision, args.backbone, args.tokenizer)
     advised = {"strength": backbone.recommended.strength, "start": backbone.recommended.start}
-    settings = replace(settings, **(advised | given))
     controlnet, backbone = load_trained(args.controlnet, backbone, args.checkpoint)
+    chosen = calibrated(args, [train, *held_out], weights_hash(controlnet))
+    settings = replace(settings, **(advised | (chosen or {}) | given))
     share = "" if args.shard == (1, 1) else ", share {} of {}".format(*args.shard)
     print(
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks{share}, {settings.steps} {settings.sampler} "
@@ -147,11 +138,45 @@ def main(args: argparse.Namespace) -> None:
     if not (out / "dataset.json").is_file():
         print(f"{made} new slices in {out}, others are missing; next: {read_generation(out)[2]}")
         return
+    tell(args, out, train, made, chosen is not None)
+
+
+def tell(args: argparse.Namespace, out: Path, train: PairFolder, made: int, calibrated: bool) -> None:
+    """Print how the slices of a complete folder look, and what comes next; where `calibrated`, it knows their ratio."""
+    from natural2nanoscale.data.folders import open_pairs
+    from natural2nanoscale.data.quality import quality
+    from natural2nanoscale.diffusion.manifest import MANIFEST, lines_of
+
     folder = open_pairs(out)
     rejected = folder.info.split.get("rejected", 0)
     ratio = 100 * len(folder.stems) // len(train.stems) / 100
+    if calibrated and not args.out:
+        ratio = None
     after = command("python train_unet.py", data=args.data, synthetic=args.out, synthetic_ratio=ratio)
+    tints = [row["tint"] for row in lines_of(out / MANIFEST) if "tint" in row]
+    coloured = [f"coloured by {sum(tints) / len(tints):.1f} levels before they became grey"] * bool(tints)
+    found = quality(train, folder).lines() + coloured
+    print("the pictures beside real slices (in brackets these beside one another):", *found, sep="\n  ")
     print(f"{made} new slices in {out}{f', {rejected} rejected' if rejected else ''}; next: {after}")
+
+
+def calibrated(args: argparse.Namespace, folders: list[PairFolder], controlnet: str) -> dict | None:
+    """Strength and start as `calibrate` chose them, empty where it chose real slices alone; None where flags say both,
+    or it chose nothing for these slices and this ControlNet."""
+    from natural2nanoscale.data.calibrated import FILE, read_calibration
+
+    if None not in (args.strength, args.start):
+        return None
+    root = args.data or DATA
+    found = read_calibration(root, [folder for folder in folders if folder.path.name != "test"], controlnet)
+    if found is None:
+        return None
+    choice = found["choice"]
+    if not choice["ratio"]:
+        print(f"{root / FILE} chose real slices alone: these are drawn as the backbone recommends")
+        return {}
+    print(f"{root / FILE} chose strength {choice['strength']:g} and start {choice['start']:g}, which flags go before")
+    return {name: choice[name] for name in ("strength", "start")}
 
 
 def open_source(
@@ -191,27 +216,6 @@ def open_filter(
     from natural2nanoscale.segmentation.labelling import slice_filter
 
     return slice_filter(args.filter, args.filter_agreement, held_out, device)
-
-
-def controlnet_run(args: argparse.Namespace) -> dict:
-    """The config of the run in --controlnet."""
-    from natural2nanoscale.records import read_config
-    from natural2nanoscale.schemas import CONTROLNET_CONFIG
-
-    if not (args.controlnet / "config.json").is_file():
-        run = None if args.controlnet == CONTROLNET_RUN else args.controlnet
-        before = command("python train_controlnet.py", data=args.data, out=run)
-        raise InputError(
-            f"there is no trained ControlNet in {args.controlnet}: first run `{before}`, or name its run folder with "
-            "--controlnet"
-        )
-    config = read_config(args.controlnet)
-    if config.get("kind") != "controlnet":
-        raise InputError(
-            f"{args.controlnet} is a run of kind {config.get('kind')}, expected one of train_controlnet.py: name that "
-            "with --controlnet"
-        )
-    return read_config(args.controlnet, CONTROLNET_CONFIG)
 
 
 def what_is_seen(args: argparse.Namespace, config: dict) -> str:

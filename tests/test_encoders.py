@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from natural2nanoscale.data.classes import IGNORE_ID, color_table, palette
-from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
+from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask, tint
 
 
 def test_every_grey_value_comes_back():
@@ -40,3 +40,9 @@ def test_masks_come_back_from_conditioning(count):
     pictures = (conditioning * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     for picture, ids in zip(pictures, mask, strict=True):
         assert np.array_equal(picture, color_table(palette(count))[ids])  # and no two classes have one colour
+
+
+def test_tint_is_the_spread_of_the_channels():
+    grey = torch.linspace(-1, 1, 12).view(1, 1, 3, 4).expand(2, 3, 3, 4).clone()
+    grey[1, 2] += 0.2  # bluish
+    assert tint(grey).tolist() == pytest.approx([0, 0.2 * 127.5], abs=1e-4)

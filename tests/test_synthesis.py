@@ -144,10 +144,10 @@ def test_shards_by_the_script(script, data_folder, tiny_backbone, tmp_path):
 def test_slices_without_a_picture_are_never_written(draw, tmp_path, monkeypatch, value, reason):
     drawn = synthesis.draw_slices
 
-    def blank_second(*arguments: object) -> np.ndarray:
-        slices = drawn(*arguments)
+    def blank_second(*arguments: object) -> tuple[np.ndarray, np.ndarray]:
+        slices, tints = drawn(*arguments)
         slices[-1] = value
-        return slices
+        return slices, tints
 
     monkeypatch.setattr(synthesis, "draw_slices", blank_second)
     with pytest.raises(InputError, match=reason):
@@ -192,7 +192,7 @@ def test_another_sampler_draws_other_pictures_of_the_same_noise(draw, tmp_path):
         folders[sampler] = open_pairs(tmp_path / sampler)
     images = {name: folder.image(folder.stems[0]).astype(int) for name, folder in folders.items()}
     assert (images["ddim"] != images["dpm++"]).any() and (images["dpm++"] != images["unipc"]).any()
-    other = {"sampler": "", "sha256": ""}
+    other = {"sampler": "", "sha256": "", "tint": 0}
     rows = [[row | other for row in rows_of(tmp_path / name / "manifest.jsonl")] for name in folders]
     assert rows[0] == rows[1] == rows[2]
 

@@ -32,6 +32,12 @@ def decode_gray(pixel_values: torch.Tensor) -> torch.Tensor:
     return gray.round().clamp(0, 255).to(torch.uint8)
 
 
+def tint(pixel_values: torch.Tensor) -> torch.Tensor:
+    """(B,3,H,W) float in [-1,1] -> (B,): mean difference of the strongest and the weakest channel, in grey levels; 0
+    for grey pictures. A natural-image model that has not learned the slices colours them."""
+    return (pixel_values.float().amax(1) - pixel_values.float().amin(1)).mean((1, 2)) * 127.5
+
+
 def encode_mask(
     mask: torch.Tensor, colors: tuple[tuple[int, int, int], ...], edges: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale.data.edges import image_edges
-from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask
+from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask, tint
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.controlnet import latent_moments
 from natural2nanoscale.diffusion.sampling import sample
@@ -36,8 +36,9 @@ def draw_slices(
     drawn: Drawn,
     colors: tuple[tuple[int, int, int], ...],
     settings: SamplingSettings,
-) -> np.ndarray:
-    """Slices (B,H,W) uint8 from masks of one size. Each one's noise is a function of its seed alone.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slices (B,H,W) uint8 from masks of one size, and the `tint` (B,) that they had before they became grey. Each
+    one's noise is a function of its seed alone.
 
     The masks' own slices are looked at only when `settings.start` is below 1 or `settings.condition` asks for their
     edges. Sizes off the backbone's grid are filled up by mirror images, and cropped back.
@@ -68,4 +69,5 @@ def draw_slices(
             "the slices that were drawn are not finite, and are not written: try --precision fp32, or a lower "
             "--strength or --guidance; else the ControlNet or the backbone is damaged"
         )
-    return decode_gray(pixel_values)[:, :height, :width].cpu().numpy()
+    pixel_values = pixel_values[:, :, :height, :width]
+    return decode_gray(pixel_values).cpu().numpy(), tint(pixel_values).cpu().numpy()

@@ -19,7 +19,7 @@ from natural2nanoscale.schemas import MANIFEST_ROW
 MANIFEST, SHARDS = "manifest.jsonl", "manifest-*-of-*.jsonl"
 MOST_TRIES = 4  # of an image that the filter does not let pass
 HASHES = {"images": "sha256", "masks": "mask_sha256", "conditioning": "conditioning_sha256"}  # of an image's files
-FOUND = (*HASHES.values(), "agreement", "rejected")  # what a line says besides what was planned
+FOUND = (*HASHES.values(), "tint", "agreement", "rejected")  # what a line says besides what was planned
 
 
 def manifest_row(image: Image, info: DatasetInfo, request: Request, shapes: Shapes) -> dict:

@@ -142,11 +142,12 @@ def draw_missing(task: Task, missing: list[Image], batch_size: int) -> int:
                 empty,
                 [image.seed for image in batch],
             )
-            slices = draw_slices(backbone, controlnet, drawn, colors, request.settings)
+            slices, tints = draw_slices(backbone, controlnet, drawn, colors, request.settings)
             refuse_blank(batch, slices)
             kept, agreements = task.check(slices, np.stack(masks)) if task.check else (masks, [1.0] * len(batch))
-            for image, mask, ids, pixels, agreement in zip(batch, masks, kept, slices, agreements, strict=True):
-                row, pictures = task.row(image.source, image.copy, image.tries), {"images": pixels, "masks": ids}
+            for i, (image, mask, ids, agreement) in enumerate(zip(batch, masks, kept, agreements, strict=True)):
+                row = task.row(image.source, image.copy, image.tries) | {"tint": round(float(tints[i]), 2)}
+                pictures = {"images": slices[i], "masks": ids}
                 if task.check:
                     row["agreement"], pictures["conditioning"] = round(float(agreement), 4), mask
                     if agreement < request.filter["agreement"] and image.tries < MOST_TRIES:
