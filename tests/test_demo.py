@@ -30,7 +30,7 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert len(rows) == 2 * 4 and len({row["condition"] for row in rows}) == 4
     report = (out / "report.md").read_text()
-    assert report in printed and "redraw-1/given-2.png" in report
+    assert report in printed and "redraw-1/given-2/synthetic.png" in report
     assert report.splitlines()[2].strip("*") in (out / "report.html").read_text()
     for row in rows:  # each cell of the table is the mean of what the log holds
         pair = [other["miou"] for other in rows if other["condition"] == row["condition"]]

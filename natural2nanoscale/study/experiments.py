@@ -179,10 +179,10 @@ def without_scarcity(preset: Preset, full: int, pool: int) -> Preset:
     Raises InputError when nothing else was asked for.
     """
     left = preset.experiments
-    scarce = tuple(count for count in preset.scarce if count < (full if "worth" not in left else pool))
-    if scarce or not {"scarcity", "worth"} & set(left):
+    scarce = tuple(count for count in preset.scarce if count < (pool if {"worth", "recipes"} & set(left) else full))
+    if scarce or not {"scarcity", "worth", "recipes"} & set(left):
         return replace(preset, scarce=scarce)
-    for name, most in (("scarcity", full), ("worth", pool)):
+    for name, most in (("scarcity", full), ("worth", pool), ("recipes", pool)):
         if name in left:
             why = f"{name} needs more than {min(preset.scarce)} annotated slices, found {most}"
             if left == (name,):

@@ -81,6 +81,7 @@ def study_report(
         parts += [headroom_table(own, names, control) for control in controls]
         parts += [learning_curves(own, control.slices) for control in controls[:1]]
         parts += difference_parts(experiment, own, preset)
+    parts += [quality_table(rows, names)] if any("quality" in row for row in rows) else []
     made = {"backbone": backbone.name} | asdict(sampling_settings(backbone))
     facts = [("Test slices", str(len(test.stems))), ("Sampling", json.dumps(made))]
     if trainings := read_pilot(run.path):
@@ -189,17 +190,41 @@ def label_consistency(rows: Rows, names: Sequence[str]) -> str:
     )
 
 
+def quality_table(rows: Rows, names: Sequence[str]) -> Table:
+    """How the synthetic slices of every recipe look beside real ones, mean over redraws."""
+    lines = []
+    for (name,), group in grouped([row for row in rows if "quality" in row], "condition").items():
+        found = [row["quality"] for row in group]
+
+        def pair(key: str, digits: int, *at: int, found: list[dict] = found) -> str:
+            values = []
+            for one in (key, f"{key}_real"):
+                numbers = [quality[one][at[0]] if at else quality[one] for quality in found]
+                numbers = [number for number in numbers if number is not None]
+                values.append(f"{fmean(numbers):.{digits}f}" if numbers else "–")
+            return f"{values[0]} ({values[1]})"
+
+        ids = range(len(names))
+        cells = [*(pair("grey", 1, k) for k in ids), *(pair("texture", 2, k) for k in ids), pair("nearest", 1)]
+        lines.append([name, *cells])
+    header = ["drawn for", *(f"grey: {name}" for name in names), *(f"texture: {name}" for name in names), "nearest"]
+    note = (
+        "Grey: Wasserstein distance of the classes' grey values to those of the real slices of the pool, in levels. "
+        "Texture: mean difference of the log10 power spectra within the class. Nearest: root mean square difference "
+        "to the nearest real slice, in levels; a copy is at 0. In brackets: between two halves of the real ones."
+    )
+    return Table("The pictures", header, lines, note)
+
+
 def picture_parts(run: RunFolder, note: str) -> list[Pictures]:
     """What the paper shows in its Figures 5 and 4, from the ControlNet that knows most slices."""
-    known = sorted(
-        run.path.glob("redraw-0/given-*/controlnet/samples"), key=lambda path: int(path.parts[-3].split("-")[1])
-    )
+    known = sorted(run.path.glob("redraw-0/given-*/controlnet*"), key=lambda path: int(path.parts[-2].split("-")[1]))
     if not known:
         return []
-    group = known[-1].parts[-3]
-    strips = [(f"step {int(file.stem.split('-')[1]):,}", file) for file in sorted(known[-1].glob("step-*.png"))]
-    sheets = [(path.parent.name, path) for path in sorted(run.path.glob(f"redraw-*/{group}.png"))][:2]
-    sheets += [(path.stem, path) for path in sorted(run.path.glob(f"redraw-0/{group}/synthetic-*.png"))]
+    group, samples = known[-1].parts[-2], sorted((known[-1] / "samples").glob("step-*.png"))
+    strips = [(f"step {int(file.stem.split('-')[1]):,}", file) for file in samples]
+    sheets = sorted(run.path.glob(f"redraw-[01]/{group}/synthetic*.png"))
+    sheets = [(f"{path.parts[-3]}, {path.stem}", path) for path in sheets]
     return [
         Pictures("Real, mask, synthetic", sheets, note),
         Pictures("Progress of ControlNet", strips, "Validation slices, the same noise at every step."),
