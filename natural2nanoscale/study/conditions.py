@@ -41,8 +41,8 @@ class Recipe:
         return "controlnet-adapted" if self.adapted else "controlnet"
 
 
-ON_TOP = "adapted, deformed"  # whose slices are added to nnU-Net's augmentation as well
-OVER_NNUNET = f"{MIXED} + nnunet: {ON_TOP}"
+BEST = "adapted, deformed"  # the demo's, and added to nnU-Net's augmentation as well
+OVER_NNUNET = f"{MIXED} + nnunet: {BEST}"
 ADAPTATION = 2  # steps of the adaptation for one of the ControlNet
 RECIPES = {
     "plain": Recipe(),
@@ -95,7 +95,7 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
     last = max(preset.ratios)
     found = [
         Condition("demo", ROTATION, augment="rotation"),
-        Condition("demo", ROTATED_MIX, synthetic=last, augment="rotation"),
+        Condition("demo", ROTATED_MIX, synthetic=last, recipe=BEST, augment="rotation"),
         Condition("demo", ELASTIC, augment="elastic"),
         Condition("table1", REAL),
         Condition("table1", ROTATION, augment="rotation"),
@@ -125,7 +125,7 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
             free = RECIPES[recipe].masks == "predicted"  # one slice from each of them
             share = (pool or 2 * count) / count - 1 if free else preset.scarce_ratio
             found.append(Condition("recipes", by(recipe), synthetic=share, recipe=recipe, augment="rotation", **given))
-        found.append(Condition("recipes", OVER_NNUNET, preset.scarce_ratio, ON_TOP, augment="nnunet", **given))
+        found.append(Condition("recipes", OVER_NNUNET, preset.scarce_ratio, BEST, augment="nnunet", **given))
         beside = [one for one in found if one.experiment == "worth" and one.slices == count and one.name in BESIDE]
         found += [replace(one, experiment="recipes") for one in beside]
     if pool and preset.scarce:

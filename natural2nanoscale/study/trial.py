@@ -80,7 +80,8 @@ class Trial:
         if condition.synthetic > 0:
             return condition.recipe
         asked = condition.name == ROTATION or condition.copies == math.inf
-        return "plain" if asked and self.per_mask("plain") > 0 else None
+        first = (one.recipe for one in self.conditions if one.synthetic and not RECIPES[one.recipe].asks)
+        return next(first, None) if asked else None
 
 
 def open_trial(trial: Trial) -> dict[str, PairFolder]:
