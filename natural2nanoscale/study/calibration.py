@@ -158,6 +158,8 @@ def calibrate(
     after = command("python train_unet.py", data=data)
     if choice != NONE:
         after = command("python generate.py", data=data, controlnet=controlnet_run, per_mask=math.ceil(choice.ratio))
+        if (root / "synthetic").exists():
+            print(f"{root / 'synthetic'} stands already: unless it was drawn with this strength and start, remove it")
     print(f"next: {after}")
     return choice
 
