@@ -44,9 +44,12 @@ def run_config(
     before: what `initial` had learned from.
     """
     train, val = data.train, data.val
+    said = asdict(settings)
+    if not settings.adapt:  # runs from before there was such a thing go on
+        said = {name: value for name, value in said.items() if not name.startswith("adapt")}
     return {
         "kind": "controlnet",
-        "settings": asdict(settings),
+        "settings": said,
         "backbone": {
             "name": backbone.name,
             "weights": backbone.fingerprint,
