@@ -41,7 +41,7 @@ class Recipe:
         return "controlnet-adapted" if self.adapted else "controlnet"
 
 
-BEST = "adapted, deformed"  # the demo's, and added to nnU-Net's augmentation as well
+BEST = "deformed masks"  # which worth and the demo take
 OVER_NNUNET = f"{MIXED} + nnunet: {BEST}"
 ADAPTATION = 2  # steps of the adaptation for one of the ControlNet
 RECIPES = {
@@ -119,6 +119,7 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
             Condition("worth", NNUNET, augment="nnunet", **given),
             Condition("worth", SELF, pseudo=max(0, (pool or 0) - count), augment="rotation", **given),
             Condition("worth", ROTATED_MIX, synthetic=preset.scarce_ratio, augment="rotation", **given),
+            Condition("worth", by(BEST), synthetic=preset.scarce_ratio, recipe=BEST, augment="rotation", **given),
             Condition("worth", ELASTIC_MIX, synthetic=preset.scarce_ratio, augment="elastic", **given),
         ]
         for recipe in RECIPES:
@@ -193,9 +194,11 @@ def contrasts(preset: Preset, experiment: str) -> list[Contrast]:
     elif experiment == "worth":
         for count in preset.scarce:
             at, suffix = {"slices": count}, f", {count} slices" * (len(preset.scarce) > 1)
+            found.append(Contrast(by(BEST), ROTATION, "on top of rotation", suffix, at, at))
             found.append(Contrast(ROTATED_MIX, ROTATION, "on top of rotation", suffix, at, at))
             found.append(Contrast(ELASTIC_MIX, ELASTIC, "on top of elastic deformation", suffix, at, at))
-            pairs = ((ELASTIC, ROTATION), (NNUNET, ROTATION), (SELF, ROTATION), (ROTATED_MIX, ELASTIC))
+            pairs = [(one, ROTATION) for one in (ELASTIC, NNUNET, SELF)]
+            pairs += [(by(BEST), one) for one in (SELF, ELASTIC, NNUNET)]
             found += [Contrast(*pair, suffix=suffix, ours=at, theirs=at) for pair in pairs]
     elif experiment == "recipes":
         for count in preset.scarce:

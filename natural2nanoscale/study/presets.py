@@ -79,8 +79,8 @@ PRESETS = {
             block=5,
             phantom=PhantomSettings((896, 512), 233, 25, 65),
         ),
-        # What the main claim rests on. Per redraw one ControlNet (150 s on one core), 32 synthetic slices (20 s) and 7
-        # U-Nets (90 s each, in bfloat16): 14 minutes of one core.
+        # What the main claim rests on. Per redraw one ControlNet (150 s on one core), 64 synthetic slices (40 s) and 8
+        # U-Nets (100 s each): 17 minutes of one core.
         Preset(
             "worth",
             ("worth",),
