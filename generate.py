@@ -6,10 +6,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from natural2nanoscale.cli import (
     CONTROLNET_RUN,
     DATA,
+    UNET_RUN,
     Parser,
     add_settings,
     at_least,
@@ -23,6 +25,15 @@ from natural2nanoscale.diffusion.settings import FAST, SamplingSettings
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.guard import main_guard
 
+if TYPE_CHECKING:
+    import torch
+
+    from natural2nanoscale.data.folders import DatasetInfo, PairFolder
+    from natural2nanoscale.data.roots import Learned
+    from natural2nanoscale.diffusion.synthesis import Check
+
+KINDS = ("same", "deformed", "between")  # of masks that are made of annotated ones
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
@@ -34,6 +45,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--backbone", help="(default: the one that the ControlNet was trained over)")
     add("--tokenizer", type=Path, help="folder of the tokenizer, for a backbone in one file (default: as in training)")
     add("--prompts", type=Path, help="text file, one prompt per line (default: 37 prompts for EM)")
+    add("--masks", default="same", metavar="|".join((*KINDS, "predicted", "DIR")),
+        help="the training masks; these deformed; between two neighbours; as --unet predicts them on DATA/unlabelled, "
+        "into DATA/predicted; or of a pair folder or a folder of PNGs of class ids")  # fmt: skip
+    add("--unet", type=Path, metavar="RUN", help=f"of train_unet.py, for --masks predicted (default: {UNET_RUN})")
+    add("--filter", type=Path, metavar="RUN",
+        help="U-Net run on the annotated slices: what it doubts in a drawn slice carries no label")  # fmt: skip
+    add("--filter-agreement", type=at_least(0.0, float), default=0.5, metavar="MIOU",
+        help="of its answer with the mask, below which a slice is drawn again, at most three times")  # fmt: skip
     add("--per-mask", type=at_least(1), default=1, metavar="N", help="images per mask")
     add_settings(parser, SamplingSettings)
     parser.set_defaults(strength=None, start=None)  # the backbone's, where they are not given
@@ -58,27 +77,20 @@ def main(args: argparse.Namespace) -> None:
     refuse_torchrun()
     import torch
 
-    from natural2nanoscale.data.classes import Classes
     from natural2nanoscale.data.folders import open_pairs, read_generation
-    from natural2nanoscale.data.roots import (
-        data_root,
-        held_out_parts,
-        learned_by_run,
-        learned_from_folder,
-        learned_json,
-        refuse_unfit,
-    )
-    from natural2nanoscale.device import select_device, select_dtype
-    from natural2nanoscale.diffusion.backbone import load_backbone
+    from natural2nanoscale.data.roots import data_root, held_out_parts, learned_by_run, learned_json, refuse_unfit
+    from natural2nanoscale.device import select_device
+    from natural2nanoscale.diffusion.backbone import weights_hash
     from natural2nanoscale.diffusion.prompts import read_prompts
-    from natural2nanoscale.diffusion.saving import load_trained
+    from natural2nanoscale.diffusion.saving import backbone_of_run, load_trained, trained_config, trained_info
+    from natural2nanoscale.diffusion.shapes import has_slices, refuse_sliceless
     from natural2nanoscale.diffusion.synthesis import synthesize
     from natural2nanoscale.diffusion.synthetic_folder import Request, begun_with
     from natural2nanoscale.phantom.volume import write_default
 
     # what needs neither data nor weights
     out = args.out or (args.data or DATA) / "synthetic"
-    config = controlnet_run(args)
+    config = trained_config(args.controlnet, args.data)
     given = {name: value for name in ("strength", "start") if (value := getattr(args, name)) is not None}
     condition = what_is_seen(args, config)
     settings = settings_from(args, SamplingSettings, **({"strength": 1.0, "start": 1.0} | given), condition=condition)
@@ -87,36 +99,36 @@ def main(args: argparse.Namespace) -> None:
 
     # the masks, none of which may be held out, for a ControlNet that learned nothing held out
     root = data_root(args.data, ("train",), write_default)
-    source = open_pairs(root / "train")
-    window = config.get("learned", {}).get("intensity_window", source.info.intensity_window)
-    classes = Classes.from_json(config["classes"])
-    trained = replace(source.info, classes=classes, intensity_window=tuple(window) if window else None)
-    learned = learned_by_run(args.controlnet, trained)
-    refuse_unfit([learned, learned_from_folder(source)], held_out_parts(root))
+    train, device = open_pairs(root / "train"), select_device(args.device)
+    trained = trained_info(config, train.info)
+    learned, held_out = learned_by_run(args.controlnet, trained), held_out_parts(root)
+    refuse_unfit([learned], held_out)
+    source, sources = open_source(args, train, trained, held_out, device)
+    refuse_unfit([learned, *sources], held_out)
+    kind = args.masks if args.masks in KINDS else "same"
+    refuse_sliceless(source, kind, settings)
+    if not has_slices(source, kind):
+        given["start"] = 1.0
+    filtered, check = open_filter(args, held_out, device)
 
     # the weights
-    device = select_device(args.device)
-    tokenizer = args.tokenizer or (None if args.backbone else config["backbone"].get("tokenizer"))
-    name, dtype = args.backbone or config["backbone"]["name"], select_dtype(args.precision, device)
-    backbone = load_backbone(name, device, dtype, tokenizer)
-    if backbone.fingerprint != config["backbone"]["weights"]:
-        raise InputError(
-            f"backbone {backbone.name} has other weights than the one that {args.controlnet} was trained over "
-            f"({config['backbone']['name']}): name that one with --backbone"
-        )
+    backbone = backbone_of_run(args.controlnet, config, device, args.precision, args.backbone, args.tokenizer)
     advised = {"strength": backbone.recommended.strength, "start": backbone.recommended.start}
-    settings = replace(settings, **(advised | given))
     controlnet, backbone = load_trained(args.controlnet, backbone, args.checkpoint)
+    chosen = calibrated(args, [train, *held_out], weights_hash(controlnet))
+    settings = replace(settings, **(advised | (chosen or {}) | given))
     share = "" if args.shard == (1, 1) else ", share {} of {}".format(*args.shard)
     print(
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks{share}, {settings.steps} {settings.sampler} "
         f"steps, guidance {settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start "
         f"{settings.start:g}, from {settings.condition}, on {device}"
     )
-    learned, call = learned_json([learned], trained), this_call("--shard")
-    request = Request(prompts, settings, args.per_mask, args.seed, learned, call, args.shard)
+    doubt = f"; drawn again where they agree less than {args.filter_agreement:g} with {args.filter}" if check else ""
+    print(f"masks: {args.masks}{doubt}")
+    learned, call = learned_json([learned, *sources], trained), this_call("--shard")
+    request = Request(prompts, settings, args.per_mask, args.seed, learned, call, args.shard, kind, filtered)
     try:
-        made = synthesize(out, backbone, controlnet, source, request, args.batch_size)
+        made = synthesize(out, backbone, controlnet, source, request, args.batch_size, check)
     except torch.OutOfMemoryError:
         fewer = "" if args.batch_size == 1 else "--batch-size 1, then with "
         raise InputError(
@@ -126,29 +138,84 @@ def main(args: argparse.Namespace) -> None:
     if not (out / "dataset.json").is_file():
         print(f"{made} new slices in {out}, others are missing; next: {read_generation(out)[2]}")
         return
-    after = command("python train_unet.py", data=args.data, synthetic=args.out, synthetic_ratio=f"{args.per_mask}.0")
-    print(f"{made} new slices in {out}; next: {after}")
+    tell(args, out, train, made, chosen is not None)
 
 
-def controlnet_run(args: argparse.Namespace) -> dict:
-    """The config of the run in --controlnet."""
-    from natural2nanoscale.records import read_config
-    from natural2nanoscale.schemas import CONTROLNET_CONFIG
+def tell(args: argparse.Namespace, out: Path, train: PairFolder, made: int, calibrated: bool) -> None:
+    """Print how the slices of a complete folder look, and what comes next; where `calibrated`, it knows their ratio."""
+    from natural2nanoscale.data.folders import open_pairs
+    from natural2nanoscale.data.quality import quality
+    from natural2nanoscale.diffusion.manifest import MANIFEST, lines_of
 
-    if not (args.controlnet / "config.json").is_file():
-        run = None if args.controlnet == CONTROLNET_RUN else args.controlnet
-        before = command("python train_controlnet.py", data=args.data, out=run)
-        raise InputError(
-            f"there is no trained ControlNet in {args.controlnet}: first run `{before}`, or name its run folder with "
-            "--controlnet"
-        )
-    config = read_config(args.controlnet)
-    if config.get("kind") != "controlnet":
-        raise InputError(
-            f"{args.controlnet} is a run of kind {config.get('kind')}, expected one of train_controlnet.py: name that "
-            "with --controlnet"
-        )
-    return read_config(args.controlnet, CONTROLNET_CONFIG)
+    folder = open_pairs(out)
+    rejected = folder.info.split.get("rejected", 0)
+    ratio = 100 * len(folder.stems) // len(train.stems) / 100
+    if calibrated and not args.out:
+        ratio = None
+    after = command("python train_unet.py", data=args.data, synthetic=args.out, synthetic_ratio=ratio)
+    tints = [row["tint"] for row in lines_of(out / MANIFEST) if "tint" in row]
+    coloured = [f"coloured by {sum(tints) / len(tints):.1f} levels before they became grey"] * bool(tints)
+    found = quality(train, folder).lines() + coloured
+    print("the pictures beside real slices (in brackets these beside one another):", *found, sep="\n  ")
+    print(f"{made} new slices in {out}{f', {rejected} rejected' if rejected else ''}; next: {after}")
+
+
+def calibrated(args: argparse.Namespace, folders: list[PairFolder], controlnet: str) -> dict | None:
+    """Strength and start as `calibrate` chose them, empty where it chose real slices alone; None where flags say both,
+    or it chose nothing for these slices and this ControlNet."""
+    from natural2nanoscale.data.calibrated import FILE, read_calibration
+
+    if None not in (args.strength, args.start):
+        return None
+    root = args.data or DATA
+    found = read_calibration(root, [folder for folder in folders if folder.path.name != "test"], controlnet)
+    if found is None:
+        return None
+    choice = found["choice"]
+    if not choice["ratio"]:
+        print(f"{root / FILE} chose real slices alone: these are drawn as the backbone recommends")
+        return {}
+    print(f"{root / FILE} chose strength {choice['strength']:g} and start {choice['start']:g}, which flags go before")
+    return {name: choice[name] for name in ("strength", "start")}
+
+
+def open_source(
+    args: argparse.Namespace,
+    train: PairFolder,
+    trained: DatasetInfo,
+    held_out: list[PairFolder],
+    device: torch.device,
+) -> tuple[PairFolder, list[Learned]]:
+    """The pair folder whose masks slices are drawn from, and what is learned by doing so."""
+    from natural2nanoscale.data.folders import open_pairs
+    from natural2nanoscale.data.roots import learned_by_synthetic, learned_from_folder
+
+    if args.unet and args.masks != "predicted":
+        raise InputError(f"--unet is for --masks predicted, found --masks {args.masks}: leave one of them out")
+    if args.masks in KINDS:
+        return train, [learned_from_folder(train)]
+    if args.masks == "predicted":
+        from natural2nanoscale.segmentation.labelling import predicted_pairs
+
+        source = predicted_pairs(train.path.parent, args.unet or UNET_RUN, held_out, device)
+    elif (Path(args.masks) / "dataset.json").is_file():
+        source = open_pairs(Path(args.masks))
+    else:
+        from natural2nanoscale.diffusion.shapes import open_masks
+
+        source = open_masks(Path(args.masks), trained)
+    return source, [learned_from_folder(source), learned_by_synthetic(source, train)]
+
+
+def open_filter(
+    args: argparse.Namespace, held_out: list[PairFolder], device: torch.device
+) -> tuple[dict | None, Check | None]:
+    """What a request says of --filter, and the check itself."""
+    if not args.filter:
+        return None, None
+    from natural2nanoscale.segmentation.labelling import slice_filter
+
+    return slice_filter(args.filter, args.filter_agreement, held_out, device)
 
 
 def what_is_seen(args: argparse.Namespace, config: dict) -> str:

@@ -14,6 +14,7 @@ setup(
     package_data={
         "natural2nanoscale": ["assets/*", "embedded/*", "embedded/*/*"],
         "natural2nanoscale.diffusion": ["prompts.txt"],
+        "natural2nanoscale.study": ["report.css"],
     },
     install_requires=[
         "torch>=2.10",

@@ -52,12 +52,14 @@ def main(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace) -> tuple:
     """What `train` is to be called with, once everything is checked and the run folder is open."""
     from natural2nanoscale import distributed
-    from natural2nanoscale.data.folders import open_pairs
+    from natural2nanoscale.data.digests import slice_digest
+    from natural2nanoscale.data.folders import UNLABELLED, open_images, open_pairs
     from natural2nanoscale.data.roots import (
         data_root,
         held_out_parts,
         learned_by_run,
         learned_from_folder,
+        learned_from_images,
         refuse_unfit,
     )
     from natural2nanoscale.device import select_device, select_dtype
@@ -86,6 +88,15 @@ def prepare(args: argparse.Namespace) -> tuple:
     refuse_unfit([learned_from_folder(data.train)], [data.val])
     start = args.out if begun else args.controlnet_init
     learned = [learned_by_run(start)] if start else []
+    unlabelled = None
+    if settings.adapt:
+        if not (root / UNLABELLED).is_dir():
+            raise InputError(
+                f"--adapt learns slices without masks, but there is no {root / UNLABELLED}: make it with "
+                "`python -m natural2nanoscale prepare --unlabelled PATH` and what the other parts were prepared with"
+            )
+        unlabelled = open_images(root / UNLABELLED)
+        learned.append(learned_from_images(unlabelled))
     if learned:
         refuse_unfit(learned, held_out_parts(root))
 
@@ -98,12 +109,14 @@ def prepare(args: argparse.Namespace) -> tuple:
 
     # the run folder
     config = run_config(settings, backbone, data, args.tokenizer, initial, learned) | {"arguments": resumable(args)}
+    if unlabelled:
+        config["slices"][UNLABELLED] = {stem: slice_digest(unlabelled.image(stem)) for stem in unlabelled.stems}
     if begun:
         config["controlnet_init"] = before.get("controlnet_init")
     if args.judge:
         config["judge"] = True
     serves = f"learn from all of them in a run of its own, with --controlnet-init {args.out} and another --out"
-    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves, at_once=False) if main else RunFolder(args.out)
+    run = open_run(args.out, config, args.resume, MAY_CHANGE, serves) if main else RunFolder(args.out)
     if args.resume:
         run.tell_beginning()
     slices = len(data.train.stems)
@@ -112,7 +125,7 @@ def prepare(args: argparse.Namespace) -> tuple:
         f"{settings.crop[0]}x{settings.crop[1]}, {settings.total_steps(slices)} steps of {settings.slices_per_step} "
         f"slices, learning rate {settings.learning_rate:g}"
     )
-    return run, backbone, data, settings, initial
+    return run, backbone, data, settings, initial, unlabelled
 
 
 def refuse_start(args: argparse.Namespace, before: dict | None) -> None:
@@ -137,11 +150,13 @@ def refuse_start(args: argparse.Namespace, before: dict | None) -> None:
         )
 
 
-def train(args: argparse.Namespace, run, backbone, data, settings: FineTuning, initial) -> None:
+def train(args: argparse.Namespace, run, backbone, data, settings: FineTuning, initial, unlabelled) -> None:
     """Fine-tune on train/ with val/ to look at."""
     import torch
 
     from natural2nanoscale import distributed
+    from natural2nanoscale.diffusion.adaptation import adapt
+    from natural2nanoscale.diffusion.adapted import WithoutMasks
     from natural2nanoscale.diffusion.memory import out_of_memory_advice
     from natural2nanoscale.diffusion.training import fine_tune
     from natural2nanoscale.segmentation.judge import train_judge
@@ -150,6 +165,8 @@ def train(args: argparse.Namespace, run, backbone, data, settings: FineTuning, i
     try:
         if args.judge and distributed.is_main():
             agreement = train_judge(data.train, data.val, device, args.out / "judge")
+        if unlabelled:
+            backbone = adapt(run, backbone, WithoutMasks.of(data.train, unlabelled), data, settings)
         fine_tune(run, backbone, data, settings, args.resume, initial, agreement)
     except torch.OutOfMemoryError:
         again = "start again, in another --out, with"

@@ -37,14 +37,15 @@ def parse_arguments() -> argparse.Namespace:
         "--synthetic-ratio",
         type=at_least(0.0, float),
         metavar="R",
-        help="synthetic slices per real one, added to the real ones (default: 0, or 1 with --synthetic or --no-real)",
+        help="synthetic slices per real one, added to the real ones (default: what `calibrate` chose, where it has; "
+        "else 0, or 1 with --synthetic or --no-real)",
     )
     add("--no-real", action="store_true", help="train on the synthetic slices alone")
     add(
         "--mode",
         choices=("joint", "pretrain-finetune"),
-        default="joint",
-        help="pretrain-finetune: half of the steps on synthetic slices (with --balance on both), then on real ones",
+        help="pretrain-finetune: half of the steps on synthetic slices (with --balance on both), then on real ones "
+        "(default: joint, or what `calibrate` chose with the ratio)",
     )
     add_settings(parser, Settings)
     add("--seeds", type=at_least(1), default=3, metavar="N", help="networks to train")
@@ -79,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
     # what is out of order is refused before any data is made
     refuse_no_run(args.out) if args.resume else refuse_non_empty(args.out)
+    calibrated(args)
     ratio, made = find_synthetic(args.synthetic_ratio, args.synthetic, args.data, args.no_real)
     root = data_root(args.data, make_default=write_default)
     device = select_device(args.device)
@@ -108,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
     config["data"] = {part: fingerprint(folder) for part, folder in folders.items()}
     config["slices"] = {part: pair_digests(folder) for part, folder in folders.items()}
     config["learned"] = learned_json(learned[1:] if args.no_real else learned, folders["train"].info)
-    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"), at_once=False)
+    run = open_run(args.out, config, args.resume, (*MAY_CHANGE, "seeds"))
     for seed in range(args.seed, args.seed + args.seeds):
         folder = RunFolder(make_folder(run.path / f"seed-{seed}"), within=run)
         if args.resume:
@@ -127,6 +129,37 @@ def main(args: argparse.Namespace) -> None:
     segment = command("python -m natural2nanoscale segment", run.path, images="SLICES", out="MASKS")
     evaluate = command("python -m natural2nanoscale evaluate", run.path, data="DIR")
     print(f"next: `{segment}` masks other slices,\n      `{evaluate}` scores these U-Nets on other masks")
+
+
+def calibrated(args: argparse.Namespace) -> None:
+    """Set ratio and mode as `calibrate` chose them for these slices where no flag names synthetic ones, and print that;
+    the default mode where nothing says another."""
+    from natural2nanoscale.data.calibrated import FILE, read_calibration
+    from natural2nanoscale.data.folders import open_pairs, read_info
+
+    mode, args.mode = args.mode, args.mode or "joint"
+    root = args.data or DATA
+    named = args.no_real or args.synthetic or args.synthetic_ratio is not None
+    if args.resume or named or not (root / FILE).exists():
+        return
+    made = root / "synthetic"
+    drawn = read_info(made).split if (made / "dataset.json").is_file() else {}
+    folders = [open_pairs(root / part) for part in ("train", "val")]
+    found = read_calibration(root, folders, drawn.get("controlnet"))
+    if found is None:
+        return
+    choice, real, chosen = (found[name] for name in ("choice", "real", "chosen"))
+    if choice["ratio"] == 0:
+        args.synthetic_ratio = 0.0
+        print(f"{root / FILE} chose real slices alone: no mix had more than their {100 * real:.1f} mIoU in validation")
+    elif any(drawn.get(name, choice[name]) != choice[name] for name in ("strength", "start")):
+        print(f"{root / FILE} is ignored, it chose another strength or start than {made} was drawn with")
+    else:
+        args.synthetic_ratio, args.mode = choice["ratio"], mode or choice["mode"]
+        print(
+            f"{root / FILE} chose --synthetic-ratio {choice['ratio']:g} --mode {choice['mode']}: with rotation "
+            f"{100 * chosen:.1f} mIoU in validation, real slices alone {100 * real:.1f}"
+        )
 
 
 def find_synthetic(ratio: float | None, made: Path | None, data: Path | None, no_real: bool) -> tuple[float, Path]:

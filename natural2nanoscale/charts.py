@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from natural2nanoscale.files import save_png
 
-COLOURS = 9  # of the curves of one chart; the page's style has them
+COLOURS = 9  # of the curves of one chart, more are dashed; a study's report.css has them
 WIDTH, MARGIN = 360, 14  # in units of the viewBox, which are pixels on a narrow screen
 
 
@@ -59,20 +59,6 @@ def bottom_axis(low: float, high: float, height: float, title: str) -> tuple[lis
     parts = [line(place(mark), 4, place(mark), height - 34, "grid") for mark in marks]
     parts += [text(place(mark), height - 20, f"{mark:g}", "middle", "small") for mark in marks]
     return [*parts, text(WIDTH / 2, height - 4, title, "middle", "small")], place
-
-
-def dot_plot(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> str:
-    """One line per condition: its repetitions as small dots, their mean as a large one."""
-    height = 34 * len(rows) + 44
-    values = [value for _, row in rows for value in row]
-    parts, place = bottom_axis(min(values), max(values), height, title)
-    for i, (name, row) in enumerate(rows):
-        y = 34 * i + 28
-        mean = sum(row) / len(row)
-        parts += [text(MARGIN, y - 11, name), line(MARGIN, y, WIDTH - MARGIN, y, "rule")]
-        parts += [dot(place(value), y, 3, "repetition") for value in row if len(row) > 1]
-        parts.append(dot(place(mean), y, 5, "mean"))
-    return svg(height, parts, title)
 
 
 def interval_plot(rows: Sequence[tuple[str, float, Sequence[tuple[float, float] | None]]], title: str) -> str:
@@ -129,7 +115,7 @@ def curves(
         parts.append(line(left, y, right, y, "level"))
     for n, (name, row) in enumerate(named):
         y = 14 + 17 * n
-        kind = f"s{n % COLOURS}" if row else "level"
+        kind = f"s{n % COLOURS}{' again' * (n >= COLOURS)}" if row else "level"
         parts += [line(left, y - 4, left + 22, y - 4, f"curve {kind}"), text(left + 30, y, name)]
         spread = any(std for _, _, std in row)
         offset = 3 * (n - (len(series) - 1) / 2) * spread  # bars of different curves stand side by side

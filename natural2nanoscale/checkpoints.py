@@ -32,20 +32,21 @@ class Checkpoint:
 class State:
     """What a checkpoint holds, registered once by name.
 
-    counts: an object whose attributes are numbers or other JSON, `step` among them. parts: modules, optimisers,
-    tensors, and dicts of tensors by name. What is restored is copied into the tensors that are there: they keep
-    device and memory format, and so the arithmetic is that of a run that never stopped.
+    counts: an object whose attributes are numbers or other JSON, `step` among them. parts: modules, optimisers of
+    Adam's kind, tensors, and dicts of tensors by name. What is restored is copied into the tensors that are there: they
+    keep device and memory format, and so the arithmetic is that of a run that never stopped.
     """
 
     def __init__(self, counts: object, **parts: torch.nn.Module | torch.optim.Optimizer | torch.Tensor | dict):
         self.counts, self.parts = counts, parts
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors, named <part>.<name>."""
+        """All tensors, named <part>.<name>, the state of an optimiser <part>.<parameter>.<name>."""
         named = {}
         for part, value in self.parts.items():
             if isinstance(value, torch.optim.Optimizer):
-                named |= optimizer_tensors(value)
+                state = value.state_dict()["state"]  # of the parameters in the order of their groups
+                named |= {f"{part}.{i}.{key}": tensor for i, of in state.items() for key, tensor in of.items()}
             elif isinstance(value, torch.Tensor):
                 named[part] = value
             else:
@@ -53,38 +54,38 @@ class State:
                 named |= {f"{part}.{name}": tensor for name, tensor in entries.items()}
         return named
 
-    def refuse_other(self, checkpoint: Checkpoint) -> None:
-        """Raise InputError unless the counts and tensors of a checkpoint are of the kinds and shapes of those here."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Bring back what `tensors` and `counts` were; what the checkpoint does not know stays as it is.
+
+        InputError, and nothing changed, for a checkpoint whose counts and tensors are of other kinds and shapes.
+        """
+        for part in self.parts.values():
+            if isinstance(part, torch.optim.Optimizer):
+                begin(part)
         counts, here = {"step": checkpoint.step} | checkpoint.state, self.tensors()
-        for part in [value for value in self.parts.values() if isinstance(value, torch.optim.Optimizer)]:
-            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-            here |= {f"optimizer.{i}.step": torch.zeros(()) for i in range(len(parameters))}
-            here |= {f"optimizer.{i}.{m}": p for i, p in enumerate(parameters) for m in ("exp_avg", "exp_avg_sq")}
-        shapes = {name: value.shape for name, value in here.items()}
         wrong = [name for name, value in counts.items() if type(value) is not type(getattr(self.counts, name, None))]
+        shapes = {name: value.shape for name, value in here.items()}
         wrong += [name for name, value in checkpoint.tensors.items() if value.shape != shapes.get(name)]
         if wrong:
             raise InputError(
                 f"{checkpoint.path} is of another kind of training, its {wrong[0]} is not of this one: start again in "
                 "another folder, or go on with the program that wrote it"
             )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Bring back what `tensors` and `counts` were; what the checkpoint does not know stays as it is.
-
-        InputError, and nothing changed, for a checkpoint of another form.
-        """
-        self.refuse_other(checkpoint)
-        for name, value in ({"step": checkpoint.step} | checkpoint.state).items():
+        for name, value in counts.items():
             setattr(self.counts, name, value)
-        here = self.tensors()
         with torch.no_grad():
             for name, value in checkpoint.tensors.items():
-                if name in here and not name.startswith("optimizer."):
-                    here[name].copy_(value)
-        for value in self.parts.values():
-            if isinstance(value, torch.optim.Optimizer):
-                load_optimizer_tensors(value, checkpoint.tensors)
+                here[name].copy_(value)
+
+
+def begin(optimizer: torch.optim.Optimizer) -> None:
+    """Give an Adam the state of zeros that it else makes in its first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                step = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
+                optimizer.state[parameter] = {"step": step} | moments
 
 
 class SavingTimer:
@@ -105,32 +106,6 @@ class SavingTimer:
 
     def saved(self) -> None:
         self.last, self.wait = time.monotonic(), self.seconds
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as flat tensors, named optimizer.<parameter>.<entry>."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{key}": torch.as_tensor(value)
-        for index, entries in state.items()
-        for key, value in entries.items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Bring back what `optimizer_tensors` gave; other names are left alone.
-
-    Moments take the memory format of their parameters: the same arithmetic as if the run had never stopped.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            if value.shape == parameters[int(index)].shape:
-                value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def step_of(checkpoint: Path) -> int:
@@ -162,32 +137,29 @@ def damage_of(path: Path) -> str | None:
         return f"its manifest or another file cannot be read ({reason(error)})"
 
 
+FREE = {"environments", "arguments", "slices", "learned", "hub_revision"}  # may differ, or are looked at by themselves
+
+
 def refuse_changes(out: Path, old: dict, config: dict, may_change: Sequence[str], serves: str) -> None:
     """Raise InputError for the first entry of a resumed run's config that is not as it was."""
     listed = old.get("slices", {})  # runs of older versions have no such lists
-    for part in listed:
-        changes = slice_changes(listed[part], config.get("slices", {}).get(part, {}))
+    for part, before in listed.items():
+        changes = slice_changes(before, config.get("slices", {}).get(part, {}))
         if changes:
             raise InputError(
                 f"{out} goes on with the slices it began with, but in {part}/ {changes}: bring the old ones back, "
                 f"or {serves}"
             )
-    for part in sorted((set(config) | set(old)) - {"environments", "arguments", "slices", "learned", "hub_revision"}):
+    for part in sorted((set(config) | set(old)) - FREE):
         before, now = old.get(part), config.get(part)
         if not isinstance(before, dict) or not isinstance(now, dict):
             before, now = {part: before}, {part: now}
-        for key in sorted(set(before) | set(now)):
-            if before.get(key) == now.get(key) or key in may_change:
-                continue
+        for key in sorted((set(before) | set(now)) - set(may_change)):
+            was, remedy = f"{key} was {before.get(key)} and is now {now.get(key)}", "give the old value"
             if part == "data" and key in listed:  # the slices are the same
-                raise InputError(
-                    f"{out} goes on as it began, but the classes in {key}/dataset.json are not as before: bring the "
-                    "old ones back, or name another folder with --out"
-                )
-            raise InputError(
-                f"{out} goes on as it began, but {key} was {before.get(key)} and is now {now.get(key)}: "
-                "give the old value, or name another folder with --out"
-            )
+                was, remedy = f"the classes in {key}/dataset.json are not as before", "bring the old ones back"
+            if before.get(key) != now.get(key):
+                raise InputError(f"{out} goes on as it began, but {was}: {remedy}, or name another folder with --out")
 
 
 def slice_changes(before: dict[str, str], now: dict[str, str]) -> str:
@@ -200,6 +172,5 @@ def slice_changes(before: dict[str, str], now: dict[str, str]) -> str:
     told = []
     for kind, stems in kinds.items():
         names = ", ".join(stems[:5]) + ", ..." * (len(stems) > 5)
-        if stems:
-            told.append(f"{len(stems)} {'was' if len(stems) == 1 else 'were'} {kind} ({names})")
+        told += [f"{len(stems)} {'was' if len(stems) == 1 else 'were'} {kind} ({names})"] if stems else []
     return ", ".join(told)

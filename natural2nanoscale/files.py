@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,103 @@ from PIL import Image
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.locks import locked
 from natural2nanoscale.records import open_regular
+from natural2nanoscale.schemas import FORMAT
 
-LEFTOVER = re.compile(r"\.(.+\.(tmp|lock)|lock)")  # the names that `temporary` gives, and those of locks
+LEFTOVER = re.compile(r"\.(.+\.(tmp|lock)|lock)")  # what a stopped writer leaves behind: temporaries and locks
 
 
-def temporary(path: Path) -> Path:
-    """Where a file or folder is written before it gets its name: hidden, beside it."""
-    return path.with_name(f".{path.name}.tmp")
+@contextmanager
+def _unfinished(path: Path, needed: int | None) -> Iterator[Path]:
+    """Yield the name, hidden and beside `path`, under which it is written, with nothing there; nor after an error."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with enough_room(path, needed):
+            clear(temporary)  # which may be a link that somebody has put there
+            yield temporary
+    except BaseException:
+        with suppress(OSError):
+            clear(temporary)
+        raise
+
+
+@contextmanager
+def new_file(path: Path, needed: int | None = None) -> Iterator[Path]:
+    """Yield the temporary file to write; at the end it is synced and takes the place of `path`.
+
+    needed: its size in bytes where it is known. InputError when the disk is full; no temporary stays after an error.
+    """
+    with _unfinished(path, needed) as temporary:
+        temporary.open("xb").close()
+        yield temporary
+        sync(temporary)  # else a power cut may leave a renamed file without its contents
+        os.replace(temporary, path)
+
+
+@contextmanager
+def new_folder(path: Path, needed: int | None = None, fresh: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill; at the end all in it is synced and it is renamed to `path`.
+
+    A folder that has this name already steps aside first, as `.old-<name>`, and goes once the new one stands.
+    With `fresh` that is an InputError instead. needed and errors: as in `new_file`; another process that makes the
+    same folder just now is an InputError too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".old-{path.name}")
+    with locked(path, path.with_name(f".{path.name}.lock")):
+        if fresh:
+            refuse_non_empty(path)
+        with _unfinished(path, needed) as temporary:
+            temporary.mkdir()
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                sync(file)
+            if path.exists():  # so that one of the two always stands
+                clear(aside)
+                os.replace(path, aside)
+            os.replace(temporary, path)
+            sync(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file."""
+    with new_file(path, len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, data: dict | list) -> None:
+    """Write `json_text`."""
+    write_text(path, json_text(data) + "\n")
+
+
+def json_text(data: dict | list) -> str:
+    """Data as readable JSON; an object says its format."""
+    return json.dumps({"format": FORMAT} | data if isinstance(data, dict) else data, indent=2)
+
+
+def write_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Write JSON lines, in place of those that are there."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def append_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Append JSON lines."""
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with enough_room(path, len(content)), os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+        file.write(content)
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write (H,W) or (H,W,3) uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
 
 
 def clear(path: Path) -> None:
@@ -47,98 +137,6 @@ def refuse_link(path: Path) -> None:
     """Raise InputError for a link where a folder of ours is to be."""
     if path.is_symlink():
         raise InputError(f"{path} is a link to {os.readlink(path)}, expected a folder: remove the link")
-
-
-@contextmanager
-def new_file(path: Path, needed: int | None = None) -> Iterator[Path]:
-    """Yield the temporary file to write; at the end it is synced and takes the place of `path`.
-
-    needed: its size in bytes where it is known. InputError when the disk is full; no temporary stays after an error.
-    """
-    unfinished = temporary(path)
-    try:
-        with enough_room(path, needed):
-            clear(unfinished)  # which may be a link that somebody has put there
-            unfinished.open("xb").close()
-            yield unfinished
-            sync(unfinished)  # else a power cut may leave a renamed file without its contents
-            os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def new_folder(path: Path, needed: int | None = None, fresh: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder to fill; at the end all in it is synced and it is renamed to `path`.
-
-    A folder that has this name already steps aside first, as `.old-<name>`, and goes once the new one stands.
-    With `fresh` that is an InputError instead. needed and errors: as in `new_file`; another process that makes the
-    same folder just now is an InputError too.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path, path.with_name(f".{path.name}.lock")):
-        if fresh:
-            refuse_non_empty(path)
-        with _new_folder(path, needed) as unfinished:
-            yield unfinished
-
-
-@contextmanager
-def _new_folder(path: Path, needed: int | None) -> Iterator[Path]:
-    unfinished, aside = temporary(path), path.with_name(f".old-{path.name}")
-    try:
-        with enough_room(path, needed):
-            clear(unfinished)
-            unfinished.mkdir(parents=True)
-            yield unfinished
-            for file in sorted(unfinished.rglob("*")):
-                sync(file)
-            if path.exists():  # so that one of the two always stands
-                clear(aside)
-                os.replace(path, aside)
-            os.replace(unfinished, path)
-            sync(path.parent)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file."""
-    with new_file(path, len(content)) as unfinished:
-        unfinished.write_bytes(content)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_json(path: Path, data: object) -> None:
-    """Write readable JSON."""
-    write_text(path, json.dumps(data, indent=2) + "\n")
-
-
-def write_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Write JSON lines, in place of those that are there."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def append_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Append JSON lines."""
-    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with enough_room(path, len(content)), os.fdopen(os.open(path, flags, 0o666), "ab") as file:
-        file.write(content)
-
-
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H,W) or (H,W,3) uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue())
 
 
 def holds_nothing(path: Path) -> bool:
@@ -165,26 +163,19 @@ def sync(path: Path) -> None:
 
     Windows syncs only what is open for writing, and opens no folder, whose entries it keeps safe by itself.
     """
-    if not path.is_dir():
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
-        return
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:
-        return
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(descriptor)
     except OSError as error:  # file systems without a sync of folders
-        if error.errno not in (errno.EINVAL, errno.EBADF):
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF):
             raise
     finally:
         os.close(descriptor)
-
-
-def disk_is_full(error: Exception) -> bool:
-    """Whether the error says so; that of safetensors does in its text alone."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
 @contextmanager
@@ -193,7 +184,8 @@ def enough_room(path: Path, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not disk_is_full(error):
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left on device" not in str(error):  # as safetensors says it
             raise
         standing = next(folder for folder in path.resolve().parents if folder.is_dir())
         needs = f"needs {in_words(needed)} and" if needed else "cannot be written, the disk"

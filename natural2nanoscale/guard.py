@@ -20,61 +20,58 @@ def main_guard(parse: Callable[[], argparse.Namespace], run: Callable[[argparse.
     try:
         args = parse()
         run(args)
-    except InputError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:
         with suppress(OSError):  # the terminal may be gone
             print(f"interrupted {interrupt}".rstrip(), file=sys.stderr)
         raise SystemExit(exit_code(interrupt)) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
-    except OSError as error:  # no right, no room, a file where a folder is needed: the system says it best
-        print(f"error: {printable(in_a_sentence(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except RecursionError:  # files of other libraries' formats, such as a diffusers config
-        print("error: one of the files that were read is nested too deeply: take it from a copy", file=sys.stderr)
-        raise SystemExit(2) from None
-    except Exception as error:  # what torch and safetensors, imported by now or not at all, say of memory and disks
-        torch, safetensors = sys.modules.get("torch"), sys.modules.get("safetensors")
-        reason = (str(error).splitlines() or [""])[0]
-        if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
-            print(f"error: out of memory ({reason}): {lighter(args)}", file=sys.stderr)
-        elif safetensors and isinstance(error, safetensors.SafetensorError):
-            said = "are damaged or cannot be written"
-            print(f"error: weights {said} ({printable(reason)}): copy them again, or look at the disk", file=sys.stderr)
-        else:
+    except Exception as error:
+        said = in_a_sentence(error, args)
+        if not said:
             raise
+        print(f"error: {printable(said)}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
         locks.release_all()
 
 
-def in_a_sentence(error: OSError) -> str:
-    """What the system says, with the file, and a full disk by its name."""
-    named = f" in {error.filename}" if error.filename else ", in a file that the system does not name"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the disk{named}: make room, also where temporary files lie, then go on"
-    if error.filename and error.strerror:
-        return f"{error.filename} cannot be used ({error.strerror}): check that it is there and may be read and written"
-    return str(error)
+def in_a_sentence(error: Exception, args: argparse.Namespace) -> str | None:
+    """What went wrong, to whom a traceback says nothing; None for a fault of the program."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, RecursionError):  # files of other libraries' formats, such as a diffusers config
+        return "one of the files that were read is nested too deeply: take it from a copy"
+    if isinstance(error, OSError):  # no right, no room, a file where a folder is needed: the system says it best
+        named = f" in {error.filename}" if error.filename else ", in a file that the system does not name"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"no space left on the disk{named}: make room, also where temporary files lie, then go on"
+        if error.filename and error.strerror:
+            remedy = "check that it is there and may be read and written"
+            return f"{error.filename} cannot be used ({error.strerror}): {remedy}"
+        return str(error) or type(error).__name__
+    # what torch and safetensors, imported by now or not at all, say of memory and disks
+    torch, safetensors = sys.modules.get("torch"), sys.modules.get("safetensors")
+    reason = (str(error).splitlines() or [""])[0]
+    if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
+        return f"out of memory ({reason}): {lighter(args)}"
+    if safetensors and isinstance(error, safetensors.SafetensorError):
+        return f"weights are damaged or cannot be written ({reason}): copy them again, or look at the disk"
+    return None
 
 
 def lighter(args: argparse.Namespace) -> str:
     """What would take less memory, of what this command has: its arguments are the fields of `args`."""
-    found = [
-        advice
-        for name, advice in (
-            ("batch_size", "fewer slices at once (--batch-size)"),
-            ("unet_batch", "fewer windows at once (--unet-batch)"),
-            ("crop", "smaller windows (--crop)"),
-            ("unet_crop", "smaller windows for the U-Nets (--unet-crop)"),
-            ("data", "smaller slices, which `python -m natural2nanoscale prepare --size` cuts"),
-            ("images", "smaller slices (--images)"),
-            ("size", "smaller tiles (--size)"),
-        )
-        if name in args
-    ]
+    known = {
+        "batch_size": "fewer slices at once (--batch-size)",
+        "unet_batch": "fewer windows at once (--unet-batch)",
+        "crop": "smaller windows (--crop)",
+        "unet_crop": "smaller windows for the U-Nets (--unet-crop)",
+        "data": "smaller slices, which `python -m natural2nanoscale prepare --size` cuts",
+        "images": "smaller slices (--images)",
+        "size": "smaller tiles (--size)",
+    }
+    found = [advice for name, advice in known.items() if name in args]
     if getattr(args, "device", "cpu") != "cpu":
         found.append("--device cpu")
     return f"take {', or '.join(found)}" if found else "free some, or take a larger machine"

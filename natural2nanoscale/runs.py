@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from natural2nanoscale.files import (
     append_lines,
     clear,
     holds_nothing,
+    json_text,
     make_folder,
     new_folder,
     sha256,
@@ -35,7 +37,7 @@ from natural2nanoscale.files import (
 from natural2nanoscale.finite import files_not_finite
 from natural2nanoscale.locks import hold
 from natural2nanoscale.records import read_config, read_json, read_lines
-from natural2nanoscale.schemas import STATE
+from natural2nanoscale.schemas import LOG_ROW, STATE
 
 
 class RunFolder:
@@ -66,59 +68,44 @@ class RunFolder:
         """All whole lines of log.jsonl; a line cut off by a kill is left out."""
         return read_lines(self.path / "log.jsonl")
 
-    def save_checkpoint(
-        self,
-        step: int,
-        tensors: dict[str, torch.Tensor],
-        state: dict,
-        save_model: Callable[[Path], None] | None = None,
-        name: str | None = None,
-        keep: int = 2,
+    def save(
+        self, state: State, save_model: Callable[[Path], None] | None = None, name: str | None = None, keep: int = 2
     ) -> Path:
-        """Write checkpoints/step-<step> (or checkpoints/<name>) whole or not at all; return its path.
+        """Write what is registered as checkpoints/step-<step> (or <name>), whole or not at all; return its path.
 
         `save_model` writes the model into the folder that it is given. Of the step-* checkpoints the newest
         `keep` stay, and older ones go once this one stands; a named checkpoint replaces only its namesake.
         InputError, and the older ones stay, where a number that was to be saved is not finite.
         """
         self.settle()
+        counts = dict(vars(state.counts))
+        step = counts.pop("step")
         target = make_folder(self.path / "checkpoints") / (name or f"step-{step:06d}")
         for path in target.parent.glob(".*.tmp"):  # half written when a run was killed
             clear(path)
-        cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        newest = next(iter(self.checkpoints()), None)
-        known = sum(file.lstat().st_size for file in newest.rglob("*")) if newest and name is None else 0
+        cpu = {key: value.detach().cpu().contiguous() for key, value in state.tensors().items()}
+        standing = self.checkpoints()
+        known = sum(file.lstat().st_size for file in standing[0].rglob("*")) if standing and name is None else 0
         with new_folder(target, max(known, sum(value.nbytes for value in cpu.values()))) as folder:
             save_file(cpu, folder / "state.safetensors")
-            (folder / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
+            (folder / "state.json").write_text(json_text({"step": step, "state": counts}), encoding="utf-8")
             if save_model is not None:
                 save_model(folder)
-            self.refuse_not_finite(folder, step)
+            bad = files_not_finite(folder)
+            if bad:
+                stands = f"{standing[0].name} stands" if standing else "none was saved before"
+                raise InputError(
+                    f"{self.path} holds numbers that are not finite by step {step} ({bad}), so this checkpoint is not "
+                    f"saved, {stands}: start again with a lower --lr"
+                )
             files = sorted(file for file in folder.rglob("*") if file.is_file())
             hashes = {str(file.relative_to(folder)): sha256(file) for file in files}
-            (folder / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+            (folder / MANIFEST).write_text(json_text(hashes), encoding="utf-8")
         if name is None:  # later ones that stand here are damaged: the run went on from an earlier one
             whole = [path for path in self.checkpoints() if path.name.startswith("step-") and step_of(path) <= step]
             for path in set(self.checkpoints()) - set(whole[:keep]):
                 shutil.rmtree(path)
         return target
-
-    def refuse_not_finite(self, folder: Path, step: int) -> None:
-        """Raise InputError where a checkpoint that is about to get its name holds numbers that are not finite."""
-        bad = files_not_finite(folder)
-        if bad:
-            stands = next((f"{path.name} stands" for path in self.checkpoints()), "none was saved before")
-            raise InputError(
-                f"{self.path} holds numbers that are not finite by step {step} ({bad}), so this checkpoint is not "
-                f"saved, {stands}: start again with a lower --lr"
-            )
-
-    def save(
-        self, state: State, save_model: Callable[[Path], None] | None = None, name: str | None = None, keep: int = 2
-    ) -> Path:
-        """`save_checkpoint` of what is registered."""
-        counts = dict(vars(state.counts))
-        return self.save_checkpoint(counts.pop("step"), state.tensors(), counts, save_model, name, keep)
 
     def restore(self, state: State, name: str | None = None) -> Checkpoint | None:
         """`load_checkpoint` into what is registered; None, and nothing changed, where no checkpoint was completed."""
@@ -161,11 +148,14 @@ class RunFolder:
             )
         return None
 
-    def drop_log_after(self, step: int) -> None:
-        """Forget log lines of steps later than `step`: a resumed log has each step once."""
-        rows = [row for row in self.read_log() if row.get("step", 0) <= step]
+    def drop_log_after(self, step: int, schema: dict = LOG_ROW, remedy: str | None = None) -> None:
+        """Forget log lines of steps later than `step`: a resumed log has each step once.
+
+        Damaged lines go as well or, with a `remedy`, are an InputError that names it.
+        """
+        rows = read_lines(self.path / "log.jsonl", schema, remedy)
         self.settle()
-        write_lines(self.path / "log.jsonl", rows)
+        write_lines(self.path / "log.jsonl", [row for row in rows if row.get("step", 0) <= step])
 
 
 def open_run(
@@ -174,40 +164,41 @@ def open_run(
     resume: bool,
     may_change: Sequence[str] = (),
     serves: str = "name another folder with --out",
-    at_once: bool = True,
 ) -> RunFolder:
     """Start a run folder, or reopen it to resume; no other process may, until this one ends or releases its locks.
 
     `config` is JSON: {"kind": ..., "settings": {...}, "data": {...}, "slices": {...}}. On resume every entry must
     be as it was, except the settings named in `may_change` (lengths and intervals). `slices` holds for each part the
-    digest of every stem, so that changed slices can be named; `serves` is what then can be done. Without `at_once` a
-    resumed run's config.json is written with the first thing that it writes, not now.
+    digest of every stem, so that changed slices can be named; `serves` is what then can be done.
     Raises InputError for a non-empty folder without resume, for nothing to resume and for a changed entry.
     """
     out = Path(out)
-    file = out / "config.json"
     config = json.loads(json.dumps(config))  # as it will be read back: tuples become lists
+    environments = [environment()]  # of the beginning, then each other one in which the run went on
     if resume:
         refuse_no_run(out)
         hold(out)
         old = read_config(out)
         refuse_changes(out, old, config, may_change, serves)
-    elif file.is_file():
-        raise InputError(f"{out} already exists: go on with --resume, or name another folder with --out")
-    elif not holds_nothing(out):
-        raise InputError(f"{out} already exists and holds no run: name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    hold(out)
-    if not resume and file.is_file():
-        raise InputError(f"{out} already exists: go on with --resume, or name another folder with --out")
-    environments = [environment()]  # of the beginning, then each other one in which the run went on
-    if resume:
         environments = [known for known in old.get("environments", []) if known != environments[0]] + environments
+    else:
+        refuse_begun(out)
+        out.mkdir(parents=True, exist_ok=True)
+        hold(out)
+        refuse_begun(out)  # by somebody else, just now
     run = RunFolder(out)
     run.config = config | {"environments": environments}
-    if at_once or not resume:
+    if not resume:
         run.settle()
     return run
+
+
+def refuse_begun(out: Path) -> None:
+    """Raise InputError where a new run cannot begin."""
+    if (out / "config.json").is_file():
+        raise InputError(f"{out} already exists: go on with --resume, or name another folder with --out")
+    if not holds_nothing(out):
+        raise InputError(f"{out} already exists and holds no run: name another folder with --out")
 
 
 def refuse_no_run(out: Path) -> None:
@@ -218,16 +209,13 @@ def refuse_no_run(out: Path) -> None:
 
 def environment() -> dict:
     """Versions of what the numbers depend on, and the git commit where there is one."""
-    names = ("natural2nanoscale", "torch", "diffusers", "transformers", "numpy", "pillow")
     versions: dict[str, str | None] = {}
-    for package in names:
-        try:
+    for package in ("natural2nanoscale", "torch", "diffusers", "transformers", "numpy", "pillow"):
+        versions[package] = None
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
+    commit = None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        commit = None
     return {"versions": versions, "git_commit": commit, "threads": torch.get_num_threads()}

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+FORMAT = 1  # raised when what an older version makes of a file would be wrong
+
 
 @dataclass(frozen=True)
 class Between:
@@ -33,10 +35,10 @@ DATASET = {
     "classes": CLASSES,
     "intensity_window?": WINDOW,
     "pixel_size_nm?": (None, Between(float, 1e-6, 1e9)),
-    "format?": NATURAL,
     "split?": (None, {"rule?": (None, LINE), "source?": (None, {"part?": LINE, "fingerprint?": HASH})}),
     "digests?": (None, {...: HASH}),
     "learned?": (None, LEARNED),
+    "transductive?": bool,
 }
 GENERATION = DATASET | {"per_mask?": NATURAL, "call?": (None, LINE, str)}
 MANIFEST_ROW = {
@@ -47,6 +49,7 @@ MANIFEST_ROW = {
     "source_digest?": (None, HASH),
     "checkpoint": HASH,
     "sha256?": (None, HASH),
+    "tint?": Between(float, 0.0, 256.0),
 }
 SOURCE_ROW = {"file": PNG, "source?": str, "source_digest?": (None, str)}  # what tells of leaks
 SETTINGS = {
@@ -82,17 +85,31 @@ UNET = {
     "intensity_window": WINDOW,
     "precision?": re.compile("float32|bfloat16"),
     "pixel_size_nm?": (None, Between(float, 1e-6, 1e9)),
-    "format?": NATURAL,
     "trained": {"seed?": NATURAL, "steps?": NATURAL, "best?": ({}, BEST)},
 }
 CURVES = ("loss", "validation_loss", "mask_agreement", "val_loss", "val_miou")
 LOG_ROW = {"step?": NATURAL, "seconds?": float} | {f"{name}?": (None, float) for name in CURVES}
+SCORES = [(None, float)]  # per class
+RESULT_ROW = {  # a U-Net of a study
+    **{name: LINE for name in ("experiment", "condition", "split", "budget", "precision")},
+    **{name: NATURAL for name in ("slices", "size", "redraw", "seed", "val_slices", "steps")},
+    **{name: float for name in ("ratio", "miou", "validation", "seconds")},
+    "unconverged": bool,
+    "curve": [[float]],
+    "iou": SCORES,
+    "synthetic_iou?": SCORES,
+    "confusion": [[NATURAL]],
+    "images": [[[NATURAL]]],
+    "test?": LINE,
+    "pool?": (None, NATURAL),
+}
 SEGMENT_ROW = {"image": str, "file": [NATURAL], "pixels": [NATURAL], "clipped": NATURAL, "sha256?": HASH}
 HASHES = {...: HASH}
 RECOMMENDED = {
     "recommended": {
         "learning_rate?": Between(float, 1e-12, 1.0),
         "crop?": [Between(int, 1, 100_000)],
+        "adapt_learning_rate?": Between(float, 1e-12, 1.0),
         "max_weight?": Between(float, 1.0, 1e6),
         "strength?": Between(float, 0.0, 100.0),
         "start?": Between(float, 0.0, 1.0),
@@ -110,4 +127,18 @@ PART = {  # config.json of a model's part: what would take for ever to build
 }
 DIFFUSERS_UNET = {"in_channels?": (None, int), "cross_attention_dim?": (None, int, [int])}
 SECONDS = {...: float}
+CANDIDATE = {
+    "strength": (None, Between(float, 0.0, 100.0)),
+    "start": (None, Between(float, 0.0, 1.0)),
+    "ratio": Between(float, 0.0, 1e6),
+    "mode": re.compile("joint|pretrain-finetune"),
+}
+CANDIDATE_ROW = CANDIDATE | {"seed": NATURAL, "validation": float}
+CALIBRATION = {
+    "controlnet": HASH,
+    "data": {"train": HASH, "val": HASH},
+    "real": float,  # validation mIoU
+    "chosen": float,
+    "choice": CANDIDATE,
+}
 PILOT = {"trainings": [{"steps": NATURAL, "validation": float, "curve": [[float]]}]}

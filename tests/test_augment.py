@@ -11,7 +11,6 @@ from natural2nanoscale.data.augment import (
     change_contrast,
     change_gamma,
     covering_centers,
-    deform,
     draw_window,
     elastic_offsets,
     lower_resolution,
@@ -118,6 +117,12 @@ def test_elastic_offsets_are_white_noise_under_scipys_gaussian():
 
 
 def test_deformed_slices_keep_their_ids_do_not_fold_and_depend_on_their_seed_alone():
+
+    def deform(images, masks, seeds):
+        centers = torch.tensor([[23.5, 31.5]]).expand(len(images), 2)
+        offsets = elastic_offsets(seeds, (64, 48), 4.8, 0.96)
+        return warp(images, masks, torch.zeros(len(images)), centers, (64, 48), offsets=offsets)
+
     images, masks = slices(3, 64, 48)
     image, mask = deform(images, masks, torch.tensor([5, 6, 7]))
     assert image.shape == images.shape and mask.dtype == masks.dtype

@@ -9,6 +9,8 @@ import tifffile
 from conftest import blobs
 from PIL import Image
 
+from natural2nanoscale.phantom.volume import volume
+
 
 @pytest.fixture
 def stack(tmp_path, monkeypatch):
@@ -32,8 +34,8 @@ def test_what_was_understood(verb, stack, tmp_path):
     chosen = [round(i * 39 / 31) for i in range(32)]
     share = 100 * (masks[chosen] == 1).mean()
     assert f"b {share:.2f} %" in said and f"grey values: {images[chosen].min()} to {images[chosen].max()}" in said
-    assert "warning: 1 slices are blank, such as 'slice_0000'" in said
-    assert ("warning: 1 slices are there more than once" in said) == (13 in chosen)
+    assert "warning: my slices.tif has 1 slices that are blank or unlabelled, as 'slice_0000'" in said
+    assert ("my slices.tif holds 1 images that are copies of others in it" in said) == (13 in chosen)
     assert "verdict: 40 slices can be read" in said and "warning(s) first" in said
     assert (tmp_path / "contact.png").is_file()
     (call,) = re.findall(r"`python -m natural2nanoscale ([^`]+)`", said)
@@ -64,3 +66,15 @@ def test_blank_slices_of_a_data_root_are_named(verb, data_folder):
     Image.fromarray(np.full((32, 64), 9, np.uint8)).save(data_folder / "val" / "images" / "slice_0001.png")
     said = verb("check", data_folder).stdout
     assert "warning: val has 1 slices that are blank or unlabelled, as 'slice_0001'" in said and "verdict" in said
+
+
+def test_slices_that_would_be_in_two_parts_twice(verb, tmp_path):
+    images, masks = volume(30, 64, 96, seed=1)
+    images, masks = np.stack(list(images)), np.stack(list(masks))
+    images[29] = np.roll(images[2], 1, axis=1)  # in the training part, and in the test part shifted by a pixel
+    for name, pixels in (("em", images), ("masks", masks)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="minisblack")
+    places = (tmp_path / "em.tif", "--masks", tmp_path / "masks.tif", "--contact", tmp_path / "sheet.png")
+    said = verb("check", *places).stdout
+    assert "1 pairs of slices in two parts are more alike than neighbours" in said
+    assert "'train/slice_0002' and 'test/slice_0029'" in said

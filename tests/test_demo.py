@@ -27,10 +27,10 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     command = ["demo", "--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "demo", *TOY]
     printed = verb(*command).stdout
     out = tmp_path / "demo"
-    rows = json.loads((out / "results.json").read_text())
+    rows = json.loads((out / "results.json").read_text())["rows"]
     assert len(rows) == 2 * 4 and len({row["condition"] for row in rows}) == 4
     report = (out / "report.md").read_text()
-    assert report in printed and "redraw-1/given-2.png" in report
+    assert report in printed and "redraw-1/given-2/synthetic-adapted-deformed.png" in report
     assert report.splitlines()[2].strip("*") in (out / "report.html").read_text()
     for row in rows:  # each cell of the table is the mean of what the log holds
         pair = [other["miou"] for other in rows if other["condition"] == row["condition"]]
@@ -38,12 +38,17 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
         assert f"| {row['condition']} | {annotated} | {100 * sum(pair) / 2:.1f} ± " in report.replace(" †", "")
     # redraws differ in slices, ControlNet and synthetic slices; no synthetic slice comes from another mask
     drawn = [sorted(p.name for p in (out / f"redraw-{r}/given-2/train/images").iterdir()) for r in (0, 1)]
-    made = [sorted(p.name for p in (out / f"redraw-{r}/given-2/synthetic/images").iterdir()) for r in (0, 1)]
+    folders = [out / f"redraw-{r}/given-2/synthetic-adapted-deformed/images" for r in (0, 1)]
+    made = [sorted(path.name for path in folder.iterdir()) for folder in folders]
     assert all(len(names) == 2 for names in drawn) and all(len(names) == 4 for names in made)
     assert {name[:10] for name in made[0]} == {name[:10] for name in drawn[0]}
     assert not set(drawn[0]) & set(drawn[1])  # two times two of four
-    configs = [json.loads((out / f"redraw-{r}/given-2/controlnet/config.json").read_text()) for r in (0, 1)]
+    configs = [json.loads((out / f"redraw-{r}/given-2/controlnet-adapted/config.json").read_text()) for r in (0, 1)]
     assert [config["settings"]["seed"] for config in configs] == [seed_for(0, "redraw", r) for r in (0, 1)]
+
+    # every file of JSON says its format, but for those of diffusers
+    files = [json.loads(file.read_text()) for file in out.rglob("*.json")]
+    assert len(files) > 10 and all(("_class_name" in data) != (data.get("format") == 1) for data in files)
 
     # a stopped demo goes on: the cell that is missing comes back as it was, the others are left alone
     log = (out / "log.jsonl").read_text().splitlines()
@@ -53,13 +58,19 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     assert again[:-1] == log[:-1] and without_seconds(again) == without_seconds(log)
     # so does one that was killed before the first checkpoint, or while it wrote the slices it drew
     (out / "log.jsonl").write_text("\n".join(log[:4]) + '\n{"redraw": 1, "cond')
-    shutil.rmtree(out / "redraw-1/given-2/controlnet/checkpoints")
+    shutil.rmtree(out / "redraw-1/given-2/controlnet-adapted/checkpoints")
     (out / "redraw-1/given-2/train/dataset.json").unlink()
-    shutil.rmtree(out / "redraw-1/given-2/synthetic")
+    shutil.rmtree(out / "redraw-1/given-2/synthetic-adapted-deformed")
     verb(*command)
     again = (out / "log.jsonl").read_text().splitlines()
     assert again[:4] == log[:4] and without_seconds(again) == without_seconds(log)
-    # and refuses other settings
+    # a line that is none of this study's is refused as it is, and so are other settings
+    for line in ('{"step": 3, "loss": 1.0}', log[0].replace('"miou": ', '"miou": "x", "was": '), '"x"', log[1][:-9]):
+        (out / "log.jsonl").write_text("\n".join([*log[:2], line, *log[2:], ""]))
+        before = [(out / name).read_bytes() for name in ("log.jsonl", "config.json")]
+        error = verb(*command, expect=2).stderr
+        assert "log.jsonl is damaged (line 3: " in error and "remove this line" in error and error.count("\n") == 1
+        assert [(out / name).read_bytes() for name in ("log.jsonl", "config.json")] == before
     assert "was" in verb(*command, "--per-mask", 3, expect=2).stderr
 
 
@@ -103,7 +114,7 @@ def test_differences_are_paired_by_redraw():
         ]
     ]
     groups = [[row for row in rows if row["condition"] == name] for name in ("real + synthetic", "real")]
-    change = compare("", *groups, block=1).change
+    change = compare(*groups)
     # (0.7 - 0.6, 0.6 - 0.4): mean 0.15, sample deviation 0.0707, t(0.975, 1) = 12.706
     assert change.pairs == 2 and change.mean == pytest.approx(0.15)
     assert change.half_width == pytest.approx(12.7062 * 0.0707107 / 2**0.5, rel=1e-4)

@@ -157,7 +157,8 @@ def test_slices_are_drawn_from_boundaries_or_edges(tiny_backbone):
 
     def draw(condition: str, gray: np.ndarray) -> np.ndarray:
         settings = SamplingSettings(steps=2, strength=20.0, condition=condition)
-        return draw_slices(backbone, controlnet, Drawn([mask], [gray], embeds, negative, [5]), palette(3), settings)
+        drawn = Drawn([mask], [gray], embeds, negative, [5])
+        return draw_slices(backbone, controlnet, drawn, palette(3), settings)[0]
 
     plain, bounded, edged = (draw(c, image) for c in ("mask", "mask+boundaries", "mask+edges"))
     assert not np.array_equal(plain, bounded) and not np.array_equal(bounded, edged)

@@ -49,10 +49,10 @@ def test_a_slice_that_is_replaced_while_it_is_segmented_is_segmented_anew(tmp_pa
     call = ("segment", tmp_path / "run", "--images", tmp_path / "images", "--out", tmp_path / "out")
     plain = segment.segment_slice
 
-    def replacing(models, grey, settings, stem):
-        if stem == "s1":
+    def replacing(models, grey, settings, page):
+        if page.stem == "s1":
             save_png(tmp_path / "images/s1.png", slices(4)[3])
-        return plain(models, grey, settings, stem)
+        return plain(models, grey, settings, page)
 
     with monkeypatch.context() as patch:
         patch.setattr(segment, "segment_slice", replacing)

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from natural2nanoscale import files
+from natural2nanoscale.checkpoints import State
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import (
     append_lines,
@@ -38,7 +40,7 @@ def test_file_that_exists_is_whole(tmp_path):
     with pytest.raises(KeyboardInterrupt), new_file(file) as unfinished:
         unfinished.write_text("half")
         raise KeyboardInterrupt
-    assert json.loads(file.read_text()) == {"a": 1} and names(tmp_path) == ["a.json"]
+    assert json.loads(file.read_text()) == {"format": 1, "a": 1} and names(tmp_path) == ["a.json"]
     lines = tmp_path / "log.jsonl"
     append_lines(lines, [{"step": 1}, {"step": 2}])
     with lines.open("a") as log:
@@ -107,7 +109,7 @@ def test_full_disk_names_the_path_and_the_room_it_needs(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(InputError, match="step-000005 needs 4.0 kB and has"):
-        RunFolder(tmp_path).save_checkpoint(5, {"a": torch.zeros(1000)}, {}, fill)
+        RunFolder(tmp_path).save(State(SimpleNamespace(step=5), a=torch.zeros(1000)), fill)
     assert names(tmp_path / "checkpoints") == []
     with pytest.raises(OSError, match="Permission"), new_file(tmp_path / "d"):  # any other error stays what it is
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -135,5 +137,6 @@ def test_files_are_synced_as_windows_wants_it(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "open", windows_open)
     monkeypatch.setattr(files.os, "fsync", windows_fsync)
     run = RunFolder(tmp_path)
-    run.save_checkpoint(5, {"a": torch.ones(2)}, {"b": 1}, lambda folder: (folder / "model").write_text("m"))
+    state = State(SimpleNamespace(step=5, b=1), a=torch.ones(2))
+    run.save(state, lambda folder: (folder / "model").write_text("m"))
     assert run.load_checkpoint().state == {"b": 1} and len(synced) == 4  # state twice, model, manifest

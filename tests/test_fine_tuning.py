@@ -397,7 +397,7 @@ def test_off_the_grid_equals_the_mirrored_mask(tiny_backbone):
     embeds, negative = encode_prompts(backbone, ["a"]), encode_prompts(backbone, [""])
     colors, settings = ((0, 0, 0), (0, 255, 0), (255, 0, 0)), SamplingSettings(steps=2)
     cut, full = (
-        draw_slices(backbone, controlnet, Drawn([ids], [ids], embeds, negative, [5]), colors, settings)
+        draw_slices(backbone, controlnet, Drawn([ids], [ids], embeds, negative, [5]), colors, settings)[0]
         for ids in (mask, whole)
     )
     assert backbone.grid == 4 and full.shape == (1, 32, 52) and cut.shape == (1, 29, 51)

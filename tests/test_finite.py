@@ -1,6 +1,7 @@
 """Numbers that went bad: steps that are not made, weights that are neither saved nor loaded, pictures never written."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,13 +86,15 @@ def test_a_unet_that_diverges_never_saves_nan_and_stops_with_a_remedy(script, da
 
 def test_what_is_not_finite_is_not_saved_and_the_checkpoint_before_stands(tmp_path):
     run = RunFolder(tmp_path)
-    run.save_checkpoint(1, {"a": torch.ones(2)}, {})
+
+    def state(step: int, value: float) -> State:
+        return State(SimpleNamespace(step=step), a=torch.tensor([1.0, value]))
+
+    run.save(state(1, 1.0))
     with pytest.raises(InputError, match="a in state.safetensors is not finite.*step-000001 stands.*--lr"):
-        run.save_checkpoint(2, {"a": torch.tensor([1.0, NAN])}, {})
+        run.save(state(2, NAN))
     with pytest.raises(InputError, match="is not finite"):
-        run.save_checkpoint(
-            2, {"a": torch.ones(2)}, {}, lambda f: save_file({"w": torch.tensor(NAN)}, f / "m.safetensors")
-        )
+        run.save(state(2, 1.0), lambda f: save_file({"w": torch.tensor(NAN)}, f / "m.safetensors"))
     assert run.load_checkpoint().step == 1 and len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 

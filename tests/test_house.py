@@ -107,6 +107,7 @@ def test_below_the_front_doors_nobody_sees_arguments():
                 ["evaluate"],
                 ["segment"],
                 ["convert"],
+                ["calibrate"],
             )
         ),
     ],
@@ -164,6 +165,8 @@ def test_wrong_path_is_one_sentence_and_exit_code_2(script, tmp_path):
 
 def test_out_of_memory_names_only_what_the_command_has(monkeypatch, script, verb, tmp_path):
     import torch
+
+    import natural2nanoscale.study.trial  # noqa: F401  which keeps what it imports: the true one
 
     def exhausted(name: str) -> None:
         raise torch.OutOfMemoryError("no room")

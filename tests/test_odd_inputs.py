@@ -236,6 +236,16 @@ def mrc_of_imod(path):
 
 
 @case
+def mrc_that_does_not_say_that_rows_begin_below(path):
+    """Masks drawn upright, as PNG, stay as they are; those in MRC are turned over too."""
+    plain(path, images=False)
+    names(path, "slice_{:04d}")
+    with mrcfile.new(path / "em.mrc") as mrc:
+        mrc.set_data(np.ascontiguousarray(IMAGES[:, ::-1]).astype("u2"))
+    return Odd("em.mrc", flags=("--window=0,255", "--flip-y"), note="turned over by --flip-y")
+
+
+@case
 def hdf5_of_several_arrays(path):
     with h5py.File(path / "a.h5", "w") as file:
         file["labels"], file["raw"] = MASKS, IMAGES

@@ -157,6 +157,10 @@ def test_mrc(tmp_path, mode):
         open_source(tmp_path / "short.mrc", ReadOptions())
     raw[152:160] = struct.pack("<ii", 1146047817, 0)  # IMOD's stamp: bytes unsigned, rows from below
     (tmp_path / "b.mrc").write_bytes(raw)
+    with pytest.raises(InputError, match="leave out --flip-y"):
+        open_source(tmp_path / "b.mrc", ReadOptions(flip_y=True))
+    turned, source = read_all(tmp_path / "a.mrc", flip_y=True)
+    assert np.array_equal(turned, data[:, ::-1]) and "turned over by --flip-y" in source.notes[0]
     stored = data.view("u1") if mode == "i1" else data
     assert np.array_equal(read_all(tmp_path / "b.mrc")[0], stored[:, ::-1])
     raw[156] = 1  # bytes are signed

@@ -173,7 +173,7 @@ def test_entry_is_the_same_at_every_visit_and_its_copy_is_what_that_epoch_draws(
 
 def test_window_of_an_entry_is_drawn_anew_and_keeps_its_flip():
     enlarged = pool(1, enlarge_to=9)
-    enlarged.images[SHAPE] = torch.arange(20, dtype=torch.uint8).view(1, 20, 1).expand(1, *SHAPE).contiguous()
+    enlarged.tensors[0][0] = torch.arange(20, dtype=torch.uint8).view(1, 20, 1).expand(1, *SHAPE).contiguous()
     settings = Settings(augment="flips", crop=(8, 8))
     downward = set()
     for entry in range(1, 9):

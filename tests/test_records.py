@@ -1,15 +1,22 @@
 """The one reader of JSON from disk: schemas, limits, links, and what is no regular file."""
 
+import hashlib
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from natural2nanoscale import records, schemas
+from natural2nanoscale.checkpoints import State
+from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import open_pairs, read_info
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.records import inside, parse, read_config, read_json, read_lines
+from natural2nanoscale.runs import open_run
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, save_unet
 
 
 @pytest.mark.parametrize(
@@ -18,7 +25,7 @@ from natural2nanoscale.records import inside, parse, read_config, read_json, rea
         ("[" * 2000 + "]" * 2000, list, "nested too deeply"),
         ("[" * 40 + "]" * 40, list, "nested too deeply"),
         (b'{"a": "\xff"}', dict, "utf-8"),
-        ("1" * 4300, int, "4300 digits"),
+        ("1" * 4300, int, "too large"),
         ("1e999", float, "too large"),
         ("NaN", float, "no number"),
         ('"\\ud800"', str, "surrogates"),
@@ -74,8 +81,44 @@ def test_damaged_lines_are_left_out_and_told_of_or_refused(tmp_path, capsys):
     file.write_bytes(b'{"step": 1}\n{"step": "2"}\n"row"\n\xff\n{"step": 3}\n{"step": 4')
     assert read_lines(file) == [{"step": 1}, {"step": 3}]
     assert "3 damaged line(s) are left out (line 2: step is" in capsys.readouterr().out
-    with pytest.raises(InputError, match="line 2"):
-        read_lines(file, strict=True)
+    with pytest.raises(InputError, match="line 2.*: remove it"):
+        read_lines(file, remedy="remove it")
+
+
+@pytest.mark.parametrize("number", [schemas.FORMAT + 1, 10**6])
+def test_a_later_format_is_refused_in_one_sentence(tmp_path, data_folder, number):
+    later = f"is of format {number}, this version of natural2nanoscale reads up to {schemas.FORMAT}: update it"
+
+    def refused(file, read) -> None:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"format": number}))
+        with pytest.raises(InputError) as error:
+            read()
+        assert str(error.value) == f"{file} {later}"
+
+    refused(data_folder / "train" / "dataset.json", lambda: read_info(data_folder / "train"))
+    run = open_run(tmp_path / "run", {"kind": "unet"}, resume=False)
+    for name in ("manifest.json", "state.json"):  # no damage: nothing before it is taken instead
+        for step in (1, 2):
+            checkpoint = run.save(State(SimpleNamespace(step=step), a=torch.ones(1)))
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        state = checkpoint / "state.json"
+        if name == "state.json":
+            changed = json.dumps(json.loads(state.read_text()) | {"format": number})
+            manifest["state.json"] = hashlib.sha256(changed.encode()).hexdigest()
+            (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        refused(checkpoint / name, run.load_checkpoint)
+    refused(run.path / "config.json", lambda: read_config(run.path))
+
+
+def test_every_file_of_json_says_its_format(data_folder, tmp_path):
+    """And none that was read has it among what it says."""
+    run = open_run(tmp_path / "run", {"kind": "unet"}, resume=False)
+    run.save(State(SimpleNamespace(step=1), a=torch.ones(1)))
+    save_unet(tmp_path / "best", UNet(2, 4, 2), UNetInfo(4, 2, Classes.named("a", "b")))
+    files = [*tmp_path.rglob("*.json"), *data_folder.rglob("*.json")]
+    assert {file.name for file in files} == {"config.json", "state.json", "manifest.json", "dataset.json"}
+    assert all(json.loads(file.read_text())["format"] == schemas.FORMAT for file in files)
+    assert "format" not in read_config(run.path) and run.load_checkpoint().state == {}
 
 
 @pytest.mark.parametrize(

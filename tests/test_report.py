@@ -9,9 +9,10 @@ import subprocess
 import numpy as np
 import pytest
 
-from natural2nanoscale.charts import bottom_axis, curves, dot_plot, interval_plot, ticks
+from natural2nanoscale.charts import bottom_axis, curves, interval_plot, ticks
 from natural2nanoscale.files import save_png
 from natural2nanoscale.study.report import POLICY, Figure, Pictures, Report, Table, write_report
+from natural2nanoscale.text import markdown_text
 
 NAMES = ("real + synthetic + rotation − real + rotation", "synthetic − real")
 
@@ -20,8 +21,8 @@ NAMES = ("real + synthetic + rotation − real + rotation", "synthetic − real"
 def report(tmp_path):
     """One part of every kind, a wide table and a picture wider than a telephone among them."""
     save_png(tmp_path / "sheet.png", np.tile(np.arange(256, dtype=np.uint8), (40, 3)))
-    rows = [[name, "77.7 ± 4.8", "-6.8 to +1.3", *["98.1 ± 0.5"] * 7] for name in NAMES] + [
-        ["a < b", "1.0", "–", *"1234567"]
+    rows = [[name, "77.7 ± 4.8", "-6.8 to +1.3", "30 % (-2 to 45 %)", *["98.1 ± 0.5"] * 6] for name in NAMES] + [
+        ["a < b", "1.0", "–", "12 %", *"234567"]
     ]
     grown = [("copies", [(64, 80.0, 1.0), (288, 85.0, None)]), ("mixed", [(64, 78.0, 2.0), (288, 84.0, 1.5)])]
     return Report(
@@ -30,11 +31,10 @@ def report(tmp_path):
         [
             Table(
                 "Training sets",
-                ["training set", "mIoU", "interval", *(f"class {i}" for i in range(7))],
+                ["training set", "mIoU", "interval", "share", *(f"class {i}" for i in range(6))],
                 rows,
                 "A note.",
             ),
-            Figure("Repetitions", dot_plot([(name, [70.5, 80.2]) for name in NAMES], "mIoU")),
             Figure("Differences", interval_plot([(NAMES[0], -2.7, [(-6.8, 1.3), None])], "difference")),
             Figure("Sizes", curves(grown, "slices", "mIoU", ("real", 74.6), logarithmic=True)),
             Pictures("Slices", [("real, mask, synthetic", tmp_path / "sheet.png")]),
@@ -56,9 +56,19 @@ def test_tables_are_the_same_everywhere(report, tmp_path):
         "+1.3",
     ]
     assert table[2]["mIoU"] == "1.0" and table[2]["mIoU ±"] == ""
+    shares = [[row[key] for key in ("share", "share low", "share high")] for row in table]
+    assert shares == [["30", "-2", "45"], ["30", "-2", "45"], ["12", "", ""]]
     page = (tmp_path / "report.html").read_text()
     assert '77.7 <span class="off">± 4.8</span>' in page and "a &lt; b" in page
     assert "http" not in page.replace("http-equiv", "") and "<script" not in page and "default-src 'none'" in page
+
+
+def test_names_of_classes_are_shown_as_they_are(tmp_path):
+    hostile = "<b>a</b> | [b](c) ~d~ $e$"
+    table = Table(hostile, ["training set", hostile], [["real", hostile]], hostile)
+    text = write_report(tmp_path, Report(hostile, hostile, [table], [("Settings", hostile)]))
+    assert text.count(markdown_text(hostile)) == 7 and hostile not in text and "<b>" not in text
+    assert "<b>" not in (tmp_path / "report.html").read_text()
 
 
 def test_charts_put_values_where_they_belong():

@@ -26,8 +26,8 @@ def run(script, data_folder, tiny_backbone, tmp_path):
 
 
 def rehash(checkpoint):
-    hashes = json.loads((checkpoint / "manifest.json").read_text())
-    (checkpoint / "manifest.json").write_text(json.dumps({name: sha256(checkpoint / name) for name in hashes}))
+    names = json.loads((checkpoint / "manifest.json").read_text()).keys() - {"format"}
+    (checkpoint / "manifest.json").write_text(json.dumps({name: sha256(checkpoint / name) for name in names}))
 
 
 def contents(folder):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from natural2nanoscale import runs, signals
-from natural2nanoscale.checkpoints import State, load_optimizer_tensors, optimizer_tensors
+from natural2nanoscale.checkpoints import Checkpoint, State
 from natural2nanoscale.device import select_device
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.guard import main_guard
@@ -30,13 +30,8 @@ def test_seeds_are_functions_of_their_parts():
 
 
 def save(run: RunFolder, step: int, value: float, **options) -> None:
-    run.save_checkpoint(
-        step,
-        {"weights": torch.full((3,), value)},
-        {"value": value},
-        lambda f: (f / "model.txt").write_text("m"),
-        **options,
-    )
+    state = State(SimpleNamespace(step=step, value=value), weights=torch.full((3,), value))
+    run.save(state, lambda f: (f / "model.txt").write_text("m"), **options)
 
 
 def test_checkpoints_round_trip_and_rotate(tmp_path):
@@ -61,7 +56,7 @@ def test_interrupted_save_leaves_the_older_checkpoint(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.save_checkpoint(10, {"weights": torch.zeros(1)}, {}, dies)
+        run.save(State(SimpleNamespace(step=10), weights=torch.zeros(1)), dies)
     assert RunFolder(tmp_path).load_checkpoint().step == 5
 
 
@@ -93,11 +88,11 @@ def test_resume_refuses_what_has_changed(tmp_path, monkeypatch):
         open_run(out, CONFIG, resume=False)
     longer = CONFIG | {"settings": {"lr": 0.1, "epochs": 9}}
     with pytest.raises(InputError, match="epochs was 3 and is now 9"):
-        open_run(out, longer, resume=True)
-    open_run(out, longer, resume=True, may_change=("epochs",))
+        open_run(out, longer, resume=True).settle()
+    open_run(out, longer, resume=True, may_change=("epochs",)).settle()
     assert len(json.loads((out / "config.json").read_text())["environments"]) == 1  # the same one
     monkeypatch.setattr(runs, "environment", lambda: {"versions": {"torch": "9.9"}})
-    open_run(out, longer, resume=True)
+    open_run(out, longer, resume=True).settle()
     environments = json.loads((out / "config.json").read_text())["environments"]
     assert len(environments) == 2 and environments[1]["versions"]["torch"] == "9.9"
     (tmp_path / "other").mkdir()
@@ -142,7 +137,7 @@ def test_log_forgets_later_steps_and_survives_a_torn_line(tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_optimizer_goes_on_as_if_it_had_never_stopped():
+def test_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path):
     def steps(parameter, optimizer, count, seed):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(count):
@@ -156,12 +151,13 @@ def test_optimizer_goes_on_as_if_it_had_never_stopped():
     whole, optimizer = start()
     steps(whole, optimizer, 3, seed=1)
     weights = whole.detach().clone()
-    on_disk = {name: value.contiguous().clone() for name, value in optimizer_tensors(optimizer).items()}
+    saved = State(None, optimizer=optimizer).tensors()
+    on_disk = {name: value.contiguous().clone() for name, value in saved.items()}
     steps(whole, optimizer, 2, seed=2)
     parts, optimizer = start()
     with torch.no_grad():
         parts.copy_(weights)
-    load_optimizer_tensors(optimizer, on_disk)
+    State(SimpleNamespace(step=0), optimizer=optimizer).restore(Checkpoint(3, on_disk, {}, tmp_path))
     steps(parts, optimizer, 2, seed=2)
     assert torch.equal(whole, parts)
 
@@ -199,6 +195,28 @@ def test_another_signal_interrupts_and_an_ignored_one_stays_ignored():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_while_saving_leaves_at_once_and_the_older_checkpoint_stands(tmp_path, capsys):
+    run = RunFolder(tmp_path)
+    save(run, 5, 5.0)
+
+    def saving(folder):
+        (folder / "half").write_text("...")
+        os.kill(os.getpid(), signal.SIGTERM)  # asks; the save goes on
+        (folder / "more").write_text("...")
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the save went on")
+
+    def training(_):
+        with StopSignal():
+            run.save(State(SimpleNamespace(step=10), weights=torch.zeros(1)), saving)
+
+    with pytest.raises(SystemExit) as left:
+        main_guard(dict, training)
+    assert left.value.code == 128 + signal.SIGINT and "at once, with what was last saved" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+    assert RunFolder(tmp_path).load_checkpoint().step == 5
 
 
 def test_registered_state_comes_back_into_the_same_tensors(tmp_path):

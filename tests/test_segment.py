@@ -14,7 +14,7 @@ from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.data.folders import DatasetInfo, write_pairs
 from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.segmentation import segment
-from natural2nanoscale.segmentation.inference import predict_mask, tile_spans
+from natural2nanoscale.segmentation.inference import predict_mask, tile_weights
 from natural2nanoscale.segmentation.unet import UNet, UNetInfo, move_to, save_unet
 
 CLASSES = Classes.named("background", "cytoplasm", "nucleus")
@@ -38,13 +38,14 @@ def slices(count, dtype=np.uint8, top=256):
 
 
 @pytest.mark.parametrize("length", [1, 100, 101, 160, 161, 333, 1000])
-def test_tiles_answer_for_every_pixel_once_and_look_beyond_it(length):
-    spans = tile_spans(length, tile=100, margin=20)
-    assert [pixel for *_, first, last in spans for pixel in range(first, last)] == list(range(length))
-    for start, stop, first, last in spans:
-        assert 0 <= start and stop <= length and stop - start == min(length, 100)
-        assert first == 0 or first - start >= 20
-        assert last == length or stop - last >= 20
+def test_tiles_overlap_and_nothing_near_their_edges_counts(length):
+    tiles = tile_weights(length, tile=100, margin=20)
+    for start, stop, weight in tiles:
+        assert 0 <= start and stop <= length and stop - start == len(weight) == min(length, 100)
+        assert start == 0 or not weight[:10].any()
+        assert stop == length or not weight[-10:].any()
+    assert all(left[1] - right[0] >= 40 for left, right in zip(tiles, tiles[1:], strict=False))
+    assert tiles[0][0] == 0 and tiles[-1][1] == length
 
 
 def test_tiles_give_what_the_whole_gives_where_pixels_are_judged_by_their_surroundings():

@@ -15,7 +15,7 @@ from test_segment import CLASSES, make_run, slices
 from natural2nanoscale.data.encoders import encode_gray
 from natural2nanoscale.data.readers.base import ReadOptions
 from natural2nanoscale.data.readers.opening import open_source
-from natural2nanoscale.segmentation.inference import predict_bands, predict_mask, tile_spans, tile_weights
+from natural2nanoscale.segmentation.inference import predict_bands, predict_mask, tile_weights
 from natural2nanoscale.segmentation.unet import UNet, UNetInfo, save_unet
 
 TILE, MARGIN = 96, 12
@@ -59,11 +59,10 @@ def test_weights_of_tiles_add_up(length):
 def test_tiles_disagree_with_the_whole_slice_no_more_where_they_meet():
     """Near the tiles' edges and in the middle of their overlap, where answers are cut from one another or blended: at
     most 1.5 times as many pixels as elsewhere, and the error has no step."""
-    spans, near, seams = tile_spans(320, TILE, MARGIN), torch.zeros(320, dtype=bool), set()
-    for place in {place for span in spans for place in span} - {0, 320}:
+    spans, near = [(start, stop) for start, stop, _ in tile_weights(320, TILE, MARGIN)], torch.zeros(320, dtype=bool)
+    seams = {(stop + start) // 2 for (_, stop), (start, _) in zip(spans, spans[1:], strict=False)}
+    for place in ({place for span in spans for place in span} | seams) - {0, 320}:
         near[place - 6 : place + 6] = True
-    for *_, last in spans[:-1]:
-        seams.add(last)
     border, wrong, steps = near[:, None] | near, [], []
     for seed in range(3):
         torch.manual_seed(seed)

@@ -7,9 +7,8 @@ import pytest
 from em_source import THIRDS, Source, fill, stack
 
 from natural2nanoscale.data.prepare.convert import tile_corners
+from natural2nanoscale.data.prepare.settings import TEST, VAL
 from natural2nanoscale.data.prepare.splits import (
-    TEST,
-    VAL,
     default_gap,
     part_counts,
     split_blocks,

@@ -7,17 +7,16 @@ from scipy import stats
 
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.segmentation.metrics import miou
-from natural2nanoscale.study.comparisons import compare, scope, shared_slices
+from natural2nanoscale.study.comparisons import compare, over_test_slices, scope, shared_slices
 from natural2nanoscale.study.conditions import ALL
-from natural2nanoscale.study.statistics import block_bootstrap, paired_difference, t_distribution, t_quantile
+from natural2nanoscale.study.statistics import block_bootstrap, paired_difference, t_quantile
 from natural2nanoscale.study.training_sets import draw_train
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 29, 60])
 def test_student_t_equals_scipy(freedom):
-    assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-7)
-    for t in (0.0, 0.3, 2.0, 11.0):
-        assert t_distribution(t, freedom) == pytest.approx(stats.t.cdf(t, freedom), abs=1e-12)
+    for probability in (0.6, 0.9, 0.975, 0.999):
+        assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-7)
 
 
 def test_paired_interval_equals_scipy():
@@ -25,14 +24,13 @@ def test_paired_interval_equals_scipy():
     a, b = rng.normal(0.8, 0.02, 5), rng.normal(0.75, 0.02, 5)
     ours = paired_difference(a, b)
     low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert ours.mean - ours.half_width == pytest.approx(low)
-    assert ours.mean + ours.half_width == pytest.approx(high)
-    assert ours.reaches_zero == (low <= 0)
+    assert ours.interval == pytest.approx((low, high)) and ours.over_redraws == ours.interval
+    assert paired_difference(a, b, unit="seed").over_redraws is None  # U-Nets on one draw say nothing of slices
 
 
 def test_one_pair_has_no_interval():
     ours = paired_difference([0.8], [0.7])
-    assert ours.half_width is None and ours.reaches_zero
+    assert ours.half_width is None and ours.interval is None
 
 
 def hits_of(found: list[int], size: int = 10) -> np.ndarray:
@@ -100,7 +98,7 @@ def test_fewer_than_ten_blocks_of_test_slices_give_no_interval(slices, redraws, 
     """Of blocks of four; where every redraw has a test set of its own, their blocks count together."""
     images = np.tile(np.eye(2), (slices, 1, 1)).tolist()
     rows = [{"redraw": redraw, "seed": 0, "miou": 0.5, "images": images} for redraw in range(redraws)]
-    assert (compare("", rows, rows, block=4).over_blocks is not None) == told
+    assert (over_test_slices(rows, rows, block=4) is not None) == told
 
 
 def test_the_interval_over_redraws_covers_what_it_says():
@@ -125,11 +123,10 @@ def redraws_of(count: int, slices: int, pool: int | None, split: str = "given") 
 def test_redraws_that_share_slices_are_told_and_widened():
     with_it = [row | {"miou": 0.5 + 0.01 * row["redraw"]} for row in redraws_of(3, 4, 8)]
     widths = [
-        compare("", [row | {"pool": pool} for row in with_it], redraws_of(3, 4, pool), 1).change.half_width
-        for pool in (None, 12, 8)
+        compare([row | {"pool": pool} for row in with_it], redraws_of(3, 4, pool)).half_width for pool in (None, 12, 8)
     ]
     assert widths[0] == widths[1] and widths[2] / widths[0] == pytest.approx(2)  # 1/3 becomes 1/3 + 0.5 / 0.5
-    one_sided = compare("", redraws_of(3, 8, 8), [row | {"slices": 4} for row in with_it], 1).change.half_width
+    one_sided = compare(redraws_of(3, 8, 8), [row | {"slices": 4} for row in with_it]).half_width
     assert one_sided / widths[0] == pytest.approx(2)  # the control takes all, what it is compared with is drawn
     assert shared_slices(redraws_of(3, 4, 11)) == 4 / 11 and shared_slices(redraws_of(3, 4, 4)) == 0
     assert shared_slices(redraws_of(3, 4, 40, "random")) == 0.1  # dealt anew each time: never disjoint

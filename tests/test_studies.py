@@ -56,9 +56,10 @@ def test_unlabelled_slices_are_the_undrawn_ones_and_their_masks_stay_hidden(data
     monkeypatch.setattr(trial.PairFolder, "mask", None)  # nobody looks: write_pairs' own check comes after
     monkeypatch.setattr(trial, "open_trial", lambda _: {"pool": pool, "train": SimpleNamespace(stems=drawn)})
     monkeypatch.setattr(trial, "write_pairs", lambda out, info, items: labelled.extend(items) or monkeypatch.undo())
+    monkeypatch.setattr(trial, "teacher_of", lambda *_: Threshold())
     labelled = []
     with pytest.raises(Exception, match="dataset.json"):  # nothing was written
-        trial.label_pool(one, 0, CPU, Threshold())
+        trial.label_pool(one, 0, CPU)
     assert sorted(stem for stem, _, _ in labelled) == sorted(set(pool.stems) - set(drawn))
     assert all((mask == (image > 127)).all() for _, image, mask in labelled)
 
@@ -116,7 +117,7 @@ def test_results_do_not_depend_on_jobs_nor_on_kills(tiny_backbone, tmp_path):
         return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def results(out):
-        rows = json.loads((tmp_path / out / "results.json").read_text())
+        rows = json.loads((tmp_path / out / "results.json").read_text())["rows"]
         return [row | {"seconds": None} for row in rows]
 
     alone = start("one", 1)

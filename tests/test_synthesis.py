@@ -1,7 +1,10 @@
 """Folders of synthetic slices: samplers, shards, and pictures that are written beside the drawing."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import torch
 from backbones import disturbed
 
 from natural2nanoscale.data.folders import open_pairs, read_generation
-from natural2nanoscale.diffusion import synthesis
+from natural2nanoscale.diffusion import drawing, synthesis
 from natural2nanoscale.diffusion.backbone import load_backbone
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import finish, synthesize
@@ -90,6 +93,24 @@ def test_two_shards_may_both_find_the_folder_complete(draw, tmp_path, monkeypatc
     assert len(rows_of(tmp_path / "out/manifest.jsonl")) == 4
 
 
+def test_calls_that_would_draw_the_same_slices_exclude_one_another(draw, tmp_path):
+    out, one, second = tmp_path / "out", Request([], None).lock, Request([], None, shard=(2, 2)).lock
+    out.mkdir()
+    code = "import sys; from pathlib import Path; from natural2nanoscale.locks import hold\n"
+    code += "hold(Path(sys.argv[1]), Path(sys.argv[1], sys.argv[2])); print('held', flush=True); sys.stdin.read()"
+    for held in (one, second):
+        words = [sys.executable, "-c", code, str(out), held]
+        with subprocess.Popen(words, stdin=PIPE, stdout=PIPE) as other:
+            assert other.stdout.readline() == b"held\n"
+            for shard in ((1, 1), (2, 2)):
+                with pytest.raises(InputError, match="another command is writing"):
+                    draw(out, shard=shard)
+            if held == second:  # two different ones share the folder
+                assert draw(out, shard=(1, 2)) == 2
+            other.stdin.close()
+    assert draw(out) == 2 and not list(out.glob(".*lock"))
+
+
 def test_shards_by_the_script(script, data_folder, tiny_backbone, tmp_path):
     script(
         "train_controlnet.py", "--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "run",
@@ -123,10 +144,10 @@ def test_shards_by_the_script(script, data_folder, tiny_backbone, tmp_path):
 def test_slices_without_a_picture_are_never_written(draw, tmp_path, monkeypatch, value, reason):
     drawn = synthesis.draw_slices
 
-    def blank_second(*arguments: object) -> np.ndarray:
-        slices = drawn(*arguments)
+    def blank_second(*arguments: object) -> tuple[np.ndarray, np.ndarray]:
+        slices, tints = drawn(*arguments)
         slices[-1] = value
-        return slices
+        return slices, tints
 
     monkeypatch.setattr(synthesis, "draw_slices", blank_second)
     with pytest.raises(InputError, match=reason):
@@ -135,7 +156,7 @@ def test_slices_without_a_picture_are_never_written(draw, tmp_path, monkeypatch,
 
 
 def test_slices_that_are_not_finite_are_never_written(draw, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesis, "sample", lambda *inputs: torch.full((4, 3, 32, 64), float("nan")))
+    monkeypatch.setattr(drawing, "sample", lambda *inputs: torch.full((4, 3, 32, 64), float("nan")))
     with pytest.raises(InputError, match="not finite"):
         draw(tmp_path / "out")
     assert not list((tmp_path / "out/images").iterdir()) and not (tmp_path / "out/dataset.json").exists()
@@ -171,7 +192,7 @@ def test_another_sampler_draws_other_pictures_of_the_same_noise(draw, tmp_path):
         folders[sampler] = open_pairs(tmp_path / sampler)
     images = {name: folder.image(folder.stems[0]).astype(int) for name, folder in folders.items()}
     assert (images["ddim"] != images["dpm++"]).any() and (images["dpm++"] != images["unipc"]).any()
-    other = {"sampler": "", "sha256": ""}
+    other = {"sampler": "", "sha256": "", "tint": 0}
     rows = [[row | other for row in rows_of(tmp_path / name / "manifest.jsonl")] for name in folders]
     assert rows[0] == rows[1] == rows[2]
 

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 
 from natural2nanoscale import device as measure
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.diffusion import memory, progress, synthesis, training, validation
+from natural2nanoscale.diffusion import drawing, memory, progress, training, validation
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone, weights_hash
 from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.controlnet import (
-    decoder_state,
     denoising_loss,
     make_controlnet,
+    part_state,
     predict_noise,
-    unlock_decoder,
+    unlock,
 )
 from natural2nanoscale.diffusion.memory import moved, plan
 from natural2nanoscale.diffusion.saving import load_trained
@@ -88,10 +88,10 @@ def test_epochs_count_what_is_accumulated():
     assert [settings.total_steps(slices) for slices in (6, 7, 2)] == [10, 20, 10]
 
 
-@pytest.mark.parametrize("unlock", [0.0, 0.1])
-def test_gradient_checkpointing_gives_the_same_gradients(tune, unlock):
-    plain = gradients(tune("plain", unlock_decoder=unlock))
-    again = gradients(tune("again", unlock_decoder=unlock, gradient_checkpointing=True))
+@pytest.mark.parametrize("unlocked", [0.0, 0.1])
+def test_gradient_checkpointing_gives_the_same_gradients(tune, unlocked):
+    plain = gradients(tune("plain", unlock_decoder=unlocked))
+    again = gradients(tune("again", unlock_decoder=unlocked, gradient_checkpointing=True))
     assert plain.norm() > 0 and torch.allclose(plain, again, rtol=1e-5, atol=1e-8)
 
 
@@ -221,7 +221,7 @@ def test_out_of_memory_names_what_helps(script, data_folder, tiny_backbone, tmp_
         script(*common, tmp_path / "three")
     error = script("train_controlnet.py", "--max-steps", 2, "--resume", "--out", tmp_path / "three", expect=2).stderr
     assert "go on with --resume --gradient-checkpointing, or start again" in error
-    monkeypatch.setattr(synthesis, "sample", full)
+    monkeypatch.setattr(drawing, "sample", full)
     make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path / "three", "--steps", 5)
     error = script(*make, expect=2).stderr
     assert "out of memory" in error and "--batch-size 1" in error and "prepare --size" in error
@@ -238,7 +238,7 @@ def test_decoder_learns_beside_the_frozen_backbone(tune, backbone):
     # Adam's first step is as long as the learning rate, here a tenth of 1e-3
     _, trained = load_trained(run.path, backbone)
     moves = {n: (v - original[n]).abs().max().item() for n, v in trained.unet.state_dict().items()}
-    decoder = decoder_state(backbone.unet).keys()
+    decoder = part_state(backbone.unet, "decoder").keys()
     assert max(moves[name] for name in decoder) == pytest.approx(1e-4, rel=1e-2)
     assert moves["conv_out.weight"] > 0 and all(moves[name] == 0 for name in moves.keys() - decoder)
     assert trained.fingerprint == backbone.fingerprint
@@ -259,14 +259,14 @@ def test_unlocked_run_resumes_exactly_and_generates(script, data_folder, tiny_ba
     assert len(open_pairs(tmp_path / "slices").stems) == 4
 
 
-@pytest.mark.parametrize("unlock", [False, True])
-def test_bfloat16_comes_close_to_float32(tiny_backbone, unlock):
+@pytest.mark.parametrize("unlocked", [False, True])
+def test_bfloat16_comes_close_to_float32(tiny_backbone, unlocked):
     answers = []
     for dtype in (torch.float32, torch.bfloat16):
         backbone = load_backbone(str(tiny_backbone), CPU, dtype)
         controlnet = disturbed(backbone)  # whose answer counts
-        if unlock:
-            backbone = unlock_decoder(backbone)
+        if unlocked:
+            backbone = unlock(backbone, "decoder")
             assert {p.dtype for p in backbone.unet.parameters() if p.requires_grad} == {torch.float32}
         assert backbone.unet.conv_in.weight.dtype == dtype
         latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))

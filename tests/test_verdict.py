@@ -1,13 +1,32 @@
 """What a study says of recorded scores: benefit, harm, no head-room, one draw, no larger pool, free company."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from natural2nanoscale.study.conditions import ALL, ELASTIC, REAL, ROTATED_MIX, ROTATION, SYNTHETIC
+from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.study import comparisons
+from natural2nanoscale.study.comparisons import compare, find_control, share_of
+from natural2nanoscale.study.conditions import (
+    ALL,
+    ELASTIC,
+    REAL,
+    ROTATED_MIX,
+    ROTATION,
+    SELF,
+    SYNTHETIC,
+    Condition,
+    Contrast,
+)
 from natural2nanoscale.study.presets import PRESETS
 from natural2nanoscale.study.statistics import ratio_interval
-from natural2nanoscale.study.verdict import find_control, headroom_table, share_of, study_verdict
+from natural2nanoscale.study.summary import study_report
+from natural2nanoscale.study.verdict import headroom_table, study_verdict
 
 WORTH = replace(PRESETS["worth"], pool=32)
 BASE = [0.86, 0.88, 0.87, 0.89, 0.85, 0.88]  # real + rotation, in six redraws
@@ -59,7 +78,7 @@ def test_one_draw_has_no_interval_over_slices():
     one = [row | {"redraw": 0, "seed": row["redraw"]} for row in study(0.04, 0.08)]  # six U-Nets on one draw
     told = study_verdict(one, WORTH)
     assert told.startswith(
-        "On one draw of slices synthetic ones gained: +4.0 mIoU on top of rotation, 50 % of a head-room of"
+        "On one draw of slices synthetic ones gained: +4.0 mIoU on top of rotation, 50 % of the head-room (+8.0)."
     )
     assert "One draw, no interval over slices" in told and "95" not in told
 
@@ -68,9 +87,9 @@ def test_without_a_larger_pool_the_control_is_from_half_to_all_or_left_out():
     rows = (
         rows_of(ROTATION, 0, slices=8) + rows_of(ROTATED_MIX, 0.0001, slices=8) + rows_of(ROTATION, -0.0001, slices=4)
     )
-    control = find_control(rows, 8, 4)
-    assert control.halved and control.room.label == "half of the slices to all 8, rotation"
-    assert study_verdict(rows, replace(WORTH, pool=8)).startswith("This study cannot tell")
+    control = find_control(rows, 8)
+    assert control.name == "half of the slices to all 8" and {row["slices"] for row in control.base} == {4}
+    assert study_verdict(rows, replace(WORTH, pool=8, scarce=(8,))).startswith("This study cannot tell")
     table1 = rows_of(REAL, 0, experiment="table1") + rows_of(SYNTHETIC, -0.1, experiment="table1")
     assert study_verdict(table1, PRESETS["paper"]).endswith("This experiment has no positive control.")
 
@@ -84,11 +103,71 @@ def test_a_recipe_that_loses_to_a_free_augmentation_is_told_so():
 def test_shares_are_ratios_of_means_with_an_interval_over_redraws():
     rows = study(0.02, 0.08)
     sides = [row for row in rows if row["condition"] == ROTATED_MIX], rows[:6]
-    gain, share, (low, high) = share_of(find_control(rows, 2, 4), *sides, lambda row: row["miou"])
-    assert (gain, share) == pytest.approx((0.02, 0.25)) and low < 0.25 < high
+    share, (low, high) = share_of(find_control(rows, 2), *sides)
+    assert (compare(*sides).mean, share) == pytest.approx((0.02, 0.25)) and low < 0.25 < high
     assert ratio_interval([1, 2, 3, 4], [4, 4, 4, 4]) is None  # too few to draw anew
     low, high = ratio_interval([1, 2, 3, 4, 5], [4] * 5)
     assert low < 0.5 and high > 1.0
-    table = headroom_table(rows, ["cell", "absent"], 2, 4)
+    table = headroom_table(rows, ["cell", "absent"], find_control(rows, 2))
     assert table.rows[0][:2] == [f"{ALL} (head-room)", "+8.0"]
     assert table.rows[1][0] == ROTATED_MIX and table.rows[1][3].startswith("25 % (") and table.rows[1][-1] == "–"
+
+
+KEPT = Path(comparisons.__file__).parent / "logs/worth-phantom"
+
+
+def report_of(rows, *names):
+    data = SimpleNamespace(stems=(), info=SimpleNamespace(name="x", classes=SimpleNamespace(names=names)))
+    backbone = SimpleNamespace(name="embedded", recommended=SimpleNamespace(strength=1.0, start=1.0))
+    return study_report(RunFolder(KEPT), rows, WORTH, data, {}, backbone)
+
+
+def test_the_kept_log_is_reported_as_scipy_tells_it():
+    rows = [json.loads(line) for line in (KEPT / "log.jsonl").read_text().splitlines()]
+    report = report_of(rows, "resin", "cytoplasm", "nucleus")
+
+    def range_in_points(name):
+        ours, theirs = ([row["miou"] for row in rows if row["condition"] == one] for one in (name, ROTATION))
+        low, high = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+        return f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+    assert f"mIoU on top of rotation (95\u00a0% interval {range_in_points(ROTATED_MIX)})" in report.verdict
+    scores, room, curves, _, differences = report.parts
+    first = np.array([row["iou"] for row in rows if row["condition"] == ROTATION])
+    cells = [
+        f"{100 * mean:.1f} ± {100 * std:.1f}" for mean, std in zip(first.mean(0), first.std(0, ddof=1), strict=True)
+    ]
+    assert scores.rows[0][:3] == [ROTATION, "2 + 2", "2"] and scores.rows[0][4:7] == cells
+    assert [row[2] for row in room.rows] == [
+        range_in_points(name) for name in (ALL, *(row[0] for row in room.rows[1:]))
+    ]
+    assert differences.rows[0][2] == range_in_points(ROTATED_MIX) and len(differences.rows) == 6
+    assert all(name in curves.svg for name in (ALL, SELF, ROTATED_MIX))  # all training sets in one figure
+
+
+def test_an_experiment_is_reported_by_what_it_says_of_itself(monkeypatch):
+    """One that the report has never heard of: its training sets, contrasts and control are enough."""
+    free, made = {ROTATION: 0.0, SELF: 0.02}, {f"synthetic by recipe {n} + rotation": 0.01 * n for n in range(1, 9)}
+    members = [Condition("recipes", name) for name in free]
+    members += [Condition("recipes", name, synthetic=16) for name in made]
+    monkeypatch.setattr(comparisons, "conditions", lambda preset, only: members)
+    pairs = [Contrast(SELF, ROTATION), *(Contrast(name, other) for name in made for other in free)]
+    monkeypatch.setattr(comparisons, "contrasts", lambda preset, experiment: pairs)
+    more = {"budget": "equal", "ratio": 16, "val_slices": 2, "steps": 1500, "size": 34, "images": []}
+    more |= {"unconverged": False, "precision": "float32", "curve": [[1500, 0.9]]}
+    rows = [
+        row | more
+        for name, gain in (*free.items(), *made.items(), (ALL, 0.09))
+        for row in rows_of(name, gain, slices=32 if name == ALL else 2, experiment="recipes")
+    ]
+    report = report_of(rows, "cell", "absent")
+    first = "Synthetic slices helped: +1.0 mIoU of synthetic by recipe 1 + rotation over real + rotation (95"
+    assert report.verdict.startswith(first) and "11 % (" in report.verdict and "loses" not in report.verdict
+    assert (
+        "The best of 8 synthetic recipes by these same scores, synthetic by recipe 8 + rotation, beats self-training"
+        in (report.verdict)
+    )
+    scores, room, curves, _, differences = report.parts
+    assert scores.title == "Recipes" and len(scores.rows) == 11 and len(differences.rows) == 17
+    assert [row[0] for row in room.rows] == [f"{ALL} (head-room)", SELF, *made] and "again" in curves.svg
+    assert "recipe 1 + rotation, loses to self-training" in report_of(rows[:18] + rows[-6:], "cell", "absent").verdict

@@ -113,19 +113,6 @@ def elastic_offsets(seeds: torch.Tensor, size: tuple[int, int], sigma: float, st
     return kernels[0] @ noise @ kernels[1].T * (strength / math.sqrt(math.pi))  # per axis the squares sum to sqrt(pi)
 
 
-def deform(images: torch.Tensor, masks: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole slices and their masks, each deformed elastically by its own seed.
-
-    images (B,C,H,W) float, masks (B,H,W) integer, seeds (B,) int64 on their device; the same shapes and dtypes return.
-    """
-    height, width = images.shape[-2:]
-    side = min(height, width)
-    offsets = elastic_offsets(seeds, (height, width), ELASTIC_SIGMA * side, ELASTIC_STRENGTH * side)
-    centers = torch.tensor([[(width - 1) / 2, (height - 1) / 2]], device=images.device).expand(len(images), 2)
-    angles = torch.zeros(len(images), device=images.device)
-    return warp(images, masks, angles, centers, (height, width), offsets=offsets)
-
-
 def covering_centers(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[float, float]]:
     """Centres (x, y) of the fewest evenly spaced windows of `size` that jointly hold all of `shape`."""
 

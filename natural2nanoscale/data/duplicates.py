@@ -36,7 +36,7 @@ def near_duplicates(folders: dict[str, PairFolder]) -> list[tuple[str, str]]:
 
 
 def _stand_out(slices: list[tuple[str, str]], folders: dict[str, PairFolder]) -> list[tuple[float, str, str]]:
-    """(distance, name, name) of the pairs that stand out among slices of one size."""
+    """(distance, name, name) of the pairs that stand out among slices of one size; equal ones are none."""
     views, small = zip(*(_views(folders[part].image(stem)) for part, stem in slices), strict=True)
     small = np.stack(small)  # (N,P)
     alike = small @ small.T
@@ -55,6 +55,7 @@ def _stand_out(slices: list[tuple[str, str]], folders: dict[str, PairFolder]) ->
         (value, "/".join(slices[i]), "/".join(slices[j]))
         for (i, j), value in distance.items()
         if slices[i][0] != slices[j][0] and np.log(max(value, 1e-6)) < limit
+        if not np.array_equal(*(folders[part].image(stem) for part, stem in (slices[i], slices[j])))
     ]
 
 

@@ -1,15 +1,13 @@
-"""Grey slices to pseudo-RGB and class masks to colours, each with its way back (paper 4.2 and 4.2.1)."""
+"""Grey slices to pseudo-RGB and back, and class masks to colours (paper 4.2 and 4.2.1)."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 
-from natural2nanoscale.data.classes import IGNORE_COLOR, IGNORE_ID, color_table, packed
+from natural2nanoscale.data.classes import color_table
 from natural2nanoscale.data.edges import class_boundaries
-from natural2nanoscale.errors import InputError
 
 EDGE_SHADE = 0.7  # how much of its colour a pixel loses to the strongest edge
 
@@ -34,6 +32,12 @@ def decode_gray(pixel_values: torch.Tensor) -> torch.Tensor:
     return gray.round().clamp(0, 255).to(torch.uint8)
 
 
+def tint(pixel_values: torch.Tensor) -> torch.Tensor:
+    """(B,3,H,W) float in [-1,1] -> (B,): mean difference of the strongest and the weakest channel, in grey levels; 0
+    for grey pictures. A natural-image model that has not learned the slices colours them."""
+    return (pixel_values.float().amax(1) - pixel_values.float().amin(1)).mean((1, 2)) * 127.5
+
+
 def encode_mask(
     mask: torch.Tensor, colors: tuple[tuple[int, int, int], ...], edges: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -54,22 +58,3 @@ def encode_mask(
 def _table(colors: tuple[tuple[int, int, int], ...], device: torch.device) -> torch.Tensor:
     """Colours (256,3) in [0,1] by id; kept on the device, which else would be waited for at every step."""
     return torch.from_numpy(color_table(colors)).to(device, torch.float32) / 255.0
-
-
-def decode_mask(picture: np.ndarray, colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
-    """Colours (H,W,3) uint8 -> class ids (H,W) uint8; black becomes the ignore id.
-
-    Raises InputError naming the first colour that is neither a class's nor black.
-    """
-    codes = packed(picture)
-    known = {IGNORE_COLOR: IGNORE_ID} | {color: i for i, color in enumerate(colors)}
-    ids = np.full(picture.shape[:2], -1, np.int64)
-    for color, class_id in known.items():
-        ids[codes == packed(np.array(color))] = class_id
-    if (ids < 0).any():
-        strange = tuple(int(c) for c in picture[ids < 0][0])
-        raise InputError(
-            f"{int((ids < 0).sum())} mask pixels have a colour such as {strange} that belongs to no class, "
-            f"expected one of {list(colors)} or black to ignore"
-        )
-    return ids.astype(np.uint8)

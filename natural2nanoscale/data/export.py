@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID
-from natural2nanoscale.data.folders import PairFolder, open_pairs
+from natural2nanoscale.data.folders import PARTS, PairFolder, open_pairs
 from natural2nanoscale.data.roots import data_root, learned_by_synthetic, learned_from_folder, refuse_unfit
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import new_folder, refuse_non_empty, save_png, write_json
-
-FORMAT = 1  # of what we add to nnU-Net's own dataset.json
 
 
 def open_parts(data: Path, synthetic: Path | None) -> dict[str, PairFolder]:
     """train, val, test, and synthetic where there is one, named so; InputError where one has seen another's slices."""
     root = data_root(data)
-    parts = {part: open_pairs(root / part) for part in ("train", "val", "test")}
+    parts = {part: open_pairs(root / part) for part in PARTS}
     learned = [learned_from_folder(parts["train"])]
     if synthetic is not None:
         parts["synthetic"] = open_pairs(synthetic)
@@ -29,11 +28,12 @@ def open_parts(data: Path, synthetic: Path | None) -> dict[str, PairFolder]:
     return parts
 
 
-def pairs_of(parts: dict[str, PairFolder], *names: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(part_stem, image, mask) of some parts: real and synthetic slices may have one stem."""
-    for name in (name for name in names if name in parts):
-        for stem in parts[name].stems:
-            yield f"{name}_{stem}", parts[name].image(stem), parts[name].mask(stem)
+def pairs_of(parts: dict[str, PairFolder]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """(part, part_stem, image, mask) of all slices: real and synthetic ones may have one stem, and are for training."""
+    for name, folder in parts.items():
+        for stem in folder.stems:
+            part = "train" if name == "synthetic" else name
+            yield part, f"{name}_{stem}", folder.image(stem), folder.mask(stem)
 
 
 def export_folders(data: Path, synthetic: Path | None, out: Path) -> None:
@@ -45,12 +45,11 @@ def export_folders(data: Path, synthetic: Path | None, out: Path) -> None:
     refuse_non_empty(out)
     parts = open_parts(data, synthetic)
     with new_folder(out) as folder:
-        for part, names in (("train", ("train", "synthetic")), ("val", ("val",)), ("test", ("test",))):
-            for kind in ("images", "masks"):
-                (folder / part / kind).mkdir(parents=True)
-            for case, image, mask in pairs_of(parts, *names):
-                save_png(folder / part / "images" / f"{case}.png", image)
-                save_png(folder / part / "masks" / f"{case}.png", mask)
+        for part, kind in product(PARTS, ("images", "masks")):
+            (folder / part / kind).mkdir(parents=True)
+        for part, case, image, mask in pairs_of(parts):
+            save_png(folder / part / "images" / f"{case}.png", image)
+            save_png(folder / part / "masks" / f"{case}.png", mask)
     _tell(parts, out)
 
 
@@ -78,17 +77,15 @@ def export_nnunet(data: Path, synthetic: Path | None, out: Path, number: int) ->
         raw, ready = folder / "nnUNet_raw" / name, folder / "nnUNet_preprocessed" / name
         for made in (*(raw / kind for kind in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")), ready):
             made.mkdir(parents=True)
-        split: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-        for target, names in (("train", ("train", "synthetic")), ("val", ("val",)), ("test", ("test",))):
-            suffix = "Ts" if target == "test" else "Tr"
-            for case, image, mask in pairs_of(parts, *names):
-                split[target].append(case)
-                ignored |= bool((mask == IGNORE_ID).any())
-                mask = np.where(mask == IGNORE_ID, np.uint8(info.classes.count), mask)
-                save_png(raw / f"images{suffix}" / f"{case}_0000.png", image)
-                save_png(raw / f"labels{suffix}" / f"{case}.png", mask)
+        split: dict[str, list[str]] = {part: [] for part in PARTS}
+        for part, case, image, mask in pairs_of(parts):
+            split[part].append(case)
+            suffix = "Ts" if part == "test" else "Tr"
+            ignored |= bool((mask == IGNORE_ID).any())
+            mask = np.where(mask == IGNORE_ID, np.uint8(info.classes.count), mask)
+            save_png(raw / f"images{suffix}" / f"{case}_0000.png", image)
+            save_png(raw / f"labels{suffix}" / f"{case}.png", mask)
         described = {
-            "format": FORMAT,
             "name": info.name,
             "channel_names": {"0": "EM"},  # which nnU-Net normalises slice by slice
             "labels": labels | ({"ignore": info.classes.count} if ignored else {}),

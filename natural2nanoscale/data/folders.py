@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,12 +19,11 @@ from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import make_folder, refuse_non_empty, save_png, write_json
-from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.records import describe, reason
 
 T = TypeVar("T")
-PARTS = ("train", "val", "test")  # of a data root
+PARTS, UNLABELLED = ("train", "val", "test"), "unlabelled"  # of a data root
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
-FORMAT = 1  # of dataset.json; a file without one is of the first
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
 
 
@@ -40,43 +39,28 @@ class DatasetInfo:
     split: dict = field(default_factory=dict)  # how train, val and test were told apart
     digests: dict[str, str] = field(default_factory=dict)  # stem -> slice_digest of the microscope's own pixels
     learned: dict = field(default_factory=dict)  # of synthetic slices: what their ControlNet was trained on
+    transductive: bool = False  # of unlabelled slices: those of validation and test are among them
 
     def to_json(self) -> dict:
-        data = {
-            "format": FORMAT,
-            "name": self.name,
-            "origin": self.origin,
-            "classes": self.classes.to_json(),
-            "ignore_id": IGNORE_ID,
-            "intensity_window": list(self.intensity_window) if self.intensity_window else None,
-            "pixel_size_nm": self.pixel_size_nm,
-            "split": self.split,
-        }
-        return data | {key: getattr(self, key) for key in ("digests", "learned") if getattr(self, key)}
+        """What is written; digests and what else few folders have only where there is something."""
+        few = ("digests", "learned", "transductive")
+        said = {name: value for name, value in vars(self).items() if value or name not in few}
+        return {**said, "classes": self.classes.to_json(), "ignore_id": IGNORE_ID}
 
     @classmethod
     def from_json(cls, data: dict) -> DatasetInfo:
         """Of what fits `schemas.DATASET`; ValueError where that makes no sense."""
-        window, pixel_size = data.get("intensity_window"), data.get("pixel_size_nm")
+        window = data.get("intensity_window")
         if window and (len(window) != 2 or not window[0] < window[1]):
             raise ValueError(f"intensity_window is {window}, expected a grey value and a higher one")
-        if data.get("format", FORMAT) > FORMAT:
-            raise ValueError(f"it is of format {data['format']}, this version reads up to {FORMAT}: update it")
-        return cls(
-            name=str(data["name"]),
-            origin=str(data["origin"]),
-            classes=Classes.from_json(data["classes"]),
-            intensity_window=(float(window[0]), float(window[1])) if window else None,
-            pixel_size_nm=None if pixel_size is None else float(pixel_size),
-            split=dict(data.get("split") or {}),
-            digests={str(stem): str(digest) for stem, digest in (data.get("digests") or {}).items()},
-            learned=dict(data.get("learned") or {}),
-        )
+        said = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
+        window = tuple(map(float, window)) if window else None
+        return cls(**said | {"classes": Classes.from_json(data["classes"]), "intensity_window": window})
 
 
 @dataclass(frozen=True)
-class PairFolder:
-    """A validated pair folder. Stems are in natural order: slice_9 comes before slice_10."""
+class ImageFolder:
+    """A validated folder of slices. Stems are in natural order: slice_9 comes before slice_10."""
 
     path: Path
     info: DatasetInfo
@@ -87,20 +71,25 @@ class PairFolder:
 
     def image(self, stem: str) -> np.ndarray:
         """(H,W) uint8 grey values."""
-        return self._read(self.image_files[stem], ("L",))
+        return self._read(self.image_files[stem])
 
-    def mask(self, stem: str) -> np.ndarray:
-        """(H,W) uint8 class ids, 255 = ignore."""
-        return self._read(self.path / "masks" / f"{stem}.png", ("L", "P"))
-
-    def _read(self, file: Path, modes: tuple[str, ...]) -> np.ndarray:
+    def _read(self, file: Path, indexed: bool = False) -> np.ndarray:
         """InputError for a file that is another one than when it was first read: what was learned and what is said of
         it would differ."""
-        pixels, status = read_gray(file, modes), file.stat()
+        pixels, status = read_gray(file, indexed=indexed), file.stat()
         stamp = status.st_size, status.st_mtime_ns
         if self.seen.setdefault(file, stamp) != stamp:
             raise InputError(f"{file} was replaced while it is in use: start again, or bring the old one back")
         return pixels
+
+
+@dataclass(frozen=True)
+class PairFolder(ImageFolder):
+    """A validated folder of slices and their masks."""
+
+    def mask(self, stem: str) -> np.ndarray:
+        """(H,W) uint8 class ids, 255 = ignore."""
+        return self._read(self.path / "masks" / f"{stem}.png", indexed=True)
 
     def load(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """All images and all masks, in the order of the stems."""
@@ -125,21 +114,31 @@ def write_pairs(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> PairFo
     A fourth item is the slice's digest. Without it the one in `info` counts, or that of the image where no grey
     window lies between it and the microscope's pixels; `info`'s digests of other slices are dropped.
     """
+    _write(path, info, items, ("images", "masks"))
+    return open_pairs(path)
+
+
+def write_images(path: Path, info: DatasetInfo, items: Iterable[tuple]) -> ImageFolder:
+    """As `write_pairs`, without the masks, which are None: a folder of unlabelled slices."""
+    _write(path, info, items, ("images",))
+    return open_images(path)
+
+
+def _write(path: Path, info: DatasetInfo, items: Iterable[tuple], kinds: tuple[str, ...]) -> None:
     path = Path(path)
     refuse_non_empty(path)
     path.mkdir(parents=True, exist_ok=True)
-    make_folder(path / "images")
-    make_folder(path / "masks")
+    for kind in kinds:
+        make_folder(path / kind)
     digests = {}
-    for stem, image, mask, *given in items:
-        save_png(path / "images" / f"{stem}.png", image)
-        save_png(path / "masks" / f"{stem}.png", mask)
-        known = given[0] if given else info.digests.get(stem)
+    for stem, *pictures in items:
+        for kind, pixels in zip(kinds, pictures, strict=False):
+            save_png(path / kind / f"{stem}.png", pixels)
+        known = pictures[2] if pictures[2:] else info.digests.get(stem)
         if known or info.intensity_window is None:
-            digests[stem] = known or slice_digest(image)
+            digests[stem] = known or slice_digest(pictures[0])
     info = replace(info, digests=digests)
     write_json(path / "dataset.json", info.to_json())  # last: a folder with dataset.json is complete
-    return open_pairs(path)
 
 
 def read_info(path: Path) -> DatasetInfo:
@@ -157,62 +156,67 @@ def read_info(path: Path) -> DatasetInfo:
 
 
 def read_generation(path: Path) -> tuple[DatasetInfo, int, str | None]:
-    """Of an unfinished synthetic folder: what its dataset.json will say, how many slices per mask are planned, and the
-    call that makes those that are missing, if it is known."""
+    """Of an unfinished synthetic folder: its coming dataset.json, slices per mask, and the call that goes on."""
     info, data = _parse_info(Path(path) / GENERATION)
     return info, data.get("per_mask") or 0, data.get("call")
 
 
 def _parse_info(file: Path) -> tuple[DatasetInfo, dict]:
+    schema = schemas.GENERATION if file.name == GENERATION else schemas.DATASET
+    data = describe(file, schema, "prepare the folder again")
     try:
-        data = read_json(file, schemas.GENERATION if file.name == GENERATION else schemas.DATASET)
         return DatasetInfo.from_json(data), data
-    except (OSError, ValueError, InputError) as error:
+    except (ValueError, InputError) as error:
         raise InputError(
             f"{file} is not a valid dataset description ({reason(error)}): prepare the folder again"
         ) from error
 
 
-def stems_of(folder: Path) -> dict[str, Path]:
+def is_picture(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES
+
+
+def stems_of(folder: Path, fits: Callable[[Path], bool] = is_picture) -> dict[str, Path]:
     """File of every stem in a folder of pictures, in natural order; hidden files are no pictures."""
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir() if folder.is_dir() else []):
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+        if fits(file) and not file.name.startswith("."):
             if file.stem in files:
                 raise InputError(f"{folder} has two pictures of the stem {file.stem!r}: remove one of them")
             files[file.stem] = file
     return dict(sorted(files.items(), key=lambda entry: natural_order(entry[0])))
 
 
-def open_pairs(path: Path) -> PairFolder:
-    """Validate a pair folder: pairing by stem, equal sizes, 8-bit grey, mask values among the classes.
-
-    Raises InputError that names the first offending file. Every file is opened once.
-    """
+def open_images(path: Path) -> ImageFolder:
+    """Validate a folder of slices, with masks or without; InputError names the first file that is no 8-bit grey."""
     path = Path(path)
-    info = read_info(path)
-    images = stems_of(path / "images")
+    info, images = read_info(path), stems_of(path / "images")
+    if not images:
+        raise InputError(f"{path}/images holds no PNG or TIFF picture, expected at least one: prepare it again")
+    return ImageFolder(path, info, tuple(images), images, tuple(read_gray(file).shape for file in images.values()))
+
+
+def open_pairs(path: Path) -> PairFolder:
+    """Validate a pair folder: as `open_images`, pairing by stem, equal sizes, mask values among the classes."""
+    folder = PairFolder(**vars(open_images(path)))
+    path, info = folder.path, folder.info
     masks = [stem for stem, file in stems_of(path / "masks").items() if file.suffix == ".png"]
-    for article, kind, other, missing in (
-        ("a", "mask", "image", [s for s in images if s not in masks]),
-        ("an", "image", "mask", [s for s in masks if s not in images]),
+    for other, partner, missing in (
+        ("image", "a mask", [stem for stem in folder.stems if stem not in masks]),
+        ("mask", "an image", [stem for stem in masks if stem not in folder.stems]),
     ):
         if missing:
             raise InputError(
-                f"{path} has {len(missing)} {other}(s) without {article} {kind} of the same stem, "
-                f"such as {missing[0]!r}: add the {kind}s or remove the {other}s"
+                f"{path} has {len(missing)} {other}(s) without {partner} of the same stem, such as {missing[0]!r}: "
+                f"add {partner} for each or remove the {other}(s)"
             )
-    if not images:
-        raise InputError(f"{path}/images holds no PNG or TIFF picture, expected at least one: prepare it again")
-    folder, shapes = PairFolder(path, info, tuple(images), images), []
-    for stem in folder.stems:
-        image, mask = folder.image(stem), folder.mask(stem)
-        if image.shape != mask.shape:
+    for stem, shape in zip(folder.stems, folder.shapes, strict=True):
+        mask = folder.mask(stem)
+        if shape != mask.shape:
             raise InputError(
-                f"{path}: image {stem!r} is {image.shape[1]}x{image.shape[0]} but its mask is "
+                f"{path}: image {stem!r} is {shape[1]}x{shape[0]} but its mask is "
                 f"{mask.shape[1]}x{mask.shape[0]}, expected equal sizes"
             )
-        shapes.append(image.shape)
         counts = np.bincount(mask.ravel(), minlength=256)
         strange = [v for v in np.flatnonzero(counts) if v >= info.classes.count and v != IGNORE_ID]
         if strange:
@@ -221,25 +225,22 @@ def open_pairs(path: Path) -> PairFolder:
                 f"{path}/masks/{stem}.png has mask values {found}, expected 0..{info.classes.count - 1} or "
                 f"{IGNORE_ID} to ignore: map them with `prepare --map` or list the class in dataset.json"
             )
-    return replace(folder, shapes=tuple(shapes))
+    return folder
+
+
+def _content(folder: PairFolder, stem: str) -> bytes:
+    image = folder.image(stem)
+    return str(image.shape).encode() + image.tobytes() + folder.mask(stem).tobytes()
 
 
 def pair_digests(folder: PairFolder) -> dict[str, str]:
     """Stem -> 16 hexadecimal digits of a sha256 over the pixels of image and mask."""
-    digests = {}
-    for stem in folder.stems:
-        image = folder.image(stem)
-        content = str(image.shape).encode() + image.tobytes() + folder.mask(stem).tobytes()
-        digests[stem] = hashlib.sha256(content).hexdigest()[:16]
-    return digests
+    return {stem: hashlib.sha256(_content(folder, stem)).hexdigest()[:16] for stem in folder.stems}
 
 
 def fingerprint(folder: PairFolder) -> str:
     """sha256 over stems, pixels and class table: equal exactly when training would see equal data."""
     digest = hashlib.sha256(json.dumps(folder.info.classes.to_json()).encode())
     for stem in folder.stems:
-        image = folder.image(stem)
-        digest.update(f"{stem} {image.shape}".encode())
-        digest.update(image.tobytes())
-        digest.update(folder.mask(stem).tobytes())
+        digest.update(f"{stem} ".encode() + _content(folder, stem))
     return digest.hexdigest()

@@ -10,7 +10,7 @@ import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID, Classes
 from natural2nanoscale.data.digests import mask_hash, slice_digest
-from natural2nanoscale.data.folders import PARTS, DatasetInfo, PairFolder, fingerprint, open_pairs
+from natural2nanoscale.data.folders import PARTS, DatasetInfo, ImageFolder, PairFolder, fingerprint, open_pairs
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.records import read_config, read_lines
 from natural2nanoscale.schemas import SOURCE_ROW
@@ -50,7 +50,8 @@ class Learned:
 
     how: a sentence with {name}, {folder} and {slices}. info: its classes and grey window, None where they do not count.
     slices: digest of every slice by its name. fingerprints: of whole folders, which tell where digests are missing.
-    masks: mask_hash of the masks that slices were drawn from.
+    masks: mask_hash of the masks that slices were drawn from. transductive: slices without masks, held-out ones among
+    them, were seen on purpose; they do not count as learned from, but whatever is reported says so.
     """
 
     name: str
@@ -59,9 +60,10 @@ class Learned:
     slices: dict[str, str]
     fingerprints: frozenset[str] = frozenset()
     masks: frozenset[bytes] = frozenset()
+    transductive: bool = False
 
 
-def digests_of(folder: PairFolder) -> dict[str, str]:
+def digests_of(folder: ImageFolder) -> dict[str, str]:
     """slice_digest by stem, of those slices whose microscope's pixels are known: written down, or never changed."""
     known, unchanged = folder.info.digests, folder.info.intensity_window is None
     digests = {stem: known.get(stem) for stem in folder.stems}
@@ -75,13 +77,22 @@ def learned_from_folder(folder: PairFolder) -> Learned:
     return Learned(str(folder.path), how, folder.info, slices, frozenset([fingerprint(folder)]))
 
 
+def learned_from_images(folder: ImageFolder) -> Learned:
+    """A folder of slices without masks that a network is going to learn from."""
+    names = {f"{folder.path.name}/{stem}": digest for stem, digest in digests_of(folder).items()}
+    open_ = folder.info.transductive
+    how = "{name} holds the slices of {folder} such as {slices}"
+    return Learned(str(folder.path), how, folder.info, {} if open_ else names, transductive=open_)
+
+
 def learned_by_synthetic(folder: PairFolder, training: PairFolder | None = None) -> Learned:
     """A folder of synthetic slices: the slices whose masks they were drawn from, and those its ControlNet learned.
 
     Masks that `training` holds as well tell nothing: neighbours with one annotation agree by chance.
     """
-    # strict: a line that is left out would hide a leak
-    lines = read_lines(folder.path / "manifest.jsonl", SOURCE_ROW, strict=True)
+    # refused: a line that is left out would hide a leak
+    remedy = "repeat the command that made the folder, which mends it"
+    lines = read_lines(folder.path / "manifest.jsonl", SOURCE_ROW, remedy)
     rows = {Path(row["file"]).stem: row for row in lines}
     sources = [rows.get(stem, {}) for stem in folder.stems]
     slices = {row["source"]: row["source_digest"] for row in sources if row.get("source_digest")}
@@ -96,6 +107,7 @@ def learned_by_synthetic(folder: PairFolder, training: PairFolder | None = None)
         slices=slices | {f"ControlNet: {name}": digest for name, digest in learned.get("slices", {}).items()},
         fingerprints=frozenset(fingerprints | set(learned.get("fingerprints", []))),
         masks=frozenset(masks),
+        transductive=bool(learned.get("transductive")),
     )
 
 
@@ -110,7 +122,8 @@ def learned_by_run(run: Path, info: DatasetInfo | None = None) -> Learned:
     before = {"fingerprints": [config["data"]["train"]]} if "train" in config.get("data", {}) else {}
     learned = config.get("learned") or before
     how = "{name} was trained on the slices of {folder} such as {slices}"
-    return Learned(str(run), how, info, learned.get("slices", {}), frozenset(learned.get("fingerprints", [])))
+    fingerprints, transductive = frozenset(learned.get("fingerprints", [])), bool(learned.get("transductive"))
+    return Learned(str(run), how, info, learned.get("slices", {}), fingerprints, transductive=transductive)
 
 
 def learned_json(learned: Sequence[Learned], info: DatasetInfo) -> dict:
@@ -119,11 +132,12 @@ def learned_json(learned: Sequence[Learned], info: DatasetInfo) -> dict:
     for one in learned:
         for name, digest in one.slices.items():
             names.setdefault(digest, f"{one.name}: {name}" if name in names.values() else name)
-    return {
+    seen = {
         "slices": {name: digest for digest, name in names.items()},
         "fingerprints": sorted(set().union(*(one.fingerprints for one in learned))),
         "intensity_window": info.intensity_window,
     }
+    return seen | ({"transductive": True} if any(one.transductive for one in learned) else {})
 
 
 def refuse_unfit(learned: Sequence[Learned], held_out: Sequence[PairFolder]) -> None:

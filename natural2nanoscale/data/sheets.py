@@ -74,15 +74,20 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes) -> np.ndarray
 
 
 def contact_sheet(folders: dict[str, PairFolder], path: Path, per_part: int = 8) -> None:
-    """Save image | mask | overlay of up to `per_part` slices of every part, evenly spaced, two to a row."""
+    """Save image | mask | overlay of up to `per_part` slices of every part, evenly spaced, two to a row.
+
+    Masks may be None: then it is the images alone, one to a row.
+    """
     rows, labels = [], []
     for part, folder in folders.items():
-        picks = evenly_spaced(folder.stems, per_part)
-        for pair in (picks[i : i + 2] for i in range(0, len(picks), 2)):
-            row = []
-            for stem in pair:
-                image, mask = folder.image(stem), folder.mask(stem)
-                row += [image, colored(mask, folder.info.classes), overlay(image, mask, folder.info.classes)]
-            rows.append(row)
-            labels.append(f"{part}: {' | '.join(pair)}")
-    sheet(rows, path, titles=["image", "mask", "overlay"] * (2 if len(rows[0]) > 3 else 1), labels=labels)
+        picks, classes = evenly_spaced(folder.stems, per_part), folder.info.classes
+        for stem in picks:
+            image, mask = folder.image(stem), folder.mask(stem)
+            cells = [image] if mask is None else [image, colored(mask, classes), overlay(image, mask, classes)]
+            if mask is not None and picks.index(stem) % 2:
+                rows[-1] += cells
+                labels[-1] += f" | {stem}"
+            else:
+                rows.append(cells)
+                labels.append(f"{part}: {stem}")
+    sheet(rows, path, titles=(["image", "mask", "overlay"] * 2)[: len(rows[0])], labels=labels)

@@ -35,6 +35,7 @@ class Recommended:
 
     learning_rate: float = 1e-5  # paper 4.4
     crop: tuple[int, int] = (512, 512)  # width, height in pixels
+    adapt_learning_rate: float = 1e-5  # of the U-Net itself, FineTuning.adapt
     max_weight: float = 1.0  # of noisy timesteps in the loss; 1 is the plain loss of the paper
     strength: float = 1.0  # SamplingSettings.strength and .start
     start: float = 1.0
@@ -151,7 +152,8 @@ def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
             f"--crop {crop[0]}x{crop[1]} does not fit the backbone, expected multiples of {grid} pixels such as "
             f"{up[0]}x{up[1]}"
         )
-    advised = {name: getattr(backbone.recommended, name) for name in ("learning_rate", "max_weight")}
+    names = "learning_rate", "max_weight", "adapt_learning_rate"
+    advised = {name: getattr(backbone.recommended, name) for name in names}
     return replace(settings, crop=crop, **{k: v for k, v in advised.items() if getattr(settings, k) is None})
 
 

@@ -33,21 +33,28 @@ def make_controlnet(backbone: Backbone, seed: int = 0) -> ControlNetModel:
 DECODER = ("up_blocks", "conv_norm_out", "conv_out")
 
 
-def unlock_decoder(backbone: Backbone) -> Backbone:
-    """The same backbone with another U-Net, whose decoder is a float32 copy that learns.
+def belongs(name: str, part: str) -> bool:
+    """Whether a U-Net's weight of this name belongs to a part: "all", "decoder" or "attention"."""
+    return part == "all" or (".attentions." in name if part == "attention" else name.split(".")[0] in DECODER)
 
-    What comes before the decoder is shared and stays frozen; the given backbone never changes.
+
+def unlock(backbone: Backbone, part: str) -> Backbone:
+    """The same backbone with another U-Net, of which a part (as `belongs` takes it) is a float32 copy that learns.
+
+    The other weights are shared and stay frozen; the given backbone never changes.
     """
-    frozen = {id(p): p for name, p in backbone.unet.named_parameters() if name.split(".")[0] not in DECODER}
+    frozen = {id(p): p for name, p in backbone.unet.named_parameters() if not belongs(name, part)}
     unet = copy.deepcopy(backbone.unet, frozen)  # what the memo holds is taken over, not copied
-    for part in DECODER:
-        getattr(unet, part).float().requires_grad_(True)
+    for name, parameter in unet.named_parameters():
+        if belongs(name, part):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
     return replace(backbone, unet=unet)
 
 
-def decoder_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
-    """The weights of the decoder by diffusers' names."""
-    return {name: value for name, value in unet.state_dict().items() if name.split(".")[0] in DECODER}
+def part_state(unet: UNet2DConditionModel, part: str) -> dict[str, torch.Tensor]:
+    """The weights of a part of the U-Net by diffusers' names."""
+    return {name: value for name, value in unet.state_dict().items() if belongs(name, part)}
 
 
 def latent_moments(backbone: Backbone, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,21 +78,28 @@ def decode_latents(backbone: Backbone, latents: torch.Tensor) -> torch.Tensor:
 
 def predict_noise(
     unet: UNet2DConditionModel,
-    controlnet: ControlNetModel,
+    controlnet: ControlNetModel | None,
     noisy_latents: torch.Tensor,
     timesteps: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
-    controlnet_cond: torch.Tensor,
+    controlnet_cond: torch.Tensor | None,
     conditioning_scale: float = 1.0,
 ) -> torch.Tensor:
     """The U-Net's output for noisy latents (B,C,h,w), steered by controlnet_cond (B,3,H,W) in [0,1].
 
     timesteps (B,) or scalar; encoder_hidden_states (B,L,D) in the U-Net's dtype. Returns (B,C,h,w): the noise, or
     the velocity where the scheduler says so. What learns is float32 and runs in the U-Net's dtype by autocast; what is
-    frozen has its dtype throughout and needs none. The answer is float32.
+    frozen has its dtype throughout and needs none. Without a ControlNet nothing steers, and the U-Net computes in the
+    dtype of encoder_hidden_states. The answer is float32.
     """
-    dtype, own = unet.conv_in.weight.dtype, controlnet.conv_in.weight.dtype
     device = noisy_latents.device.type
+    if controlnet is None:
+        dtype = encoder_hidden_states.dtype
+        if device == "cpu" and torch.is_grad_enabled():  # torch 2.13: a group norm that learns crashes the process
+            noisy_latents.requires_grad_()  # where its input, channels last, needs no gradient
+        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+            return unet(noisy_latents, timesteps, encoder_hidden_states, return_dict=False)[0].float()
+    dtype, own = unet.conv_in.weight.dtype, controlnet.conv_in.weight.dtype
     with torch.autocast(device, dtype=dtype, enabled=own != dtype):
         down_block_res_samples, mid_block_res_sample = controlnet(
             noisy_latents.to(own),
@@ -120,15 +134,17 @@ class Constant(torch.nn.Module):
 @contextmanager
 def computed_once(
     unet: UNet2DConditionModel,
-    controlnet: ControlNetModel,
+    controlnet: ControlNetModel | None,
     encoder_hidden_states: torch.Tensor,
     controlnet_cond: torch.Tensor,
 ) -> Iterator[None]:
     """Within it what no timestep changes is not computed anew at each: the mask's embedding, and the keys and values
     of the prompt in every cross-attention. Arguments as for `predict_noise`, which then does not look at them."""
-    dtype = unet.conv_in.weight.dtype
-    replaced = [(controlnet, "controlnet_cond_embedding", controlnet_cond.to(controlnet.conv_in.weight.dtype))]
-    for model in (unet, controlnet):
+    dtype, replaced, models = unet.conv_in.weight.dtype, [], [unet]
+    if controlnet is not None:
+        replaced = [(controlnet, "controlnet_cond_embedding", controlnet_cond.to(controlnet.conv_in.weight.dtype))]
+        models.append(controlnet)
+    for model in models:
         for name, layer in model.named_modules():
             if name.endswith("attn2"):  # by diffusers' names; attn1 attends to the image itself
                 replaced += [(layer, "to_k", encoder_hidden_states), (layer, "to_v", encoder_hidden_states)]
@@ -161,7 +177,7 @@ class Denoiser:
     """What predicts the noise, and how its errors are weighed."""
 
     unet: UNet2DConditionModel
-    controlnet: ControlNetModel
+    controlnet: ControlNetModel | None
     scheduler: DDPMScheduler
     max_weight: float = 1.0  # largest weight of a noisy timestep; 1 is the plain loss
     predict: Callable[..., torch.Tensor] = predict_noise  # plain or compiled

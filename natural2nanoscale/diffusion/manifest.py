@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from natural2nanoscale.data.folders import DatasetInfo, natural_order, stems_of
-from natural2nanoscale.data.readers.gray import read_gray
+from natural2nanoscale.diffusion.shapes import Shapes
 from natural2nanoscale.diffusion.synthetic_folder import Image, Request
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import refuse_link, sha256
@@ -19,16 +17,21 @@ from natural2nanoscale.records import read_lines
 from natural2nanoscale.schemas import MANIFEST_ROW
 
 MANIFEST, SHARDS = "manifest.jsonl", "manifest-*-of-*.jsonl"
+MOST_TRIES = 4  # of an image that the filter does not let pass
+HASHES = {"images": "sha256", "masks": "mask_sha256", "conditioning": "conditioning_sha256"}  # of an image's files
+FOUND = (*HASHES.values(), "tint", "agreement", "rejected")  # what a line says besides what was planned
 
 
-def manifest_row(image: Image, info: DatasetInfo, request: Request, digests: dict[str, str]) -> dict:
-    """The line of a manifest from which an image can be made again, but for the hash of its file."""
+def manifest_row(image: Image, info: DatasetInfo, request: Request, shapes: Shapes) -> dict:
+    """The line of a manifest from which an image can be made again, but for what is FOUND only then."""
     return {
         "file": f"{image.stem}.png",
         "seed": image.seed,
         "prompt": image.prompt,
         "source": image.source,
-        "source_digest": digests.get(image.source),
+        "source_digest": shapes.digests.get(image.source),
+        **shapes.facts(image.source, image.copy),
+        **({"tries": image.tries} if request.filter else {}),
         "checkpoint": info.split["controlnet"],
         "precision": info.split["precision"],
         **asdict(request.settings),
@@ -59,7 +62,7 @@ def in_order(rows: dict[str, dict]) -> list[dict]:
 def refuse_strangers(out: Path, planned: Sequence[Image]) -> None:
     """Raise InputError for a picture in `out` that is none of those that are planned or have a line."""
     known = {image.stem for image in planned} | {Path(row["file"]).stem for row in manifest_lines(out)}
-    for part in ("images", "masks"):
+    for part in HASHES:
         refuse_link(out / part)
         for stem, file in stems_of(out / part).items():
             if stem not in known or file.suffix != ".png":
@@ -67,17 +70,18 @@ def refuse_strangers(out: Path, planned: Sequence[Image]) -> None:
 
 
 def standing_rows(
-    out: Path, expected: Callable[[str, int], dict], masks: dict[str, np.ndarray], tell: bool = True
+    out: Path, sources: Collection[str], expected: Callable[[str, int, int], dict], tell: bool = True
 ) -> dict[str, dict]:
-    """Lines by stem: those that stand as they would be written now, for a mask and a copy, and whose picture and mask
-    are as they were written. The others, which can be made anew, are told of."""
+    """Lines by stem: those that stand as they would be written now, for a mask, a copy and a number of tries, and whose
+    pictures are as they were written. The others, which can be made anew, are told of."""
     rows, doubtful = {}, []
     for row in manifest_lines(out):
         stem = Path(row["file"]).stem
         name = re.fullmatch(r"(.+)_s(\d{3,9})", stem)
         source, copy = (name[1], int(name[2])) if name else ("", 0)
-        stands = source in masks and row == expected(source, copy) | {"sha256": row.get("sha256")}
-        if stands and _is_whole(out, row, masks[source]):
+        tries, found = row.get("tries", 1), {key: row[key] for key in FOUND if key in row}
+        planned = source in sources and tries in range(1, MOST_TRIES + 1)
+        if planned and row == expected(source, copy, tries) | found and _is_whole(out, row):
             rows[stem] = row
         elif stem not in rows:
             doubtful.append(stem)
@@ -87,9 +91,12 @@ def standing_rows(
     return rows
 
 
-def _is_whole(out: Path, row: dict, mask: np.ndarray) -> bool:
+def _is_whole(out: Path, row: dict) -> bool:
+    """Whether the files of a line are those that were written; a rejected slice has none."""
+    if row.get("rejected"):
+        return row.get("tries") == MOST_TRIES
+    parts = ("images", "masks", "conditioning") if "tries" in row else ("images", "masks")
     try:
-        same = sha256(out / "images" / row["file"]) == row["sha256"]
-        return same and np.array_equal(read_gray(out / "masks" / row["file"]), mask)
-    except (OSError, InputError):
+        return all(sha256(out / part / row["file"]) == row.get(HASHES[part]) for part in parts)
+    except OSError:
         return False

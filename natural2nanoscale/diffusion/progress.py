@@ -17,9 +17,8 @@ from natural2nanoscale.charts import plot_progress
 from natural2nanoscale.checkpoints import SavingTimer, State
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.batches import TrainingData
-from natural2nanoscale.diffusion.controlnet import make_controlnet, unlock_decoder
+from natural2nanoscale.diffusion.controlnet import make_controlnet, unlock
 from natural2nanoscale.diffusion.memory import moved
-from natural2nanoscale.diffusion.saving import save_trained
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
@@ -54,11 +53,44 @@ class Learner:
         controlnet = (initial or make_controlnet(backbone, settings.seed)).train()
         groups = [{"params": list(controlnet.parameters())}]
         if settings.unlock_decoder:
-            backbone = unlock_decoder(backbone)
+            backbone = unlock(backbone, "decoder")
             decoder = [parameter for parameter in backbone.unet.parameters() if parameter.requires_grad]
             groups.append({"params": decoder, "lr": settings.unlock_decoder * settings.learning_rate})
         parameters = [parameter for group in groups for parameter in group["params"]]
         return cls(controlnet, backbone, parameters, torch.optim.Adam(groups, lr=settings.learning_rate, fused=True))
+
+
+class Looks:
+    """What is looked at while a ControlNet learns: strips of samples, validation loss and, with a judge, agreement."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        data: TrainingData,
+        settings: FineTuning,
+        samples: Path,
+        agreement: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    ):
+        """samples: the folder of the strips; agreement: as `training.fine_tune` takes it."""
+        given = learner.backbone, data.val, data.prompts, settings
+        self.controlnet, self.samples, self.agreement = learner.controlnet, samples, agreement
+        self.validation = Validation(*given)
+        self.judged = Validation(*given, JUDGED_MASKS) if agreement else None
+
+    def strip(self, step: int) -> None:
+        """Write a strip real | mask | synthetic."""
+        self.validation.write_samples(self.controlnet, self.samples, step)
+
+    def __call__(self, step: int) -> dict:
+        """A strip, and what the log says of it."""
+        backbone, row = self.validation.backbone, {"validation_loss": self.validation.loss(self.controlnet)}
+        with moved([backbone.vae], backbone.device):
+            self.strip(step)
+            if self.judged:
+                # from masks that nothing learned from, and pure noise: no slice that the judge knows
+                score = self.agreement(self.judged.draw(self.controlnet), self.judged.masks.cpu().numpy())
+                row["mask_agreement"] = round(score, 5)
+        return row
 
 
 class Progress:
@@ -70,29 +102,26 @@ class Progress:
     def __init__(
         self,
         run: RunFolder,
-        learner: Learner,
-        data: TrainingData,
-        settings: FineTuning,
         state: State,
-        agreement: Callable[[np.ndarray, np.ndarray], float] | None = None,
+        settings: FineTuning,
+        total: int,
+        looks: Callable[[int], dict],
+        save_model: Callable[[Path], None],
+        label: str = "ControlNet",
     ):
-        """state: of a Counts and of `losses` (2,), the sum and number of those since the log's last line."""
-        self.run, self.learner, self.data, self.settings, self.state = run, learner, data, settings, state
-        self.agreement, self.main = agreement, distributed.is_main()
-        self.total = settings.total_steps(len(data.train.stems))
-        self.validation = Validation(learner.backbone, data.val, data.prompts, settings)
-        self.judged = None
-        if agreement:
-            self.judged = Validation(learner.backbone, data.val, data.prompts, settings, JUDGED_MASKS)
+        """state: of a Counts and of `losses` (2,), the sum and number of those since the log's last line. looks: called
+        with the step every so often for what the log says then; its `strip(0)` shows the beginning."""
+        self.run, self.state, self.settings, self.total = run, state, settings, total
+        self.looks, self.save_model, self.label, self.main = looks, save_model, label, distributed.is_main()
 
     def __enter__(self) -> Progress:
         counts = self.state.counts
         self.started = time.monotonic() - counts.seconds
         self.timer = SavingTimer(self.settings.checkpoint_minutes, first=counts.step == 0)
         if self.main and counts.step == 0:
-            self.validation.write_samples(self.learner.controlnet, self.run.path / "samples", 0)
+            self.looks.strip(0)
         self.stop = StopSignal().__enter__()
-        self.bar = tqdm(total=self.total, initial=counts.step, desc="ControlNet", unit="step", disable=not self.main)
+        self.bar = tqdm(total=self.total, initial=counts.step, desc=self.label, unit="step", disable=not self.main)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -116,11 +145,13 @@ class Progress:
         """Write a checkpoint where one is due; leave by Interrupted where a stop was asked for."""
         counts = self.state.counts
         if self.main and self.saving:
-            self.run.save(self.state, self._save_model, keep=self.settings.keep)
+            self.run.save(self.state, self.save_model, keep=self.settings.keep)
             self.timer.saved()
         if self.signal and not self.ended:
             distributed.any_process(False)  # nobody leaves before the state is saved: torchrun would end the rest
-            message = f"at step {counts.step} of {self.total}: go on with --resume --out {self.run.path}"
+            out = (self.run.within or self.run).path
+            whose = "" if self.run.within is None else f" of the {self.label}"
+            message = f"at step {counts.step} of {self.total}{whose}: go on with --resume --out {out}"
             raise distributed.agreed(Interrupted(message, self.signal))
 
     def _read_loss(self, epoch: int, logging: bool) -> None:
@@ -139,23 +170,11 @@ class Progress:
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
     def _sample(self) -> None:
-        counts, controlnet = self.state.counts, self.learner.controlnet
-        row = {"step": counts.step, "validation_loss": self.validation.loss(controlnet)}
-        with moved([self.learner.backbone.vae], self.learner.backbone.device):
-            self.validation.write_samples(controlnet, self.run.path / "samples", counts.step)
-            if self.judged:
-                # from masks that nothing learned from, and pure noise: no slice that the judge knows
-                score = self.agreement(self.judged.draw(controlnet), self.judged.masks.cpu().numpy())
-                row["mask_agreement"] = round(score, 5)
+        counts = self.state.counts
+        row = {"step": counts.step} | self.looks(counts.step)
         self.run.log(row)
         curves = [["loss", "validation_loss"], ["mask_agreement"]]
         plot_progress(self.run.path / "progress.png", self.run.read_log(), curves)
         if row.get("mask_agreement", -1.0) > counts.best:
             counts.best = row["mask_agreement"]
-            self.run.save(State(counts), self._save_model, "best")
-
-    def _save_model(self, folder: Path) -> None:
-        learner = self.learner
-        save_trained(
-            folder, learner.controlnet, learner.backbone, self.data.train, self.settings, self.state.counts.step
-        )
+            self.run.save(State(counts), self.save_model, "best")

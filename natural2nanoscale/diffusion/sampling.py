@@ -24,7 +24,7 @@ def sampling_scheduler(backbone: Backbone, sampler: str = "ddim") -> Scheduler:
 
 def sample(
     backbone: Backbone,
-    controlnet: ControlNetModel,
+    controlnet: ControlNetModel | None,
     noise: torch.Tensor,
     controlnet_cond: torch.Tensor,
     prompt_embeds: torch.Tensor,
@@ -33,7 +33,7 @@ def sample(
     generators: list[torch.Generator] | None = None,
     real_latents: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Draw slices from masks.
+    """Draw slices from masks, or without a ControlNet from noise and prompt alone.
 
     noise (B,C,h,w): standard normal start; controlnet_cond (B,3,H,W) in [0,1] with H, W multiples of
     `backbone.grid`; prompt_embeds (B,L,D), negative_embeds (1,L,D) of the empty prompt; generators: one

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
-from natural2nanoscale.data.folders import PairFolder, fingerprint, pair_digests
+from natural2nanoscale.cli import CONTROLNET_RUN, command
+from natural2nanoscale.data.classes import Classes
+from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, pair_digests
 from natural2nanoscale.data.roots import Learned, learned_from_folder, learned_json
-from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
+from natural2nanoscale.device import select_dtype
+from natural2nanoscale.diffusion.adapted import ADAPTED, load_adapted
+from natural2nanoscale.diffusion.backbone import Backbone, load_backbone, weights_hash
 from natural2nanoscale.diffusion.batches import TrainingData
-from natural2nanoscale.diffusion.controlnet import decoder_state, make_controlnet, unlock_decoder
+from natural2nanoscale.diffusion.controlnet import make_controlnet, part_state, unlock
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.weights import load_module
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.records import read_config
 from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.schemas import CONTROLNET_CONFIG
 from natural2nanoscale.text import markdown_text
 
 DECODER_FILE = "unet_decoder.safetensors"
@@ -70,9 +77,11 @@ def save_trained(
     if settings.condition == "mask+edges":
         seen += ", darkened at class boundaries and, where these are known, at the edges of the slices,"
     over = f"the frozen backbone `{backbone.name}` (weights {backbone.fingerprint[:12]})"
+    if settings.adapt:
+        over += f", whose U-Net was adapted for {settings.adapt} steps to slices without masks (../../../{ADAPTED})"
     if settings.unlock_decoder:
         over += f", whose U-Net takes its decoder from ../{DECODER_FILE}"
-        decoder = {name: value.cpu().contiguous() for name, value in decoder_state(backbone.unet).items()}
+        decoder = {name: value.cpu().contiguous() for name, value in part_state(backbone.unet, "decoder").items()}
         save_file(decoder, folder / DECODER_FILE)
     (folder / "controlnet" / "README.md").write_text(
         f"# ControlNet for {markdown_text(train.info.name)}\n\nSteered by {seen} over {over}, "
@@ -90,7 +99,7 @@ def load_weights(folder: Path, controlnet: ControlNetModel, backbone: Backbone) 
     controlnet.load_state_dict(saved.state_dict())
     if (folder / DECODER_FILE).is_file():
         decoder = load_file(folder / DECODER_FILE)
-        if decoder.keys() != decoder_state(backbone.unet).keys():
+        if decoder.keys() != part_state(backbone.unet, "decoder").keys():
             raise InputError(f"{folder / DECODER_FILE} holds other layers than the decoder of {backbone.name}")
         backbone.unet.load_state_dict(decoder, strict=False)  # the other layers stay
 
@@ -105,15 +114,59 @@ def find_checkpoint(run: Path, name: str = "newest") -> Path:
     return checkpoint.path
 
 
+def trained_config(run: Path, data: Path | None) -> dict:
+    """config.json of a ControlNet's run folder; InputError where it is none. data: the root that one is wanted for."""
+    if not (run / "config.json").is_file():
+        before = command("python train_controlnet.py", data=data, out=None if run == CONTROLNET_RUN else run)
+        raise InputError(
+            f"there is no trained ControlNet in {run}: first run `{before}`, or name its run folder with --controlnet"
+        )
+    kind = read_config(run).get("kind")
+    if kind != "controlnet":
+        raise InputError(
+            f"{run} is a run of kind {kind}, expected one of train_controlnet.py: name that with --controlnet"
+        )
+    return read_config(run, CONTROLNET_CONFIG)
+
+
+def trained_info(config: dict, info: DatasetInfo) -> DatasetInfo:
+    """What dataset.json said of the slices that a run learned from, as far as its config tells; else as in `info`."""
+    window = config.get("learned", {}).get("intensity_window", info.intensity_window)
+    classes = Classes.from_json(config["classes"])
+    return replace(info, classes=classes, intensity_window=tuple(window) if window else None)
+
+
+def backbone_of_run(
+    run: Path,
+    config: dict,
+    device: torch.device,
+    precision: str = "auto",
+    name: str | None = None,
+    tokenizer: Path | None = None,
+) -> Backbone:
+    """The backbone that a run's ControlNet was trained over; `name` and `tokenizer`: where it lies by now."""
+    known = config["backbone"]
+    tokenizer = tokenizer or (None if name else known.get("tokenizer"))
+    backbone = load_backbone(name or known["name"], device, select_dtype(precision, device), tokenizer)
+    if backbone.fingerprint != known["weights"]:
+        raise InputError(
+            f"backbone {backbone.name} has other weights than the one that {run} was trained over "
+            f"({known['name']}): name that one with --backbone"
+        )
+    return backbone
+
+
 def load_trained(run: Path, backbone: Backbone, name: str = "newest") -> tuple[ControlNetModel, Backbone]:
     """A run's ControlNet, float32, and the backbone that it steers; both frozen, on the backbone's device.
 
-    name: as in find_checkpoint. The backbone is the given one, or a copy with the decoder that was trained along.
+    name: as in find_checkpoint. The backbone is the given one, or a copy that was adapted before, or whose decoder was
+    trained along.
     """
     folder = find_checkpoint(run, name)
+    backbone = load_adapted(run, backbone)
     controlnet, dtype = make_controlnet(backbone), backbone.unet.dtype
     if (folder / DECODER_FILE).is_file():
-        backbone = unlock_decoder(backbone)
+        backbone = unlock(backbone, "decoder")
     load_weights(folder, controlnet, backbone)
     backbone.unet.requires_grad_(False).to(dtype)
     return controlnet.requires_grad_(False).eval(), backbone
@@ -126,10 +179,11 @@ def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
     """
     if (folder / "checkpoints").is_dir():
         checkpoint = find_checkpoint(folder)
-        if (checkpoint / DECODER_FILE).is_file():
+        if (checkpoint / DECODER_FILE).is_file() or (folder / ADAPTED).is_dir():
+            flag = "--adapt" if (folder / ADAPTED).is_dir() else "--unlock-decoder"
             raise InputError(
-                f"{folder} was trained with --unlock-decoder: its ControlNet belongs to a decoder that a new run would "
-                "not have, expected a run over the frozen backbone, or go on in that one with --resume"
+                f"{folder} was trained with {flag}: its ControlNet belongs to a U-Net that a new run would not have, "
+                "expected a run over the backbone as it is, or go on in that one with --resume"
             )
         folder = checkpoint / "controlnet"
     saved = load_module(ControlNetModel, folder)  # weights against their own config

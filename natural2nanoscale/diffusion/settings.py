@@ -51,6 +51,18 @@ class FineTuning:
         0.0, "let the U-Net's decoder learn, at FACTOR (0.1 if not given) times the learning rate; 0 keeps it frozen",
         at_least(0.0, float), nargs="?", const=0.1, metavar="FACTOR",
     )  # fmt: skip
+    adapt: int = setting(
+        0, "steps in which the U-Net first learns slices without masks, those of unlabelled/ and train/", at_least(0),
+        metavar="STEPS",
+    )  # fmt: skip
+    adapt_part: str = setting(
+        "all", "what of the U-Net adapts to them: `attention` or `decoder` where memory is short",
+        choices=("all", "decoder", "attention"),
+    )  # fmt: skip
+    adapt_learning_rate: float | None = setting(
+        None, "learning rate of --adapt, falling to zero (default: the backbone's)", at_least(0.0, float),
+        "--adapt-lr", metavar="LR",
+    )  # fmt: skip
     gradient_checkpointing: bool = setting(False, "less memory, more time, the same gradients")
     compile: bool = setting(False, "torch.compile; minutes at the start, less time per step on a GPU")
     seed: int = setting(0, "seed of everything that is drawn", at_least(0))
@@ -125,6 +137,11 @@ class SamplingSettings:
     def steps_taken(self) -> int:
         """The share `start` of the steps, rounded down."""
         return int(self.steps * self.start + 1e-6)  # 50 * 0.58 is 28.999999999999996
+
+    @property
+    def sees_slice(self) -> bool:
+        """Whether the real slice of a mask is looked at."""
+        return self.start < 1 or self.condition == "mask+edges"
 
 
 FAST = {"sampler": "unipc", "steps": 6}  # what --fast stands for, in bfloat16

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import holds_nothing, make_folder, write_json
+from natural2nanoscale.locks import NAME, locked
 from natural2nanoscale.seeds import generator_for, seed_for
 
 
@@ -34,17 +37,19 @@ class Image:
     copy: int
     seed: int
     prompt: str
+    tries: int = 1  # the filter had another noise drawn before each but the first
 
     @property
     def stem(self) -> str:
         return f"{self.source}_s{self.copy:03d}"
 
 
-def plan_image(source: str, copy: int, prompts: Sequence[str], seed: int) -> Image:
-    """An image with its own seed and prompt: functions of (seed, mask, copy), whatever else is made."""
+def plan_image(source: str, copy: int, prompts: Sequence[str], seed: int, tries: int = 1) -> Image:
+    """An image with its own seed and prompt: functions of (seed, mask, copy, tries), whatever else is made."""
     image_seed = seed_for(seed, "image", source, copy)
     draw = torch.randint(len(prompts), (1,), generator=generator_for(image_seed, "prompt"))
-    return Image(source, copy, image_seed, prompts[int(draw)])
+    noise_seed = image_seed if tries == 1 else seed_for(image_seed, "redraw", tries)
+    return Image(source, copy, noise_seed, prompts[int(draw)], tries)
 
 
 def plan_images(stems: Sequence[str], per_mask: int, prompts: Sequence[str], seed: int) -> list[Image]:
@@ -63,6 +68,8 @@ class Request:
     learned: dict | None = None  # what the ControlNet was trained on, as its run's config.json says
     call: str | None = None  # the command that makes the rest, should this one be stopped
     shard: tuple[int, int] = (1, 1)  # (i, n): the i-th of n calls that share the images among them; i from 1
+    masks: str = "same"  # or "deformed", "between": how masks come out of the source's, see `Shapes`
+    filter: dict | None = None  # "unet": who checks slices, "agreement": with its mask, below which one is redrawn
 
     @property
     def manifest(self) -> str:
@@ -98,6 +105,8 @@ def describe(backbone: Backbone, controlnet: ControlNetModel, source: PairFolder
             "backbone": backbone.fingerprint,
             "precision": backbone.precision,
             **asdict(request.settings),
+            "masks": request.masks,
+            "filter": request.filter,
             "seed": request.seed,
             "prompts": seed_for(*request.prompts),
         },
@@ -114,6 +123,7 @@ def check_continues(out: Path, info: DatasetInfo) -> None:
     now = json.loads(json.dumps(info.to_json()))
     if before["origin"] != "synthetic":
         raise InputError(f"{out} holds a dataset of origin {before['origin']}: name another folder with --out")
+    before["split"] = {"masks": "same", "filter": None} | before["split"]  # what older folders do not say
     changed = [key for key in now["split"] if before["split"].get(key) != now["split"][key]]
     changed += [key for key in ("classes",) if before[key] != now[key]]
     if changed:
@@ -122,6 +132,26 @@ def check_continues(out: Path, info: DatasetInfo) -> None:
             f"{out} was made with another {key} ({before['split'].get(key)}, now {now['split'].get(key)}): "
             "repeat the old settings to go on, or name another folder with --out"
         )
+
+
+@contextmanager
+def alone(out: Path, request: Request) -> Iterator[None]:
+    """Within it no other call of the same shard writes into `out`, and none at all beside one without --shard."""
+    with ExitStack() as held:
+        held.enter_context(locked(out, out / request.lock))
+        if request.shard == (1, 1):
+            for file in out.glob(".shard-*.lock"):
+                held.enter_context(locked(out, file))
+        else:  # after its own lock, as the other kind does in turn: of two at the same time one at least sees the other
+            for patience in reversed(range(20)):
+                try:
+                    with locked(out, out / NAME):
+                        break
+                except InputError:  # it may be another shard that has just come by
+                    if not patience:
+                        raise
+                    time.sleep(0.05)
+        yield
 
 
 def begun_with(out: Path) -> DatasetInfo | None:
@@ -147,8 +177,8 @@ def begin(out: Path, info: DatasetInfo, most: int, call: str | None, request: Re
     """Make `out`, or go on with it, as a folder that is not complete until `most` slices of every mask stand."""
     said = info.to_json() | {"per_mask": most, "call": call}
     publish(out, GENERATION, write_json, said, request)  # first: a folder is ours by it
-    make_folder(out / "images")
-    make_folder(out / "masks")
+    for part in ("images", "masks", "conditioning") if request.filter else ("images", "masks"):
+        make_folder(out / part)
     (out / "dataset.json").unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from natural2nanoscale.diffusion.batches import Batches, TrainingData
 from natural2nanoscale.diffusion.controlnet import Denoiser, denoising_loss, predict_noise
 from natural2nanoscale.diffusion.latents import variants_visited
 from natural2nanoscale.diffusion.memory import idle_parts, moved, plan
-from natural2nanoscale.diffusion.progress import Counts, Learner, Progress
-from natural2nanoscale.diffusion.saving import load_weights
+from natural2nanoscale.diffusion.progress import Counts, Learner, Looks, Progress
+from natural2nanoscale.diffusion.saving import load_weights, save_trained
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.finite import SkippedSteps, add_finite
@@ -67,7 +68,12 @@ def fine_tune(
 
     batches = Batches(backbone, data, settings, counts.step)
     denoiser = make_denoiser(learner, settings)
-    progress = Progress(run, learner, data, settings, state, agreement)
+    looks = Looks(learner, data, settings, run.path / "samples", agreement)
+
+    def save_model(folder: Path) -> None:
+        save_trained(folder, learner.controlnet, backbone, data.train, settings, counts.step)
+
+    progress = Progress(run, state, settings, total_steps, looks, save_model)
     with progress, moved(idle_parts(backbone, settings), torch.device("cpu")):
         while counts.step < total_steps:
             # the gradient: batches add up, each by its share of the slices, to that of one large batch

@@ -63,8 +63,8 @@ class Validation:
         return encode_mask(self.masks[part], self.colors, edges)
 
     @torch.no_grad()
-    def loss(self, controlnet: ControlNetModel) -> float:
-        """Mean denoising loss over the fixed timesteps."""
+    def loss(self, controlnet: ControlNetModel | None) -> float:
+        """Mean denoising loss over the fixed timesteps; without a ControlNet that of the U-Net alone."""
         denoiser = Denoiser(self.backbone.unet, controlnet, self.backbone.scheduler)
         conditioning, losses = self.conditioning(slice(None)), []
         for timestep in TIMESTEPS:
@@ -73,7 +73,7 @@ class Validation:
             losses.append(denoising_loss(denoiser, Batch(*drawn)))
         return round(torch.stack(losses).mean().item(), 5)
 
-    def draw(self, controlnet: ControlNetModel, count: int | None = None) -> np.ndarray:
+    def draw(self, controlnet: ControlNetModel | None, count: int | None = None) -> np.ndarray:
         """Synthetic slices (B,H,W) uint8 from the first `count` masks, or all, with the same noise every time.
 
         They begin at pure noise, whatever the backbone recommends, and so show what was learned and nothing else.
@@ -94,12 +94,15 @@ class Validation:
             slices.append(decode_gray(pixel_values).cpu().numpy())
         return np.concatenate(slices)
 
-    def write_samples(self, controlnet: ControlNetModel, folder: Path, step: int) -> None:
-        """A strip real | mask | synthetic (the paper's Figure 4)."""
+    def write_samples(self, controlnet: ControlNetModel | None, folder: Path, step: int) -> None:
+        """A strip real | mask | synthetic (the paper's Figure 4), without the mask where no ControlNet steers."""
         count = min(3, len(self.windows))
         make_folder(folder)
         real = self.windows.round().to(torch.uint8).numpy()
         masks = color_table(self.colors)[self.masks.cpu().numpy()]
         synthetic = self.draw(controlnet, count)
-        rows = [[real[i], masks[i], synthetic[i]] for i in range(count)]
-        sheet(rows, folder / f"step-{step:06d}.png", ["real", "mask", "synthetic"])
+        columns = {"real": real, "mask": masks, "synthetic": synthetic}
+        if controlnet is None:
+            del columns["mask"]
+        rows = [[column[i] for column in columns.values()] for i in range(count)]
+        sheet(rows, folder / f"step-{step:06d}.png", list(columns))

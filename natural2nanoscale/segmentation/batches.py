@@ -28,14 +28,16 @@ class DeviceSlices:
     """
 
     def __init__(self, slices: Slices, device: torch.device, enlarge_to: int | None = None):
-        by_shape: dict[tuple[int, int], list[int]] = {}
+        pairs, by_shape = (slices.images, slices.masks), {}  # shape -> indices
         place = []  # of every slice: which shape, and its row in that shape's tensors
         for index, image in enumerate(slices.images):
             members = by_shape.setdefault(image.shape, [])
             place.append((list(by_shape).index(image.shape), len(members)))
             members.append(index)
-        self.images = {shape: _stack(slices.images, rows, device) for shape, rows in by_shape.items()}
-        self.masks = {shape: _stack(slices.masks, rows, device) for shape, rows in by_shape.items()}
+        self.tensors = [  # images and masks (n,H,W) uint8 of every shape
+            [torch.from_numpy(np.stack([pictures[row] for row in rows])).to(device) for pictures in pairs]
+            for rows in by_shape.values()
+        ]
         self.device = device
         self.place = torch.tensor(place)
         self.fixed = torch.tensor(enlarge(slices, enlarge_to)) if enlarge_to else None  # (slice, copy) of every entry
@@ -52,18 +54,14 @@ class DeviceSlices:
         alike = 2 * kind + unchanged
         for key in alike.unique().tolist():
             positions = (alike == key).nonzero().squeeze(1)
-            shape, rows = list(self.images)[key // 2], row[positions].to(self.device)
-            yield positions, bool(key % 2), self.images[shape][rows], self.masks[shape][rows]
+            rows = row[positions].to(self.device)
+            yield positions, bool(key % 2), *(tensor[rows] for tensor in self.tensors[key // 2])
 
     def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """All slices once, at most `size` at a time: indices (b,), images (b,H,W) uint8, masks (b,H,W) uint8."""
         for indices in torch.arange(len(self.place)).split(size):
             for positions, _, grey, masks in self.groups(indices):
                 yield indices[positions], grey, masks
-
-
-def _stack(arrays: list[np.ndarray], rows: list[int], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.stack([arrays[row] for row in rows])).to(device)
 
 
 def enlarge(slices: Slices, size: int) -> list[tuple[int, int]]:

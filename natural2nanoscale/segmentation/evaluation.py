@@ -64,14 +64,12 @@ def summarize(seeds: Sequence[dict], classes: Classes) -> dict:
 def trained_seeds(run: Path) -> list[Path]:
     """The best/ folders of the seeds that a run's config names; InputError unless all of them are trained."""
     config = read_config(Path(run))
-    try:
-        if config.get("kind") != "unet":
-            raise ValueError(f"its config.json says {config.get('kind')}" if config else "it has no config.json")
-        settings = config["settings"]
-        seeds = range(settings["seed"], settings["seed"] + settings["seeds"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run} is no U-Net run ({error}): train one with `python train_unet.py`") from error
-    folders = [Path(run) / f"seed-{seed}" / "best" for seed in seeds]
+    kind, settings = config.get("kind"), config.get("settings", {})
+    if kind != "unet" or not {"seed", "seeds"} <= settings.keys():
+        said = f"its config.json says {kind}" if config else "it has no config.json"
+        said += " and no seeds" * (kind == "unet")
+        raise InputError(f"{run} is no U-Net run ({said}): train one with `python train_unet.py`")
+    folders = [Path(run) / f"seed-{settings['seed'] + i}" / "best" for i in range(settings["seeds"])]
     missing = [str(folder) for folder in folders if not (folder / WEIGHTS_NAME).is_file()]
     if missing:
         raise InputError(f"{run} is not trained to its end, {missing[0]} is missing: go on with --resume")
@@ -86,13 +84,9 @@ def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
     """
     started = time.monotonic()
     networks = [(best, *load_unet(best, device)) for best in trained_seeds(run)]
-    knows = networks[0][2]
-    names_agree = knows.classes.names == folder.info.classes.names  # a U-Net never sees the colours
-    info = replace(
-        folder.info,
-        classes=folder.info.classes if names_agree else knows.classes,
-        intensity_window=knows.intensity_window,
-    )
+    knows, classes = networks[0][2], folder.info.classes
+    classes = classes if knows.classes.names == classes.names else knows.classes  # a U-Net never sees the colours
+    info = replace(folder.info, classes=classes, intensity_window=knows.intensity_window)
     refuse_unfit([learned_by_run(run, info)], [folder])
     slices = load_slices(folder)
     refuse_unlabelled(slices, str(folder.path))

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from natural2nanoscale.data.folders import read_info
+from natural2nanoscale.data.folders import DatasetInfo, read_info
 from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.segmentation.unet import UNetInfo
 
-STRIP = 256  # rows that are worked on at once where a slice may not fit into memory several times
+STRIP = 256  # rows
 
 RULES = {  # what happens to grey values before the network sees them
     "as they are": "8-bit grey values are taken as they are",
@@ -37,14 +37,10 @@ def grey_rule(bytes_: bool, window: tuple[float, float] | None, converted: tuple
     return "converted" if bytes_ and (converted == window or not eight_bit) else "window"
 
 
-def converted_window(images: Path) -> tuple[float, float] | None:
-    """The window that the slices of a pair folder have passed; None for any other folder."""
-    return read_info(images.parent).intensity_window if (images.parent / "dataset.json").is_file() else None
-
-
-def images_of(path: Path) -> Path:
-    """The slices that a path names: of a pair folder those in its images/."""
-    return path / "images" if (path / "dataset.json").is_file() else path
+def images_of(path: Path) -> tuple[Path, DatasetInfo | None]:
+    """The slices that a path names, of a pair folder those in its images/, and what that folder says of them."""
+    images = path / "images" if (path / "dataset.json").is_file() else path
+    return images, read_info(images.parent) if (images.parent / "dataset.json").is_file() else None
 
 
 def read_slice(reader: Reader, page: Page, info: UNetInfo, rule: str) -> tuple[np.ndarray, int]:
@@ -55,5 +51,10 @@ def read_slice(reader: Reader, page: Page, info: UNetInfo, rule: str) -> tuple[n
             raise InputError(f"{page} has more than 8 bits, unlike the slices before it: convert all to one depth")
         return pixels, 0
     low, high = info.intensity_window
-    strips = np.array_split(pixels, -(-len(pixels) // STRIP))
-    return to_bytes(pixels, (low, high)), sum(int(((strip < low) | (strip > high)).sum()) for strip in strips)
+    clipped = sum(int(((strip < low) | (strip > high)).sum()) for strip in (pixels[rows] for rows in strips(pixels)))
+    return to_bytes(pixels, (low, high)), clipped
+
+
+def strips(pixels: np.ndarray) -> list[slice]:
+    """The rows of a slice in portions, for work that would take several times its memory."""
+    return [slice(top, top + STRIP) for top in range(0, len(pixels), STRIP)]

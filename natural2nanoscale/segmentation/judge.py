@@ -38,14 +38,9 @@ def train_judge(
         out.mkdir(exist_ok=True)
         training, validation = load_slices(train_folder), load_slices(val_folder)
         height, width = (min(lengths) for lengths in zip(*training.shapes, strict=True))
-        settings = replace(
-            SHORT,
-            max_steps=steps,
-            augment="rotation",
-            crop=(min(width, 256), min(height, 256)),  # windows that slices of any size can give
-            validate_every=max(1, steps // 8),
-            seed=seed,
-        )
+        crop = min(width, 256), min(height, 256)  # windows that slices of any size can give
+        every = max(1, steps // 8)
+        settings = replace(SHORT, max_steps=steps, augment="rotation", crop=crop, validate_every=every, seed=seed)
         train(training, validation, settings, device, RunFolder(out))
     model, info = load_unet(best, device)
     score = info.trained["best"]["val_miou"]

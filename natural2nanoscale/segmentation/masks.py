@@ -35,10 +35,7 @@ def assemble(
     """One file or folder in `out` of all masks, of `shape` = (Z,H,W): a key of FORMATS; mask i (H,W) uint8 is read when
     its turn comes. Returns its path."""
     path = out / FORMATS[kind]
-    if kind == "tiff":
-        _write_tiff(path, read, shape, nm)
-    else:
-        _write_zarr(path, read, shape, nm)
+    {"tiff": _write_tiff, "zarr": _write_zarr}[kind](path, read, shape, nm)
     return path
 
 

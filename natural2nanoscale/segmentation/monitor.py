@@ -18,7 +18,7 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.finite import SkippedSteps, add_finite
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.segmentation.batches import DeviceSlices
-from natural2nanoscale.segmentation.inference import slices_at_once, tiles
+from natural2nanoscale.segmentation.inference import in_bands, slices_at_once
 from natural2nanoscale.segmentation.metrics import confusion, iou, jsonable, miou
 from natural2nanoscale.segmentation.schedule import Schedule
 from natural2nanoscale.segmentation.settings import Settings
@@ -27,18 +27,16 @@ from natural2nanoscale.segmentation.unet import UNet, UNetInfo, save_unet
 from natural2nanoscale.signals import Interrupted, StopSignal
 
 
-@torch.inference_mode()
 def validate(model: UNet, pool: DeviceSlices, micro_batch: int) -> tuple[float, torch.Tensor]:
-    """Mean cross-entropy over all labelled pixels and confusion matrix (K,K) of unaugmented slices, whole where they
-    are no larger than a tile."""
+    """Mean cross-entropy over all labelled pixels and confusion matrix (K,K) of unaugmented slices."""
     model.eval()
     loss_sum = torch.zeros((), device=pool.device)
     matrix = torch.zeros(model.classes, model.classes, dtype=torch.int64, device=pool.device)
     for _, grey, masks in pool.batches(micro_batch):
-        for window, answer, place in tiles(grey.shape[1:]):
-            logits = model(encode_gray(grey[window], 1))[answer]
-            loss_sum += F.cross_entropy(logits, masks[place].long(), ignore_index=IGNORE_ID, reduction="sum")
-            matrix += confusion(masks[place], logits.argmax(1), model.classes)
+        for top, logits in in_bands(lambda tile: model(encode_gray(tile, 1)), grey):
+            truth = masks[:, top : top + logits.shape[2]]
+            loss_sum += F.cross_entropy(logits, truth.long(), ignore_index=IGNORE_ID, reduction="sum")
+            matrix += confusion(truth, logits.argmax(1), model.classes)
     model.train()
     return (loss_sum / matrix.sum().clamp(min=1)).item(), matrix.cpu()
 
@@ -66,15 +64,8 @@ class Monitor:
     """A training under way: its counts, validations and best weights. With a run folder it goes on where the newest
     checkpoint there left off, and logs and saves in it; without one it writes nothing."""
 
-    def __init__(
-        self,
-        model: UNet,
-        optimizer: torch.optim.Optimizer,
-        validation: Slices,
-        schedule: Schedule,
-        settings: Settings,
-        folder: RunFolder | None,
-    ):
+    def __init__(self, model: UNet, optimizer: torch.optim.Optimizer, validation: Slices, schedule: Schedule,
+                 settings: Settings, folder: RunFolder | None):  # fmt: skip
         self.model, self.schedule, self.settings, self.folder = model, schedule, settings, folder
         device = next(model.parameters()).device
         self.validation = DeviceSlices(validation, device)
@@ -107,9 +98,8 @@ class Monitor:
         self.skipped.refuse_too_many(self.counts.step, self.folder.path if self.folder else "the U-Net")
         bar.update()
         if self.counts.step % self.schedule.validate_every == 0:
-            self.counts.useless += 1
-            if self.counts.step <= (self.settings.finetune_after or 0):  # never stop before fine-tuning
-                self.counts.useless = 0
+            mixed = self.counts.step <= (self.settings.finetune_after or 0)  # never stop before fine-tuning
+            self.counts.useless = 0 if mixed else self.counts.useless + 1
             row = self.validated()
             self.train_loss.zero_()
             if self.folder:
@@ -149,10 +139,9 @@ class Monitor:
             self.folder.save(self.state)
             self.timer.saved()
         if stop.requested:
-            where = f"{self.folder.path} is saved" if self.folder else "nothing is saved"
-            raise Interrupted(
-                f"at step {step} of {self.schedule.total_steps}, {where}: go on with --resume", stop.number
-            )
+            saved = self.folder.path if self.folder else "nothing"
+            where = f"at step {step} of {self.schedule.total_steps}, {saved} is saved"
+            raise Interrupted(f"{where}: go on with --resume", stop.number)
 
     def finish(self, training: Slices) -> Trained:
         """Look at the last steps if none has yet, then load the best weights; write them and the curves."""
@@ -160,10 +149,9 @@ class Monitor:
             self.validated()
         model, counts = self.model.eval(), self.counts
         model.load_state_dict(self.best_weights)
-        known = {"seed": self.settings.seed, "steps": counts.step, "best": counts.best}
-        scale = training.intensity_window, known, model.precision, training.pixel_size_nm
-        info = UNetInfo(model.width, model.depth, training.classes, *scale)
         if self.folder:
             plot_progress(self.folder.path / "progress.png", self.rows, [["loss", "val_loss"], ["val_miou"]])
-            save_unet(self.folder.path / "best", model, info)
+            known = {"seed": self.settings.seed, "steps": counts.step, "best": counts.best}
+            scale = training.intensity_window, known, model.precision, training.pixel_size_nm
+            save_unet(self.folder.path / "best", model, UNetInfo(model.width, model.depth, training.classes, *scale))
         return Trained(model, counts.best, self.rows, counts.step)

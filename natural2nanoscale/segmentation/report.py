@@ -14,7 +14,7 @@ from natural2nanoscale.runs import environment
 from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices
-from natural2nanoscale.text import markdown_text, printable
+from natural2nanoscale.text import markdown_table, markdown_text, printable
 
 LEAKS = {
     "random": "Slices were split at random: neighbours in a stack are in training and test, which flatters scores.",
@@ -40,40 +40,34 @@ def verdict(report: dict) -> str:
 
 def class_table(report: dict) -> list[str]:
     """IoU and Dice of every class over the seeds, as lines of Markdown."""
-    lines = ["| class | IoU | Dice |", "|---|--:|--:|"]
+    rows = []
     for entry in report["per_class"]:
-        scores = [percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice")]
-        lines.append(f"| {markdown_text(entry['name'])} | {' | '.join(scores)} |")
-    return lines
+        scores = (percent(entry[f"{kind}_mean"], entry[f"{kind}_std"]) for kind in ("iou", "dice"))
+        rows.append([entry["name"], *scores])
+    return markdown_table(["class", "IoU", "Dice"], rows)
 
 
 def markdown(report: dict) -> str:
     """report.md: the verdict first, then classes, seeds, confusions and the hardest slices."""
-    names = [markdown_text(entry["name"]) for entry in report["per_class"]]
+    seeds, names = report["seeds"], [entry["name"] for entry in report["per_class"]]
+    precision = " and ".join(sorted({seed["precision"] for seed in seeds}))
     lines = [f"**{markdown_text(verdict(report))}**", ""]
-    precision = " and ".join(sorted({seed["precision"] for seed in report["seeds"]}))
-    lines += [f"All numbers in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds."]
-    lines += ["", *class_table(report)]
-    lines += ["", "| seed | mIoU | best step | validation mIoU |", "|--:|--:|--:|--:|"]
-    for seed in report["seeds"]:
+    lines += [f"All in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds.", ""]
+    lines += [*class_table(report), ""]
+    rows = []
+    for seed in seeds:
         best = seed["trained"]["best"]
-        scores = [percent(seed["miou"]), str(best["step"]), percent(best["val_miou"])]
-        lines.append(f"| {seed['seed']} | {' | '.join(scores)} |")
-    lines += ["", "Share of each true class (rows) that was predicted as (columns), all seeds together:", ""]
-    lines += [f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
-    pooled = torch.tensor([seed["confusion"] for seed in report["seeds"]]).sum(0).double()
-    for name, row in zip(names, pooled, strict=True):
-        shares = [percent(share) for share in (row / row.sum()).tolist()] if row.sum() else ["–"] * len(names)
-        lines.append(f"| {name} | {' | '.join(shares)} |")
-    hardest = sorted(
-        (row["miou"], row["image"], seed["seed"])
-        for seed in report["seeds"]
-        for row in seed["images"]
-        if row["miou"] is not None
-    )[:5]
-    lines += ["", "| hardest slices | seed | mIoU |", "|---|--:|--:|"]
-    lines += [f"| {markdown_text(image)} | {seed} | {percent(miou)} |" for miou, image, seed in hardest]
-    return "\n".join(lines) + "\n"
+        rows.append([str(seed["seed"]), percent(seed["miou"]), str(best["step"]), percent(best["val_miou"])])
+    lines += [*markdown_table(["seed", "mIoU", "best step", "validation mIoU"], rows), ""]
+    lines += ["Share of each true class (rows) that was predicted as (columns), all seeds together:", ""]
+    pooled = torch.tensor([seed["confusion"] for seed in seeds]).sum(0).double()
+    shares = (pooled / pooled.sum(1, keepdim=True)).tolist()
+    rows = [[name, *(percent(x) if x == x else "–" for x in row)] for name, row in zip(names, shares, strict=True)]
+    lines += [*markdown_table(["", *names], rows), ""]
+    images = [(row["miou"], row["image"], seed["seed"]) for seed in seeds for row in seed["images"]]
+    hardest = sorted(row for row in images if row[0] is not None)[:5]
+    rows = [[image, str(seed), percent(miou)] for miou, image, seed in hardest]
+    return "\n".join([*lines, *markdown_table(["hardest slices", "seed", "mIoU"], rows), ""])
 
 
 def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training: Slices, settings: Settings) -> str:
@@ -83,17 +77,15 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
     train, info = folders["train"], folders["train"].info
     names = markdown_text(", ".join(info.classes.names))
     (height, width), window = max(training.shapes, key=math.prod), info.intensity_window
-    greys = "8-bit grey values as they are"
-    if window:
-        greys = f"grey values {window[0]:g} to {window[1]:g}, which became 0 to 255"
-    scale = f", {info.pixel_size_nm:g} nm per pixel" if info.pixel_size_nm else ", pixel size not stated"
+    converted = "grey values {:g} to {:g}, which became 0 to 255"
+    greys = converted.format(*window) if window else "8-bit grey values as they are"
+    scale = f"{info.pixel_size_nm:g} nm per pixel" if info.pixel_size_nm else "pixel size not stated"
     synthetic = len(training) - training.real
-    origin = markdown_text(f"{info.name} ({train.path})")
-    sources = [f"{training.real} annotated slices of {origin}"] if training.real else []
+    sources = [f"{training.real} annotated slices of {info.name} ({train.path})"] if training.real else []
     if synthetic:
         made = folders["synthetic"].info.split
         sources.append(
-            f"{synthetic} synthetic slices ({markdown_text(str(folders['synthetic'].path))}), drawn from the masks of "
+            f"{synthetic} synthetic slices ({folders['synthetic'].path}), drawn from the masks of "
             f"{(made.get('source') or {}).get('part', 'another folder')}/ by the ControlNet "
             f"{str(made.get('controlnet'))[:12]} over the backbone {str(made.get('backbone'))[:12]}"
         )
@@ -115,8 +107,8 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
         "",
         "## What they learned from",
         "",
-        *(f"- {source}" for source in sources),
-        f"- slices of up to {width}x{height} pixels{scale}; {greys}",
+        *(f"- {markdown_text(source)}" for source in sources),
+        f"- slices of up to {width}x{height} pixels, {scale}; {greys}",
         f"- augmentation: {settings.augment}; steps taken: {steps}; the weights are those of step {best}, the best by "
         f"validation {settings.select_by}; batches of {settings.batch_size}, learning rate {settings.learning_rate:g}",
         "",

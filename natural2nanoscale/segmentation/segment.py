@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from natural2nanoscale.data.folders import evenly_spaced, read_info
+from natural2nanoscale.data.folders import DatasetInfo, evenly_spaced
 from natural2nanoscale.data.prepare.pairing import crop_bottom, list_pages
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.prepare.survey import pixel_size_of
 from natural2nanoscale.data.sheets import colored, overlay, sheet
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import holds_nothing, make_folder, new_file, save_png, sha256, write_json
+from natural2nanoscale.files import make_folder, new_file, save_png, sha256, write_json
 from natural2nanoscale.records import read_config, read_lines
-from natural2nanoscale.runs import RunFolder, open_run
+from natural2nanoscale.runs import RunFolder, open_run, refuse_begun
 from natural2nanoscale.schemas import SEGMENT_ROW
 from natural2nanoscale.segmentation.evaluation import trained_seeds
-from natural2nanoscale.segmentation.greys import RULES, STRIP, converted_window, grey_rule, images_of, read_slice
+from natural2nanoscale.segmentation.greys import RULES, grey_rule, images_of, read_slice, strips
 from natural2nanoscale.segmentation.inference import predict_bands
 from natural2nanoscale.segmentation.masks import assemble, write_areas
 from natural2nanoscale.segmentation.settings import Segmentation
@@ -40,18 +41,19 @@ def segment_slices(settings: Segmentation, device: torch.device) -> None:
     folders = trained_seeds(settings.run)
     networks = [load_unet(folder, device) for folder in folders]
     models, info = [model for model, _ in networks], networks[0][1]
+    images, described = images_of(settings.images)
     with Reader(settings.max_pixels, settings.channel, settings.axes) as reader:
-        pages = list_slices(settings, reader)
+        pages = list_slices(images, settings, reader)
         stamps = {page.stem: stamp(page) for page in pages}  # before they are read: one replaced since is made anew
-        pixel_size = slice_pixel_size(settings, pages, reader)
+        pixel_size = slice_pixel_size(described, settings, pages, reader)
         refuse_other_scale(settings, pixel_size, info.pixel_size_nm)
-        window = converted_window(images_of(settings.images))
-        rule = grey_rule(reader.image(pages[0])[0].dtype == np.uint8, info.intensity_window, window)
+        passed = described and described.intensity_window
+        rule = grey_rule(reader.image(pages[0])[0].dtype == np.uint8, info.intensity_window, passed)
         names = ("channel", "axes", "crop_bottom", "rescale", "flips")
         how = {n: getattr(settings, n) for n in names if getattr(settings, n) != getattr(Segmentation, n)}
         config = {
             "kind": "masks",
-            "settings": {"images": str(images_of(settings.images).resolve()), "grey": rule} | how,
+            "settings": {"images": str(images.resolve()), "grey": rule} | how,
             "networks": {folder.parent.name: sha256(folder / WEIGHTS_NAME) for folder in folders},
             "classes": info.classes.to_json(),
         }
@@ -67,15 +69,14 @@ def segment_slices(settings: Segmentation, device: torch.device) -> None:
                     to_go = f"with {len(missing) - count} slices to go"
                     raise Interrupted(f"{to_go}: the same command goes on", stop.number)
                 grey, clipped = read_slice(reader, page, info, rule)
-                mask = segment_slice(models, grey, settings, page.stem)
+                mask = segment_slice(models, grey, settings, page)
                 if settings.overlay:
-                    strips = [np.s_[top : top + STRIP] for top in range(0, len(grey), STRIP)]
-                    tinted = np.concatenate([overlay(grey[s], mask[s], info.classes) for s in strips])
+                    tinted = np.concatenate([overlay(grey[rows_], mask[rows_], info.classes) for rows_ in strips(grey)])
                     save_png(file_of(settings, page, "overlays"), tinted)
                 save_png(file_of(settings, page), mask)
                 pixels = [int((mask == i).sum()) for i in range(info.classes.count)]
-                rows[page.stem] = {"image": page.stem, "file": stamps[page.stem], "pixels": pixels, "clipped": clipped}
-                rows[page.stem]["sha256"] = sha256(file_of(settings, page))
+                row = {"image": page.stem, "file": stamps[page.stem], "pixels": pixels, "clipped": clipped}
+                rows[page.stem] = row | {"sha256": sha256(file_of(settings, page))}
                 run.log(rows[page.stem])
         if settings.shard:
             print("once all shards are made, the same call without --shard adds areas.csv and contact.png")
@@ -84,9 +85,9 @@ def segment_slices(settings: Segmentation, device: torch.device) -> None:
     finish(settings, pages, rows, info, pixel_size)
 
 
-def list_slices(settings: Segmentation, reader: Reader) -> list[Page]:
+def list_slices(images: Path, settings: Segmentation, reader: Reader) -> list[Page]:
     """All slices of the source, without the rows that are cut off."""
-    pages = list_pages(images_of(settings.images), reader, "--images")
+    pages = list_pages(images, reader, "--images")
     twice = [stem for stem, count in Counter(page.stem for page in pages).items() if count > 1]
     if twice:
         raise InputError(f"{settings.images} holds several slices that are named {twice[0]!r}: rename one of them")
@@ -97,11 +98,12 @@ def list_slices(settings: Segmentation, reader: Reader) -> list[Page]:
     return pages
 
 
-def slice_pixel_size(settings: Segmentation, pages: Sequence[Page], reader: Reader) -> float | None:
+def slice_pixel_size(
+    described: DatasetInfo | None, settings: Segmentation, pages: Sequence[Page], reader: Reader
+) -> float | None:
     """Nanometres per pixel of the slices: as given, as the pair folder they lie in says, or as all files say."""
-    file = images_of(settings.images).parent / "dataset.json"
-    if settings.pixel_size_nm is None and file.is_file():
-        return read_info(file.parent).pixel_size_nm
+    if settings.pixel_size_nm is None and described:
+        return described.pixel_size_nm
     first = {page.path: page for page in reversed(pages)}
     return pixel_size_of(settings, {reader.pixel_size(page): page for page in first.values()})
 
@@ -121,33 +123,35 @@ def open_masks(settings: Segmentation, config: dict) -> tuple[RunFolder, dict[st
 
     Shards log on their own, so that they may run at the same time; all masks lie together.
     """
-    out, shard = settings.out, settings.shard
+    out, path = settings.out, settings.out
     others = sorted(file.parent for file in out.glob("shards/*/config.json"))
     begun = (out / "config.json").is_file()
-    if shard:
-        if not (begun or others or holds_nothing(out)):
-            raise InputError(f"{out} already exists and holds no run: name another folder with --out")
-        path = out / "shards" / f"{shard[0]}-of-{shard[1]}"
-    else:
-        if others and not begun:
-            write_json(out / "config.json", read_config(others[0]))
-        path = out
-    run = open_run(path, config, (path / "config.json").is_file(), at_once=False)
+    if settings.shard:
+        if not (begun or others):
+            refuse_begun(out)
+        path = out / "shards" / "{}-of-{}".format(*settings.shard)
+    elif others and not begun:
+        write_json(out / "config.json", read_config(others[0]))
+    run = open_run(path, config, (path / "config.json").is_file())
     run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
     same = [other for other in {out, *others} if all(read_config(other).get(key) == config[key] for key in config)]
     logs = [row for folder in [*same, path] for row in read_lines(folder / "log.jsonl", SEGMENT_ROW)]
-    rows = {row["image"]: row for row in logs if len(row["pixels"]) == len(config["classes"])}
-    for kind in ["masks"] + ["overlays"] * settings.overlay + ["probabilities"] * settings.probabilities:
+    for kind in kinds(settings):
         make_folder(out / kind)
-    return run, rows
+    return run, {row["image"]: row for row in logs if len(row["pixels"]) == len(config["classes"])}
+
+
+def kinds(settings: Segmentation) -> list[str]:
+    """The folders that get a file per slice."""
+    return ["masks"] + ["overlays"] * settings.overlay + ["probabilities"] * settings.probabilities
 
 
 def file_of(settings: Segmentation, page: Page, kind: str = "masks") -> Path:
-    """Where a slice's mask lies, or its "overlays" or "probabilities"."""
+    """Where a slice's file of one of `kinds` lies."""
     return settings.out / kind / f"{page.stem}.{'npy' if kind == 'probabilities' else 'png'}"
 
 
-def segment_slice(models: Sequence[UNet], grey: np.ndarray, settings: Segmentation, stem: str) -> np.ndarray:
+def segment_slice(models: Sequence[UNet], grey: np.ndarray, settings: Segmentation, page: Page) -> np.ndarray:
     """Grey values (H,W) uint8 -> class ids (H,W) uint8; its probabilities are written where they are asked for.
 
     With `rescale` the networks see the slice at that size, and each pixel takes the answer that lies where it does.
@@ -160,24 +164,22 @@ def segment_slice(models: Sequence[UNet], grey: np.ndarray, settings: Segmentati
     rows, columns = (
         ((np.arange(length) + 0.5) * of / length).astype(int) for length, of in zip(grey.shape, seen.shape, strict=True)
     )
-    mask = np.empty(grey.shape, np.uint8)
-    device = next(models[0].parameters()).device
-    bands = predict_bands(models, torch.tensor(seen, device=device)[None], settings.flips)
-    if not settings.probabilities:
-        for top, band in bands:
+    seen = torch.tensor(seen, device=next(models[0].parameters()).device)
+    mask, shape = np.empty(grey.shape, np.uint8), (models[0].classes, height, width)
+    with ExitStack() as stack:
+        if settings.probabilities:
+            room = 2 * int(np.prod(shape, dtype=np.int64))
+            file = stack.enter_context(new_file(file_of(settings, page, "probabilities"), room))
+            written = np.lib.format.open_memmap(file, "w+", np.float16, shape)
+        for top, band in predict_bands(models, seen[None], settings.flips):
             lines = slice(*np.searchsorted(rows, (top, top + band.shape[2])))
-            mask[lines] = band[0].argmax(0).to(torch.uint8).cpu().numpy()[rows[lines] - top][:, columns]
-        return mask
-    shape = (models[0].classes, height, width)
-    path = settings.out / "probabilities" / f"{stem}.npy"
-    with new_file(path, 2 * int(np.prod(shape, dtype=np.int64))) as file:
-        written = np.lib.format.open_memmap(file, "w+", np.float16, shape)
-        for top, band in bands:
-            lines = slice(*np.searchsorted(rows, (top, top + band.shape[2])))
-            part = band[0].cpu().numpy()[:, rows[lines] - top][..., columns]
-            written[:, lines], mask[lines] = part, part.argmax(0)
-        written.flush()
-        del written
+            likeliest = band[0].argmax(0).to(torch.uint8).cpu().numpy()
+            mask[lines] = likeliest[rows[lines] - top][:, columns]
+            if settings.probabilities:
+                written[:, lines] = band[0].cpu().numpy()[:, rows[lines] - top][..., columns]
+        if settings.probabilities:
+            written.flush()
+            del written  # Windows renames no file that is mapped
     return mask
 
 
@@ -228,6 +230,5 @@ def stamp(page: Page) -> list[int]:
 def made(settings: Segmentation, page: Page, rows: dict[str, dict]) -> bool:
     """Whether all that is asked for is there, the mask as it was written, and was made from this very file."""
     row = rows.get(page.stem)
-    kinds = ["masks"] + ["overlays"] * settings.overlay + ["probabilities"] * settings.probabilities
-    there = all(file_of(settings, page, kind).is_file() for kind in kinds)
+    there = all(file_of(settings, page, kind).is_file() for kind in kinds(settings))
     return bool(row) and row["file"] == stamp(page) and there and row.get("sha256") == sha256(file_of(settings, page))

@@ -125,15 +125,8 @@ SHORT = Settings(
 )
 
 # What may differ on --resume.
-MAY_CHANGE = (
-    "epochs",
-    "max_steps",
-    "validate_every",
-    "patience",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "micro_batch",
-)
+MAY_CHANGE = ("epochs", "max_steps", "validate_every", "patience", "checkpoint_every", "checkpoint_minutes",
+              "micro_batch")  # fmt: skip
 
 
 @dataclass(frozen=True)

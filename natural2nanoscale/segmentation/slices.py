@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -85,14 +86,9 @@ def spread_evenly(sources: Sequence[Hashable], count: int) -> list[int]:
     by_source: dict[Hashable, list[int]] = {}
     for index, source in enumerate(sources):
         by_source.setdefault(source, []).append(index)
-    rounds: list[list[int]] = []
-    for indices in by_source.values():
-        for turn, index in enumerate(indices):
-            if turn == len(rounds):
-                rounds.append([])
-            rounds[turn].append(index)
     chosen: list[int] = []
-    for row in rounds:
+    for turn in zip_longest(*by_source.values()):
+        row = [index for index in turn if index is not None]
         wanted = min(count - len(chosen), len(row))
         chosen += [row[i * len(row) // wanted] for i in range(wanted)]
     return sorted(chosen)

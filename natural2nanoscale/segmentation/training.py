@@ -33,10 +33,8 @@ def train(
 ) -> Trained:
     """Train one U-Net; with `folder` go on from the checkpoint that may be there, and keep log, checkpoints and best/.
 
-    `label` names it on the progress bar, in place of its seed.
-
-    Raises Interrupted after a requested stop, once the state is saved, and InputError for unusable data or
-    a loss that is no longer finite.
+    `label` names it on the progress bar, in place of its seed. Raises Interrupted after a requested stop, once the
+    state is saved, and InputError for unusable data or a loss that is no longer finite.
     """
     check(training, validation, settings)
     schedule = schedule_of(training, validation, settings, device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -24,11 +24,10 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import make_folder, new_file, write_json
 from natural2nanoscale.finite import refuse_not_finite
 from natural2nanoscale.records import parse, reason
-from natural2nanoscale.schemas import UNET
+from natural2nanoscale.schemas import FORMAT, UNET
 
 CPU = torch.device("cpu")
 WEIGHTS_NAME = "unet.safetensors"
-FORMAT = 1  # of the description in a weights file
 
 
 def double_conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -140,37 +139,23 @@ class UNetInfo:
     pixel_size_nm: float | None = None  # of the training slices, where their folder says it
 
     def to_json(self) -> dict:
-        return {
-            "format": FORMAT,
-            "architecture": "natural2nanoscale U-Net",
-            "width": self.width,
-            "depth": self.depth,
-            "classes": self.classes.to_json(),
-            "intensity_window": list(self.intensity_window) if self.intensity_window else None,
-            "precision": self.precision,
-            "pixel_size_nm": self.pixel_size_nm,
-            "input": "grey values 0..255 mapped to [-1,1]",
-            "trained": self.trained,
-        }
+        facts = {"architecture": "natural2nanoscale U-Net", "input": "grey values 0..255 mapped to [-1,1]"}
+        return {"format": FORMAT} | vars(self) | {"classes": self.classes.to_json()} | facts
 
     @classmethod
     def from_json(cls, data: dict) -> UNetInfo:
         """Of what fits `schemas.UNET`; ValueError where that makes no sense."""
+        known = {one.name: data[one.name] for one in fields(cls) if one.name in data}  # older files say less
         window = data["intensity_window"]
-        return cls(
-            data["width"],
-            data["depth"],
-            Classes.from_json(data["classes"]),
-            (float(window[0]), float(window[1])) if window and len(window) == 2 else None,
-            data["trained"],
-            data.get("precision", "float32"),  # older files do not say
-            data.get("pixel_size_nm"),
-        )
+        window = (float(window[0]), float(window[1])) if window and len(window) == 2 else None
+        return cls(**known | {"classes": Classes.from_json(data["classes"]), "intensity_window": window})
 
 
 def save_unet(folder: Path, model: UNet, info: UNetInfo) -> None:
-    """Write unet.safetensors, which describes itself in its metadata and has a hash of all, and the same facts as
-    config.json. InputError, and nothing is written, where a weight is not finite."""
+    """Write unet.safetensors, whose metadata hold `info` and a hash of all, and config.json, which says the same.
+
+    InputError, and nothing is written, where a weight is not finite.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     refuse_not_finite(tensors, folder / WEIGHTS_NAME, "start again with a lower --lr")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +193,7 @@ def load_unet(path: Path, device: torch.device = CPU) -> tuple[UNet, UNetInfo]:
         hash_ = content_hash(metadata["unet"], tensors)
         if metadata.keys() != {"format", "unet"} and metadata.get("sha256") != hash_:
             raise ValueError("its content does not match its hash")
-        info = UNetInfo.from_json(parse(metadata["unet"], UNET))
+        info = UNetInfo.from_json(parse(metadata["unet"], UNET, file))
         reduced = info.precision == "bfloat16" and native_bfloat16(device)
         parts = info.classes.count, info.width, info.depth, "bfloat16" if reduced else "float32"
         with torch.device("meta"):  # whatever the file says takes no memory before its tensors agree

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.study.presets import Preset
@@ -17,7 +17,42 @@ ELASTIC, NNUNET, SELF = "real + elastic", "real + nnunet", "self-training"
 ELASTIC_MIX = "real + synthetic + elastic"
 FREE = (ROTATION, ELASTIC, NNUNET)  # augmentations of the real slices: what a synthetic recipe has to beat
 UNDER = {"none": (REAL, MIXED), "rotation": (ROTATION, ROTATED_MIX), "nnunet": (NNUNET, f"{MIXED} + nnunet")}
+BESIDE = (ROTATION, ELASTIC, NNUNET, SELF)  # what the recipes are compared with
 ON_DISK, IN_MEMORY = f"{COPIES}, as PNG", f"{COPIES}, in memory"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How synthetic slices are made: what the ControlNet stands on, and which masks they are drawn from."""
+
+    adapted: bool = False  # to the pool's slices without masks, before
+    masks: str = "same"  # Request.masks, or "predicted": the real + rotation U-Net's answers on slices without masks
+    start: float | None = None  # SamplingSettings.start; None: the backbone's
+    check: bool = False  # unsure pixels are ignored, slices that show something else drawn again or left out
+
+    @property
+    def asks(self) -> bool:
+        """Whether the real + rotation U-Net is needed first."""
+        return self.masks == "predicted" or self.check
+
+    @property
+    def controlnet(self) -> str:
+        """Name of the folder of the ControlNet: recipes that differ in other things alone share it."""
+        return "controlnet-adapted" if self.adapted else "controlnet"
+
+
+BEST = "adapted, deformed"  # the demo's, and added to nnU-Net's augmentation as well
+OVER_NNUNET = f"{MIXED} + nnunet: {BEST}"
+ADAPTATION = 2  # steps of the adaptation for one of the ControlNet
+RECIPES = {
+    "plain": Recipe(),
+    "deformed masks": Recipe(masks="deformed"),
+    "predicted masks": Recipe(masks="predicted"),
+    "adapted": Recipe(adapted=True),
+    "adapted, deformed": Recipe(adapted=True, masks="deformed"),
+    "adapted, predicted": Recipe(adapted=True, masks="predicted"),
+    "adapted, predicted, checked": Recipe(adapted=True, masks="predicted", check=True),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +62,7 @@ class Condition:
     experiment: str
     name: str
     synthetic: float = 0.0
+    recipe: str = "plain"  # of RECIPES: how they are made
     copies: float = 0.0  # infinity: as many as the time takes in which the synthetic slices are made
     pseudo: int = 0  # slices beside them, labelled by the real + rotation U-Net of the same repetition
     real: bool = True  # with the annotated slices themselves
@@ -59,7 +95,7 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
     last = max(preset.ratios)
     found = [
         Condition("demo", ROTATION, augment="rotation"),
-        Condition("demo", ROTATED_MIX, synthetic=last, augment="rotation"),
+        Condition("demo", ROTATED_MIX, synthetic=last, recipe=BEST, augment="rotation"),
         Condition("demo", ELASTIC, augment="elastic"),
         Condition("table1", REAL),
         Condition("table1", ROTATION, augment="rotation"),
@@ -85,7 +121,15 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
             Condition("worth", ROTATED_MIX, synthetic=preset.scarce_ratio, augment="rotation", **given),
             Condition("worth", ELASTIC_MIX, synthetic=preset.scarce_ratio, augment="elastic", **given),
         ]
+        for recipe in RECIPES:
+            free = RECIPES[recipe].masks == "predicted"  # one slice from each of them
+            share = (pool or 2 * count) / count - 1 if free else preset.scarce_ratio
+            found.append(Condition("recipes", by(recipe), synthetic=share, recipe=recipe, augment="rotation", **given))
+        found.append(Condition("recipes", OVER_NNUNET, preset.scarce_ratio, BEST, augment="nnunet", **given))
+        beside = [one for one in found if one.experiment == "worth" and one.slices == count and one.name in BESIDE]
+        found += [replace(one, experiment="recipes") for one in beside]
     if pool and preset.scarce:
+        found.append(Condition("recipes", ALL, augment="rotation", slices=pool))
         found.append(Condition("worth", ALL, augment="rotation", slices=pool))
     for ratio in preset.ratios:
         found += [
@@ -125,6 +169,11 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
     return [condition for condition in found if condition.experiment in only]
 
 
+def by(recipe: str) -> str:
+    """Name of the condition that adds the synthetic slices of a recipe to rotation."""
+    return ROTATED_MIX if recipe == "plain" else f"{ROTATED_MIX}: {recipe}"
+
+
 def control(experiment: str, count: int, pool: int) -> list[Condition]:
     """The positive control of `count` annotated slices: all of the pool or, where that is no more, half of them."""
     if count < pool:
@@ -144,9 +193,15 @@ def contrasts(preset: Preset, experiment: str) -> list[Contrast]:
     elif experiment == "worth":
         for count in preset.scarce:
             at, suffix = {"slices": count}, f", {count} slices" * (len(preset.scarce) > 1)
-            found.append(Contrast(ROTATED_MIX, ROTATION, f"on top of the rotation of {count}", suffix, at, at))
-            found.append(Contrast(ELASTIC_MIX, ELASTIC, f"on top of elastic deformation of {count}", suffix, at, at))
+            found.append(Contrast(ROTATED_MIX, ROTATION, "on top of rotation", suffix, at, at))
+            found.append(Contrast(ELASTIC_MIX, ELASTIC, "on top of elastic deformation", suffix, at, at))
             pairs = ((ELASTIC, ROTATION), (NNUNET, ROTATION), (SELF, ROTATION), (ROTATED_MIX, ELASTIC))
+            found += [Contrast(*pair, suffix=suffix, ours=at, theirs=at) for pair in pairs]
+    elif experiment == "recipes":
+        for count in preset.scarce:
+            at, suffix = {"slices": count}, f", {count} slices" * (len(preset.scarce) > 1)
+            pairs = [(by(recipe), other) for other in (ROTATION, SELF) for recipe in RECIPES]
+            pairs += [(other, ROTATION) for other in (ELASTIC, NNUNET, SELF)] + [(OVER_NNUNET, NNUNET)]
             found += [Contrast(*pair, suffix=suffix, ours=at, theirs=at) for pair in pairs]
     elif experiment == "table1":
         found.append(Contrast(SYNTHETIC, REAL, "in place of the real slices"))
@@ -179,8 +234,8 @@ def contrasts(preset: Preset, experiment: str) -> list[Contrast]:
     else:
         for count in preset.scarce:
             at, suffix = {"slices": count}, f", {count} slices"
-            found.append(Contrast(ROTATED_MIX, ROTATION, f"on top of the rotation of {count}", suffix, at, at))
+            found.append(Contrast(ROTATED_MIX, ROTATION, "on top of rotation", suffix, at, at))
         for count in preset.scarce:
             at, suffix = {"slices": count}, f", {count} slices"
-            found.append(Contrast(MIXED, REAL, f"beside {count} real slices", suffix, at, at))
+            found.append(Contrast(MIXED, REAL, beside, suffix, at, at))
     return found

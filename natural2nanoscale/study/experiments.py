@@ -89,6 +89,7 @@ def run_study(preset: Preset, place: Place, settings: dict | None = None) -> Non
     from natural2nanoscale.diffusion.settings import FineTuning
     from natural2nanoscale.files import write_json
     from natural2nanoscale.runs import open_run
+    from natural2nanoscale.schemas import RESULT_ROW
     from natural2nanoscale.signals import Interrupted
     from natural2nanoscale.study.pilot import fix_steps
     from natural2nanoscale.study.report import write_report
@@ -120,7 +121,8 @@ def run_study(preset: Preset, place: Place, settings: dict | None = None) -> Non
         "data": {part: fingerprint(folder) for part, folder in folders.items()},
     }
     run = open_run(place.out, config, (place.out / "config.json").is_file(), MAY_CHANGE)
-    run.drop_log_after(0)  # rows have no step: this only drops a line that a kill cut short
+    # rows have no step: this only drops a line that a kill cut short
+    run.drop_log_after(0, RESULT_ROW, "remove this line, and its U-Net is trained again")
 
     threads = torch.get_num_threads()
     jobs = place.jobs or (1 if device.type == "cuda" else os.cpu_count() or 1)
@@ -139,7 +141,7 @@ def run_study(preset: Preset, place: Place, settings: dict | None = None) -> Non
         def report() -> tuple:
             found = study_report(run, agenda.rows(), preset, parts["test"], read_timing(run.path), backbone)
             text = write_report(run.path, found)
-            write_json(run.path / "results.json", agenda.rows())
+            write_json(run.path / "results.json", {"rows": agenda.rows()})
             return found, text
 
         jobs = min(jobs, len(cells) - done)
@@ -177,10 +179,10 @@ def without_scarcity(preset: Preset, full: int, pool: int) -> Preset:
     Raises InputError when nothing else was asked for.
     """
     left = preset.experiments
-    scarce = tuple(count for count in preset.scarce if count < (full if "worth" not in left else pool))
-    if scarce or not {"scarcity", "worth"} & set(left):
+    scarce = tuple(count for count in preset.scarce if count < (pool if {"worth", "recipes"} & set(left) else full))
+    if scarce or not {"scarcity", "worth", "recipes"} & set(left):
         return replace(preset, scarce=scarce)
-    for name, most in (("scarcity", full), ("worth", pool)):
+    for name, most in (("scarcity", full), ("worth", pool), ("recipes", pool)):
         if name in left:
             why = f"{name} needs more than {min(preset.scarce)} annotated slices, found {most}"
             if left == (name,):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from statistics import fmean
 
 from natural2nanoscale.charts import curves
-from natural2nanoscale.segmentation.metrics import mean_std
-from natural2nanoscale.study.comparisons import mious, pick
+from natural2nanoscale.study.comparisons import Rows, grouped, pick, spread
 from natural2nanoscale.study.conditions import ALL, BOTH, COPIES, MIXED, REAL, ROTATED_MIX, ROTATION
 from natural2nanoscale.study.report import Figure
 
+GROWTH = {  # of training sets or of their annotated slices: title, what grows, its key in a line, the curves
+    "figure6": ("Figure 6", "training slices", "size", (COPIES, MIXED, BOTH)),
+    "scarcity": ("Fewer annotated slices", "annotated slices", "slices", (REAL, ROTATION, MIXED, ROTATED_MIX)),
+}
 
-def repetitions_of(rows: Sequence[dict]) -> str:
+
+def repetitions_of(rows: Rows) -> str:
     redraws, seeds = len({row["redraw"] for row in rows}), len({row["seed"] for row in rows})
     if redraws > 1:
         what = "ControlNets, U-Nets and, where not all are taken, annotated slices"
@@ -19,42 +23,34 @@ def repetitions_of(rows: Sequence[dict]) -> str:
     return f"{seeds} U-Net seed{'s' * (seeds > 1)} on one draw of slices and one ControlNet"
 
 
-def size_figure(experiment: str, rows: Sequence[dict]) -> Figure:
+def growth_figure(experiment: str, rows: Rows) -> Figure:
     """mIoU against the size of the training set, or against the number of annotated slices."""
-    growth = experiment == "figure6"
+    title, what, key, names = GROWTH[experiment]
     series = []
-    for name in (COPIES, MIXED, BOTH) if growth else (REAL, ROTATION, MIXED, ROTATED_MIX):
+    for name in names:
         points = []
-        for x in sorted({row["size" if growth else "slices"] for row in pick(rows, name)}):
-            mean, std = mean_std(mious(pick(rows, name, **{"size" if growth else "slices": x})))
-            points.append((x, 100 * mean, None if std is None else 100 * std))
+        for (x,), own in sorted(grouped(pick(rows, name), key).items()):
+            mean, std = spread(own)
+            points.append((x, 100 * mean, std and 100 * std))
         if points:
             series.append((name, points))
-    level = (REAL, 100 * mean_std(mious(pick(rows, REAL)))[0]) if growth else None
-    x_title = "training slices" if growth else "annotated slices"
-    chart = curves(series, x_title, "mIoU in per cent", level, logarithmic=not growth)
-    title = "Figure 6" if growth else "Fewer annotated slices"
+    level = None if REAL in names else (REAL, 100 * spread(pick(rows, REAL))[0])
+    chart = curves(series, what, "mIoU in per cent", level, logarithmic=level is None)
     return Figure(title, chart, f"Bars: one standard deviation over {repetitions_of(rows)}.")
 
 
-def learning_curves(experiment: str, rows: Sequence[dict], counts: Sequence[int]) -> list[Figure]:
-    """Validation mIoU against steps, a curve for every training set of the fewest annotated slices and the control."""
+def learning_curves(rows: Rows, slices: int) -> Figure:
+    """Validation mIoU against steps, a curve for every training set of `slices` annotated slices and the control."""
     series = []
-    for name in dict.fromkeys(row["condition"] for row in rows):
-        looks: dict[int, list[float]] = {}
-        for row in pick(rows, name):
-            if row["slices"] in counts or name == ALL:
-                for step, value in row["curve"]:
-                    looks.setdefault(step, []).append(value)
-        points = [(step, 100 * mean_std(values)[0], None) for step, values in sorted(looks.items())]
-        if points:
-            series.append((name, points))
-    if not series:
-        return []
-    chart = curves(series, "optimiser steps", "validation mIoU in per cent")
-    which = f" of {counts[0]} annotated slices" if experiment == "scarcity" else ""
+    for (name, count), own in grouped(rows, "condition", "slices").items():
+        if count == slices or name == ALL:
+            looks: dict[int, list[float]] = {}
+            for step, value in (look for row in own for look in row["curve"]):
+                looks.setdefault(step, []).append(100 * value)
+            series.append((name, [(step, fmean(values), None) for step, values in sorted(looks.items())]))
     note = (
-        f"Means of the U-Nets{which}, each on the validation slices that it was given: as many as training slices. "
-        f"Compare whether curves are flat, not how high they are: {ALL} is looked at on more slices."
+        f"Means of the U-Nets of {slices} annotated slices, each on the validation slices that it was given: as many "
+        f"as training slices. Compare whether curves are flat, not how high they are: {ALL} is looked at on more "
+        "slices."
     )
-    return [Figure("Learning curves", chart, note)]
+    return Figure("Learning curves", curves(series, "optimiser steps", "validation mIoU in per cent"), note)

@@ -39,32 +39,38 @@ def fix_steps(preset: Preset, out: Path, pool: PairFolder, validation: PairFolde
     U-Nets on all slices of `pool` with rotation train for longer and longer; the first that gains less than FLAT
     over every shorter one has the number. No test slice is opened.
     """
-    file, (name, budget) = out / "pilot.json", next(iter(preset.budgets.items()))
-    found = describe(file, PILOT, "remove it, and the pilot runs again") if file.is_file() else {"trainings": []}
-    done = {line["steps"]: line for line in found["trainings"]}
-    training, judge, best = load_slices(pool), load_slices(validation), -1.0
-    for steps in CANDIDATES:
+    name, budget = next(iter(preset.budgets.items()))
+    trainings, training, judge = read_pilot(out), load_slices(pool), load_slices(validation)
+    for steps in CANDIDATES[len(trainings) :]:
+        if is_flat(trainings):
+            break
         settings = with_steps(budget, steps, validation)
         settings = replace(settings, augment="rotation", balance=None, seed=seed_for(preset.seed, "pilot"))
-        if steps not in done:
-            trained = train(training, judge, settings, select_device(device), label=f"pilot, {steps} steps")
-            curve = [[row["step"], row["val_miou"]] for row in trained.rows]
-            done[steps] = {"steps": steps, "validation": trained.best["val_miou"], "curve": curve}
-            write_json(file, {"trainings": list(done.values())})
-        if done[steps]["validation"] - best < FLAT:
-            break
-        best = max(best, done[steps]["validation"])
-    print(pilot_note(list(done.values())), flush=True)
-    return replace(preset, budgets=preset.budgets | {name: with_steps(budget, steps, validation)})
+        trained = train(training, judge, settings, select_device(device), label=f"pilot, {steps} steps")
+        curve = [[row["step"], row["val_miou"]] for row in trained.rows]
+        trainings.append({"steps": steps, "validation": trained.best["val_miou"], "curve": curve})
+        write_json(out / "pilot.json", {"trainings": trainings})
+    print(f"Pilot: {pilot_note(trainings)}", flush=True)
+    return replace(preset, budgets=preset.budgets | {name: with_steps(budget, trainings[-1]["steps"], validation)})
+
+
+def read_pilot(out: Path) -> list[dict]:
+    """The pilot's trainings in the study's folder `out`, the shortest first; none before it ran."""
+    file = out / "pilot.json"
+    return describe(file, PILOT, "remove it, and the pilot runs again")["trainings"] if file.is_file() else []
+
+
+def is_flat(trainings: list[dict]) -> bool:
+    """Whether the last one gained less than FLAT over every shorter one."""
+    scores = [line["validation"] for line in trainings]
+    return len(scores) > 1 and scores[-1] - max(scores[:-1]) < FLAT
 
 
 def pilot_note(trainings: list[dict]) -> str:
     """What the pilot found, in a sentence."""
     scores = ", ".join(f"{100 * line['validation']:.1f} after {line['steps']}" for line in trainings)
-    last = trainings[-1]["steps"]
-    best = max((line["validation"] for line in trainings[:-1]), default=-1.0)
-    flat = "was flat" if trainings[-1]["validation"] - best < FLAT else "had not become flat"
+    flat = "was flat" if is_flat(trainings) else "had not become flat"
     return (
-        f"Pilot: U-Nets on all slices with rotation reach a validation mIoU of {scores} steps; it {flat} by "
-        f"{last}, which all U-Nets take."
+        f"U-Nets on all slices with rotation reach a validation mIoU of {scores} steps; it {flat} by "
+        f"{trainings[-1]['steps']}, which all U-Nets take."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from natural2nanoscale.cli import at_least, setting, size
 from natural2nanoscale.phantom.volume import PhantomSettings
 from natural2nanoscale.segmentation.settings import SHORT, Settings
 
@@ -16,6 +17,7 @@ EXPERIMENTS = {
     "split": "blocks with gaps against a random split of the same slices, whose neighbours leak",
     "scarcity": "fewer annotated slices, ControlNet trained on these alone",
     "worth": "synthetic slices among free augmentations and self-training, under a positive control",
+    "recipes": "synthetic slices made in other ways: adapted backbone, deformed, predicted masks, checked slices",
     "augmentation": "each kind of standard augmentation alone, rotation by its angle, and all together",
     "order": "synthetic slices beside the real ones or before them, under each standard augmentation",
 }
@@ -66,7 +68,7 @@ PRESETS = {
         # To the letter: 233 slices, totals of 466, 5,390 and 10,553, three U-Nets of width 64 on one ControlNet.
         Preset(
             "paper",
-            tuple(name for name in EXPERIMENTS if name != "worth"),
+            tuple(name for name in EXPERIMENTS if name not in ("worth", "recipes")),
             {
                 "paper": Settings(),
                 "equal": Settings(max_steps=2000, batch_size=64, full_batches=True, validate_every=50, patience=0),
@@ -109,7 +111,7 @@ PRESETS = {
         # and 2 x 4,600 for the larger sets (600 s, fewer with early stopping). In all: three hours on two cores.
         Preset(
             "overnight",
-            tuple(EXPERIMENTS),
+            tuple(name for name in EXPERIMENTS if name != "recipes"),
             {"equal": EQUAL, "paper": replace(EQUAL, max_steps=None, epochs=25, validate_every=None, patience=20)},
             ratios=(1.0, 8.0, 22.0),
             scarce=(2, 4, 8),
@@ -122,3 +124,28 @@ PRESETS = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What `calibrate` tries, beside real slices alone: every strength with every start and ratio."""
+
+    strengths: tuple[float, ...] = setting(
+        (1.0, 1.6), "scales of what ControlNet adds (default: 1 1.6)", at_least(0.0, float), nargs="+",
+        metavar="SCALE",
+    )  # fmt: skip
+    starts: tuple[float, ...] = setting(
+        (0.8, 1.0), "shares of the sampling steps that are taken (default: 0.8 1)", at_least(0.0, float), nargs="+",
+        metavar="SHARE",
+    )  # fmt: skip
+    ratios: tuple[float, ...] = setting(
+        (1.0, 4.0), "synthetic slices per real one; the most also before the real ones (default: 1 4)",
+        at_least(0.01, float), nargs="+", metavar="R",
+    )  # fmt: skip
+    seeds: int = setting(
+        2, "further U-Nets of real slices alone and of the best mix, whose means decide between them", at_least(1)
+    )
+    seed: int = setting(0, "seed of everything that is drawn", at_least(0))
+    unet_steps: int = setting(EQUAL.max_steps, "steps of every U-Net", at_least(1))
+    unet_width: int = setting(EQUAL.width, "channels at the top of the U-Nets", at_least(1))
+    unet_crop: tuple[int, int] = setting(EQUAL.crop, "the U-Nets' window in pixels", size, metavar="WxH")

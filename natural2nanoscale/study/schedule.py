@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from natural2nanoscale.runs import RunFolder
-from natural2nanoscale.study.conditions import ROTATION
+from natural2nanoscale.study.conditions import RECIPES, ROTATION
 from natural2nanoscale.study.synthetic import read_timing
 from natural2nanoscale.study.trial import Trial, open_trial
 from natural2nanoscale.study.unets import KEY, Cell
 from natural2nanoscale.study.workers import Here, Processes
 
-Task = tuple[Trial, Cell | None]  # None: the synthetic slices of the trial
+Task = tuple[Trial, Cell | str]  # a U-Net, or the recipe of synthetic slices
 
 
 class Agenda:
@@ -21,7 +21,7 @@ class Agenda:
         self.run, self.trials = run, trials
         self.done = {tuple(row[key] for key in KEY): row for row in run.read_log()}
         self.started: set[tuple] = set()
-        self.made: set[tuple[int, str, int]] = set()  # trials whose synthetic slices are there
+        self.made: set[tuple] = set()  # trials and recipes whose synthetic slices are there
 
     def cells(self) -> list[tuple[Trial, Cell]]:
         """All U-Nets, in the order of the report."""
@@ -51,16 +51,21 @@ class Agenda:
         left = [(trial, cell) for trial, cell in self.cells() if cell.key not in self.done]
         teachers = {(id(trial), cell.seed) for trial, cell in left if cell.condition.name == ROTATION}
         for trial, cell in left:
-            name = trial.redraw, trial.split, trial.count
-            if trial.needs_synthetic(cell) and name not in self.made:
-                if name not in self.started:
-                    self.started.add(name)
-                    yield trial, None
+            recipe = trial.recipe_of(cell)
+            if recipe and trial.names(recipe) not in self.made:
+                waits = RECIPES[recipe].asks and (id(trial), 0) in teachers
+                if trial.names(recipe) not in self.started and not waits and not self.drawing(trial):
+                    self.started.add(trial.names(recipe))
+                    yield trial, recipe
             elif cell.size is None or (cell.condition.pseudo and (id(trial), cell.seed) in teachers):
                 continue  # waits for the time that slices take, or for the U-Net that labels
             elif cell.training not in self.started:
                 self.started.add(cell.training)
                 yield trial, cell
+
+    def drawing(self, trial: Trial) -> bool:
+        """Whether synthetic slices of a trial are being made: recipes that share a ControlNet take turns."""
+        return any(trial.names(recipe) in self.started - self.made for recipe in RECIPES)
 
     def is_complete(self, redraw: int) -> bool:
         return all(cell.key in self.done for _, cell in self.cells() if cell.redraw == redraw)
@@ -84,8 +89,8 @@ def carry_out_all(agenda: Agenda, workers: Here | Processes, report: Callable[[]
                 break
             (trial, cell), row = workers.wait()
             running -= 1
-            if cell is None:
-                agenda.made.add((trial.redraw, trial.split, trial.count))
+            if isinstance(cell, str):
+                agenda.made.add(trial.names(cell))
                 continue
             agenda.record(cell.key, row)
             agenda.copy_equal()

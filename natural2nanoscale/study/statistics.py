@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,14 +25,21 @@ class Difference:
     mean: float
     half_width: float | None
     pairs: int
+    unit: str = "redraw"  # what the pairs are of; "seed", of the U-Nets, where there is one redraw
 
     @property
-    def reaches_zero(self) -> bool:
-        """Whether the interval holds zero or lies below it; a single pair can exclude nothing."""
-        return self.half_width is None or self.mean - self.half_width <= 0
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
+
+    @property
+    def over_redraws(self) -> tuple[float, float] | None:
+        """The interval that a verdict goes by; None of a single draw of slices."""
+        return self.interval if self.unit == "redraw" else None
 
 
-def paired_difference(with_it: Sequence[float], without: Sequence[float], overlap: float = 0.0) -> Difference:
+def paired_difference(
+    with_it: Sequence[float], without: Sequence[float], overlap: float = 0.0, unit: str = "redraw"
+) -> Difference:
     """95 % t interval of the mean of with_it[i] - without[i].
 
     overlap: share in [0,1) of its slices that a repetition has in common with another one. Such repetitions are
@@ -39,42 +47,23 @@ def paired_difference(with_it: Sequence[float], without: Sequence[float], overla
     s^2 (1/J + overlap / (1 - overlap)) (Nadeau & Bengio 2003, "Inference for the generalization error").
     """
     differences = [a - b for a, b in zip(with_it, without, strict=True)]
-    count = len(differences)
-    if count < 2:
-        return Difference(differences[0], None, count)
-    error = statistics.stdev(differences) * math.sqrt(1 / count + overlap / (1 - overlap))
-    return Difference(statistics.fmean(differences), t_quantile(0.975, count - 1) * error, count)
+    mean, count, half_width = statistics.fmean(differences), len(differences), None
+    if count > 1:
+        error = statistics.stdev(differences) * math.sqrt(1 / count + overlap / (1 - overlap))
+        half_width = t_quantile(0.975, count - 1) * error
+    return Difference(mean, half_width, count, unit)
 
 
+@cache
 def t_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t distribution for `probability` > 0.5, by bisection of its distribution function."""
-    low, high = 0.0, 1e4
-    for _ in range(80):
-        middle = (low + high) / 2
-        if t_distribution(middle, freedom) < probability:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    """Quantile of Student's t distribution for `probability` > 0.5, to seven digits.
 
-
-def t_distribution(t: float, freedom: int) -> float:
-    """P(T <= t) for t >= 0 and whole degrees of freedom: the finite sums of Abramowitz and Stegun 26.7.3-4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cos2 = math.cos(angle) ** 2
-    if freedom % 2:
-        term, total = math.cos(angle), 0.0
-        for k in range(3, freedom + 1, 2):
-            total += term
-            term *= cos2 * (k - 1) / k
-        inside = 2 / math.pi * (angle + math.sin(angle) * total)
-    else:
-        term, total = 1.0, 0.0
-        for k in range(2, freedom + 1, 2):
-            total += term
-            term *= cos2 * (k - 1) / k
-        inside = math.sin(angle) * total
-    return 0.5 + inside / 2
+    t = sqrt(freedom) tan(a), where the density of the angle a in (-pi/2, pi/2) is proportional to cos(a)^(freedom - 1).
+    """
+    angles = np.linspace(0, math.pi / 2, 200_001)
+    density = np.cos(angles) ** (freedom - 1)
+    below = np.cumsum(density[1:] + density[:-1])  # trapezoids, up to a factor
+    return math.sqrt(freedom) * math.tan(np.interp((2 * probability - 1) * below[-1], below, angles[1:]))
 
 
 def block_bootstrap(

@@ -1,43 +1,38 @@
-"""The report of a study: the paper's tables and figures, or the demo's short form, from the lines of the log."""
+"""The report of a study: the verdict, the paper's tables and figures and their controls, from the lines of the log."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
+from statistics import fmean
 
-from natural2nanoscale.charts import dot_plot
+from natural2nanoscale.charts import interval_plot
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.diffusion.backbone import Backbone
-from natural2nanoscale.records import describe
 from natural2nanoscale.runs import RunFolder
-from natural2nanoscale.schemas import PILOT
+from natural2nanoscale.segmentation.metrics import percent
 from natural2nanoscale.study.comparisons import (
-    compare_all,
-    difference_parts,
-    label_consistency,
-    mious,
+    Rows,
+    contrasted,
+    controls_of,
+    grouped,
+    over_test_slices,
     pick,
-    score_cells,
+    scope,
+    scores,
+    spread,
+    unit_of,
 )
-from natural2nanoscale.study.conditions import (
-    COPIES,
-    IN_MEMORY,
-    MIXED,
-    ON_DISK,
-    REAL,
-    ROTATED_MIX,
-    SYNTHETIC,
-    contrasts,
-)
-from natural2nanoscale.study.figures import learning_curves, repetitions_of, size_figure
-from natural2nanoscale.study.pilot import pilot_note
+from natural2nanoscale.study.conditions import COPIES, IN_MEMORY, MIXED, ON_DISK, REAL, SYNTHETIC
+from natural2nanoscale.study.figures import GROWTH, growth_figure, learning_curves, repetitions_of
+from natural2nanoscale.study.pilot import pilot_note, read_pilot
 from natural2nanoscale.study.presets import EXPERIMENTS, Preset
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table, run_facts
 from natural2nanoscale.study.synthetic import sampling_settings
-from natural2nanoscale.study.verdict import CONTROLLED, headroom_table, study_verdict
+from natural2nanoscale.study.verdict import headroom_table, points, range_of, study_verdict
 
-TITLES = {
+TITLES = {  # in the order of the report; others follow, under their names
     "worth": "What synthetic slices are worth",
     "demo": "Training sets",
     "table1": "Table 1: pure synthetic slices",
@@ -62,119 +57,103 @@ PAPER = {  # mIoU by experiment, training set and size; Figure 6 as read off the
     ("table2", ON_DISK, 34825): "90.7 ± 0.1",
     ("table2", MIXED, 10553): "90.0 ± 0.1",
 }
-COLUMNS = {"split": "split", "budget": "budget"}  # shown where they vary
+COLUMNS = ("split", "budget")  # shown where they vary
+
+
+def title_of(experiment: str) -> str:
+    return TITLES.get(experiment, experiment.capitalize())
 
 
 def study_report(
-    run: RunFolder, rows: Sequence[dict], preset: Preset, test: PairFolder, timing: dict[str, float], backbone: Backbone
+    run: RunFolder, rows: Rows, preset: Preset, test: PairFolder, timing: dict[str, float], backbone: Backbone
 ) -> Report:
     """What the log's `rows` say so far. `timing`: seconds per slice, empty if not measured."""
-    names = test.info.classes.names
+    names, order = test.info.classes.names, list(TITLES)
+    rows = sorted(rows, key=lambda row: order.index(row["experiment"]) if row["experiment"] in order else len(order))
     parts: list[Table | Figure | Pictures] = []
-    for experiment, title in TITLES.items():
-        own = [row for row in rows if row["experiment"] == experiment]
-        if not own or (experiment == "scarcity" and not preset.scarce):
-            continue
-        if experiment in ("figure6", "scarcity"):
-            parts.append(size_figure(experiment, own))
+    for (experiment,), own in grouped(rows, "experiment").items():
+        if experiment in GROWTH:
+            parts.append(growth_figure(experiment, own))
         if experiment == "table2":
             parts.append(time_table(own, timing, preset))
         parts.append(score_table(experiment, own, names, preset))
-        if experiment in CONTROLLED:
-            counts = sorted({row["slices"] for row in own if row["condition"] == ROTATED_MIX})
-            tables = [headroom_table(own, names, count, preset.block) for count in counts]
-            parts += [table for table in tables if table]
-            parts += learning_curves(experiment, own, counts[:1])
-        compared = [one for _, one in compare_all(contrasts(preset, experiment), own, preset.block)]
-        if compared:
-            title = "Differences" if experiment == "demo" else f"{title}, differences"
-            parts += difference_parts(title, compared, preset.block, own)
-    if preset.name == "demo":
-        parts = demo_parts(parts, rows, preset, test, backbone)
-    consistency = label_consistency([row for row in rows if row["experiment"] in ("worth", "demo", "table1")], names)
+        controls = controls_of(preset, experiment, own)
+        parts += [headroom_table(own, names, control) for control in controls]
+        parts += [learning_curves(own, control.slices) for control in controls[:1]]
+        parts += difference_parts(experiment, own, preset)
+    parts += [quality_table(rows, names)] if any("quality" in row for row in rows) else []
+    made = {"backbone": backbone.name} | asdict(sampling_settings(backbone))
+    facts = [("Test slices", str(len(test.stems))), ("Sampling", json.dumps(made))]
+    if trainings := read_pilot(run.path):
+        facts.append(("Pilot", pilot_note(trainings)))
     return Report(
-        f"What synthetic slices are worth: {test.info.name}" + f", preset {preset.name}" * (preset.name != "demo"),
+        f"What synthetic slices are worth: {test.info.name}, preset {preset.name}",
         study_verdict(rows, preset),
-        [*parts, *pilot_parts(run), *picture_parts(run, consistency)],
-        run_facts(run.path),
+        [*parts, *picture_parts(run, label_consistency(rows, names))],
+        run_facts(run.path) + facts,
     )
 
 
-def demo_parts(
-    parts: Sequence[Table | Figure], rows: Sequence[dict], preset: Preset, test: PairFolder, backbone: Backbone
-) -> list[Table | Figure]:
-    """The demo's short form: the differences first, and in one note all that a reader has to know of their making."""
-    found = [part for part in parts if part.title == TITLES["demo"]]
-    scores, differences = found[0], [part for part in parts if part is not found[0]]
-    sets: dict[tuple, list[dict]] = {}
-    for row in rows:
-        sets.setdefault((row["condition"], row["slices"]), []).append(row)
-    dots = [(f"{name}, {count} slices", [100 * value for value in mious(own)]) for (name, count), own in sets.items()]
-    chart = dot_plot(dots, "test mIoU, per cent")
-    repetitions = Figure("Every repetition", chart, "Large dots: means. Small dots: repetitions.")
-    note = f"{scores.note} {how_made(rows, preset, test, backbone)}"
-    return [*differences[:1], replace(scores, note=note), repetitions, *differences[1:]]
-
-
-def how_made(rows: Sequence[dict], preset: Preset, test: PairFolder, backbone: Backbone) -> str:
-    """What the demo's slices and U-Nets were made with, in a few sentences."""
-    (budget,), sampling = preset.budgets.values(), sampling_settings(backbone)
-    looks = math.ceil(budget.max_steps / budget.validate_every)
-    unfinished = sum(row["unconverged"] for row in rows)
-    began = ""
-    if sampling.start < 1:
-        began = (
-            f", of which the first {100 * (1 - sampling.start):.0f} % are left out: sampling begins at the mask's own "
-            "slice, noised to that level"
-        )
-    return (
-        f"{len(test.stems)} real test slices of {test.info.name}. {preset.slices} annotated slices; "
-        f"{max(preset.ratios):g} synthetic per mask, by a ControlNet fine-tuned on the same slices for "
-        f"{preset.controlnet_steps} steps over the backbone {backbone.name}, in {sampling.steps} DDIM steps at "
-        f"strength {sampling.strength:g}{began}. Every U-Net (width {budget.width}) takes {budget.max_steps} steps of "
-        f"{budget.batch_size} windows of {budget.crop[0]}x{budget.crop[1]} pixels, half of them from real slices where "
-        f"both are mixed, at a learning rate that rises to {budget.learning_rate:g} and falls to 0, and class balance "
-        f"{budget.class_balance:g}, without early stopping; the best of {looks} validations is tested. "
-        f"Rotation: ±{budget.angle:g} degrees. "
-        f"Validation still improved at the end of {unfinished} of {len(rows)} trainings."
+def difference_parts(experiment: str, rows: Rows, preset: Preset) -> list[Table | Figure]:
+    """The contrasts of an experiment, as a chart and as a table."""
+    over = "redraws" if unit_of(rows) == "redraw" else "U-Net seeds"
+    lines, chart = [], []
+    for one, *sides, change in contrasted(preset, experiment, rows):
+        label = f"{one.with_it} − {one.without}{one.suffix}"
+        intervals = change.interval, over_test_slices(*sides, preset.block)
+        cells = [points(change.mean), *map(range_of, intervals), str(change.pairs), position(change.interval)]
+        lines.append([label, *cells])
+        chart.append((label, 100 * change.mean, [bar and (100 * bar[0], 100 * bar[1]) for bar in intervals]))
+    if not lines:
+        return []
+    title = f"{title_of(experiment)}, differences"
+    note = (
+        f"Thick bar: t interval over {over}{', which the verdict goes by' * (over == 'redraws')}. Thin bar: the same "
+        f"trained networks on other test slices, blocks of {preset.block} neighbours drawn anew, matrices pooled "
+        "before mIoU is taken."
     )
+    header = ["difference in mIoU", "mean", f"95 % t interval over {over}", "95 % over test slices", "pairs"]
+    return [
+        Figure(title, interval_plot(chart, "difference in mIoU, percentage points"), note),
+        Table(f"{title}, in numbers", [*header, "t interval is"], lines, scope(rows)),
+    ]
 
 
-def score_table(experiment: str, rows: Sequence[dict], names: Sequence[str], preset: Preset) -> Table:
+def position(interval: tuple[float, float] | None) -> str:
+    """Where an interval lies."""
+    if interval is None:
+        return "–"
+    return "above zero" if interval[0] > 0 else "below zero" if interval[1] < 0 else "reaches below zero"
+
+
+def score_table(experiment: str, rows: Rows, names: Sequence[str], preset: Preset) -> Table:
     """mIoU and IoU of every training set of an experiment; columns that are the same everywhere are left out."""
     shown = [key for key in COLUMNS if len({row[key] for row in rows}) > 1]
-    groups: dict[tuple, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: (row["slices"], row["ratio"])):
-        annotated = f"{row['slices']} + {row['val_slices']}"
-        groups.setdefault((row["condition"], *(row[key] for key in shown), annotated, row["size"]), []).append(row)
-    paper = preset.name == "paper" and experiment in ("table1", "figure6", "table2")
-    header = ["training set", *(COLUMNS[key] for key in shown), "annotated", "size", "mIoU", *names, "steps"]
+    ordered = sorted(rows, key=lambda row: (row["slices"], row["ratio"]))
+    paper = preset.name == "paper" and any(key[0] == experiment for key in PAPER)
     lines = []
-    for (name, *fields, size), group in groups.items():
+    for key, group in grouped(ordered, "condition", *shown, "slices", "val_slices", "size").items():
+        name, *varying, slices, val_slices, size = key
         mark = " †" if any(row["unconverged"] for row in group) else ""
-        steps = sum(row["steps"] for row in group) / len(group)
-        cells = [name + mark, *map(str, fields), f"{size:,}", *score_cells(group, len(names)), f"{steps:,.0f}"]
-        lines.append(cells + ([PAPER.get((experiment, name, size), "–")] if paper else []))
+        ious = [percent(*spread(group, value)) for value in scores(len(names))]
+        steps = f"{fmean(row['steps'] for row in group):,.0f}"
+        line = [name + mark, *varying, f"{slices} + {val_slices}", f"{size:,}", *ious, steps]
+        lines.append(line + [PAPER.get((experiment, name, size), "–")] * paper)
+    precision = " and ".join(sorted({row["precision"] for row in rows}))
     what = EXPERIMENTS.get(experiment, "")
-    note = f"{what[0].upper()}{what[1:]}. {score_note(rows)}" if what else score_note(rows)
-    if any("copies" in row["condition"] for row in rows):
-        note += " Copies are rotated by up to 16 degrees."
+    note = (
+        f"{what[:1].upper()}{what[1:]}{'. ' * bool(what)}Test IoU in per cent, mean ± sample standard deviation over "
+        f"{repetitions_of(rows)}; U-Nets in {precision}. Annotated: training + validation slices."
+    )
     if any(row["unconverged"] for row in rows):
         note += " †: validation still improved at the end, so a longer training might have been better."
-    if experiment == "split":
-        note += " The two splits have other test slices: compare differences, not rows."
-    return Table(TITLES[experiment], header + ["the paper"] * paper, lines, note)
+    if "split" in shown:
+        note += " The splits have other test slices: compare differences, not rows."
+    header = ["training set", *shown, "annotated", "size", "mIoU", *names, "steps"] + ["the paper"] * paper
+    return Table(title_of(experiment), header, lines, note)
 
 
-def score_note(rows: Sequence[dict]) -> str:
-    precision = " and ".join(sorted({row["precision"] for row in rows}))
-    return (
-        f"Test IoU in per cent, mean ± sample standard deviation over {repetitions_of(rows)}; U-Nets in {precision}. "
-        "Annotated: training + validation slices."
-    )
-
-
-def time_table(rows: Sequence[dict], timing: dict[str, float], preset: Preset) -> Table:
+def time_table(rows: Rows, timing: dict[str, float], preset: Preset) -> Table:
     """What each way of making slices takes, and how many it makes in the time of the largest synthetic set."""
     count = rows[0]["slices"]
     budget = max(preset.ratios) * count * timing["synthetic"]
@@ -193,26 +172,59 @@ def time_table(rows: Sequence[dict], timing: dict[str, float], preset: Preset) -
     return Table(f"Generation in {budget:,.0f} seconds", header, lines, note)
 
 
-def pilot_parts(run: RunFolder) -> list[Table]:
-    """How the number of steps was found, where a pilot did."""
-    file = run.path / "pilot.json"
-    if not file.is_file():
-        return []
-    trainings = describe(file, PILOT, "remove it, and the pilot runs again")["trainings"]
-    lines = [[f"{line['steps']:,} steps", f"{100 * line['validation']:.1f}"] for line in trainings]
-    return [Table("Pilot", ("trained for", "best validation mIoU"), lines, pilot_note(trainings))]
+def label_consistency(rows: Rows, names: Sequence[str]) -> str:
+    """How well U-Nets that never saw synthetic slices find the masks that these were made from; "" if none looked."""
+    judges = [row for row in rows if "synthetic_iou" in row]
+    judges = [row for row in judges if row["slices"] == max(judge["slices"] for judge in judges)]
+    if not judges:
+        return ""
+
+    def agreement(row: dict, k: int) -> float | None:
+        on_synthetic, on_test = row["synthetic_iou"][k], row["iou"][k]
+        return on_synthetic / on_test if on_test and on_synthetic is not None else None
+
+    shares = [f"{name} {percent(*spread(judges, lambda row, k=k: agreement(row, k)))}" for k, name in enumerate(names)]
+    return (
+        f"Label consistency: IoU of the U-Nets trained on {judges[0]['condition']} on the synthetic slices, against "
+        f"the masks that these were made from, in per cent of their IoU on the real test slices: {', '.join(shares)}."
+    )
+
+
+def quality_table(rows: Rows, names: Sequence[str]) -> Table:
+    """How the synthetic slices of every recipe look beside real ones, mean over redraws."""
+    lines = []
+    for (name,), group in grouped([row for row in rows if "quality" in row], "condition").items():
+        found = [row["quality"] for row in group]
+
+        def pair(key: str, digits: int, *at: int, found: list[dict] = found) -> str:
+            values = []
+            for one in (key, f"{key}_real"):
+                numbers = [quality[one][at[0]] if at else quality[one] for quality in found]
+                numbers = [number for number in numbers if number is not None]
+                values.append(f"{fmean(numbers):.{digits}f}" if numbers else "–")
+            return f"{values[0]} ({values[1]})"
+
+        ids = range(len(names))
+        cells = [*(pair("grey", 1, k) for k in ids), *(pair("texture", 2, k) for k in ids), pair("nearest", 1)]
+        lines.append([name, *cells])
+    header = ["drawn for", *(f"grey: {name}" for name in names), *(f"texture: {name}" for name in names), "nearest"]
+    note = (
+        "Grey: Wasserstein distance of the classes' grey values to those of the real slices of the pool, in levels. "
+        "Texture: mean difference of the log10 power spectra within the class. Nearest: root mean square difference "
+        "to the nearest real slice, in levels; a copy is at 0. In brackets: between two halves of the real ones."
+    )
+    return Table("The pictures", header, lines, note)
 
 
 def picture_parts(run: RunFolder, note: str) -> list[Pictures]:
     """What the paper shows in its Figures 5 and 4, from the ControlNet that knows most slices."""
-    known = sorted(
-        run.path.glob("redraw-0/given-*/controlnet/samples"), key=lambda path: int(path.parts[-3].split("-")[1])
-    )
+    known = sorted(run.path.glob("redraw-0/given-*/controlnet*"), key=lambda path: int(path.parts[-2].split("-")[1]))
     if not known:
         return []
-    group = known[-1].parts[-3]
-    strips = [(f"step {int(file.stem.split('-')[1]):,}", file) for file in sorted(known[-1].glob("step-*.png"))]
-    sheets = [(path.parent.name, path) for path in sorted(run.path.glob(f"redraw-*/{group}.png"))][:2]
+    group, samples = known[-1].parts[-2], sorted((known[-1] / "samples").glob("step-*.png"))
+    strips = [(f"step {int(file.stem.split('-')[1]):,}", file) for file in samples]
+    sheets = sorted(run.path.glob(f"redraw-[01]/{group}/synthetic*.png"))
+    sheets = [(f"{path.parts[-3]}, {path.stem}", path) for path in sheets]
     return [
         Pictures("Real, mask, synthetic", sheets, note),
         Pictures("Progress of ControlNet", strips, "Validation slices, the same noise at every step."),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from natural2nanoscale.data.folders import PairFolder, evenly_spaced, open_pairs
+from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs
 from natural2nanoscale.data.sheets import colored, sheet
-from natural2nanoscale.diffusion.backbone import Backbone, settle
+from natural2nanoscale.diffusion.adaptation import adapt
+from natural2nanoscale.diffusion.adapted import ADAPTED, WithoutMasks
+from natural2nanoscale.diffusion.backbone import Backbone, settle, weights_hash
 from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.prompts import read_prompts
 from natural2nanoscale.diffusion.saving import load_trained, run_config
@@ -18,11 +21,16 @@ from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.synthetic_folder import Request
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.files import save_png
-from natural2nanoscale.records import describe
+from natural2nanoscale.records import describe, read_config
 from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.schemas import SECONDS
+from natural2nanoscale.segmentation.labelling import slice_check
 from natural2nanoscale.segmentation.slices import load_slices
+from natural2nanoscale.segmentation.unet import UNet
+from natural2nanoscale.study.conditions import ADAPTATION, Recipe
 from natural2nanoscale.study.training_sets import rotated_copies
+
+AGREEMENT = 0.5  # of a slice with its mask, below which it is drawn again, where a recipe checks them
 
 
 def read_timing(out: Path) -> dict[str, float]:
@@ -36,44 +44,72 @@ def sampling_settings(backbone: Backbone) -> SamplingSettings:
     return SamplingSettings(strength=backbone.recommended.strength, start=backbone.recommended.start)
 
 
-def make_synthetic(
+def train_controlnet(
     out: Path,
     backbone: Backbone,
     folders: dict[str, PairFolder],
+    adapted: bool,
     steps: int | None,
-    per_mask: int,
     seed: int,
     crop: tuple[int, int] | None,
-) -> PairFolder:
-    """Fine-tune a ControlNet on folders["train"] and draw new slices from their masks, or go on with both.
+) -> Path:
+    """Fine-tune a ControlNet on folders["train"] in the run folder `out`, or go on there.
 
-    `steps` None takes the paper's 600 epochs.
+    steps: None takes the paper's 600 epochs. adapted: the backbone, before, in ADAPTATION times as many, to these and
+    to folders["unlabelled"], whose masks are not looked at.
     """
     data = TrainingData(folders["train"], folders["val"], read_prompts())
     tuning = settle(FineTuning(crop, None, max_weight=None, max_steps=steps, seed=seed, keep=1), backbone)
     total = tuning.total_steps(len(folders["train"].stems))
+    tuning = replace(tuning, adapt=ADAPTATION * total * adapted)
     third = max(1, total // 3)  # strips at four stages (paper, Figure 4)
     tuning = replace(tuning, sample_every=third, checkpoint_every=min(third, tuning.checkpoint_every))
-    checkpoint = RunFolder(out / "controlnet").load_checkpoint()
-    begun = checkpoint is not None
-    if not begun:  # new, or stopped before its first checkpoint
-        shutil.rmtree(out / "controlnet", ignore_errors=True)
+    checkpoint, before = (RunFolder(folder).load_checkpoint() for folder in (out, out / ADAPTED))
+    if not checkpoint and not before:  # new, or stopped before its first checkpoint
+        shutil.rmtree(out, ignore_errors=True)
     config = run_config(tuning, backbone, data)
-    run = open_run(out / "controlnet", config, begun, MAY_CHANGE)
-    if not begun or checkpoint.step < total:
-        fine_tune(run, backbone, data, tuning, begun)
-    controlnet, backbone = load_trained(out / "controlnet", backbone)
-    request = Request(data.prompts, sampling_settings(backbone), per_mask, seed, config["learned"])
-    synthesize(out / "synthetic", backbone, controlnet, folders["train"], request)
-    return open_pairs(out / "synthetic")
+    run = open_run(out, config, (out / "config.json").is_file(), MAY_CHANGE)
+    if not checkpoint or checkpoint.step < total:
+        if adapted:
+            images = WithoutMasks.of(folders["train"], folders["unlabelled"])
+            backbone = adapt(run, backbone, images, data, replace(tuning, sample_every=total))
+        fine_tune(run, backbone, data, tuning, bool(checkpoint))
+    return out
 
 
-def picture_row(path: Path, train_folder: PairFolder, synthetic: PairFolder, count: int = 3) -> None:
-    """real | mask | synthetic for a few of the masks (the paper's Figure 5)."""
+def draw_synthetic(
+    out: Path,
+    controlnet_run: Path,
+    backbone: Backbone,
+    source: PairFolder,
+    recipe: Recipe,
+    per_mask: int,
+    seed: int,
+    teachers: Sequence[UNet],
+    val: PairFolder,
+) -> PairFolder:
+    """Draw slices from the masks of `source`, as the recipe has it, or go on with it; `teachers` check them, with the
+    validation slices `val` as their measure, where it asks for that."""
+    controlnet, backbone = load_trained(controlnet_run, backbone)
+    settings = sampling_settings(backbone)
+    if recipe.start is not None:
+        settings = replace(settings, start=recipe.start)
+    learned = read_config(controlnet_run)["learned"]
+    masks = "same" if recipe.masks == "predicted" else recipe.masks
+    request, check = Request(read_prompts(), settings, per_mask, seed, learned, masks=masks), None
+    if recipe.check:
+        said = {"unet": weights_hash(*teachers), "reference": fingerprint(val), "agreement": AGREEMENT}
+        request, check = replace(request, filter=said), slice_check(teachers, val)
+    synthesize(out, backbone, controlnet, source, request, check=check)
+    return open_pairs(out)
+
+
+def picture_row(path: Path, source: PairFolder, synthetic: PairFolder, count: int = 3) -> None:
+    """real | mask | synthetic for a few synthetic slices, each beside its source's slice (the paper's Figure 5)."""
     rows = []
-    for stem in evenly_spaced(train_folder.stems, count):
-        mask = colored(train_folder.mask(stem), train_folder.info.classes)
-        rows.append([train_folder.image(stem), mask, synthetic.image(f"{stem}_s000")])
+    for stem in evenly_spaced([stem for stem in synthetic.stems if stem.endswith("_s000")] or synthetic.stems, count):
+        mask = colored(synthetic.mask(stem), source.info.classes)
+        rows.append([source.image(stem.rpartition("_s")[0]), mask, synthetic.image(stem)])
     sheet(rows, path, ["real", "mask", "synthetic"])
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs, write_pairs
+from natural2nanoscale.data.quality import quality
 from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.files import write_json
 from natural2nanoscale.seeds import seed_for
-from natural2nanoscale.segmentation.slices import load_slices
-from natural2nanoscale.segmentation.unet import UNet
-from natural2nanoscale.study.conditions import ROTATION, Condition
+from natural2nanoscale.segmentation.slices import Slices, load_slices
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, load_unet, save_unet
+from natural2nanoscale.study.conditions import RECIPES, ROTATION, Condition
 from natural2nanoscale.study.presets import Place, Preset
-from natural2nanoscale.study.synthetic import make_synthetic, picture_row, time_generation
+from natural2nanoscale.study.synthetic import draw_synthetic, picture_row, time_generation, train_controlnet
 from natural2nanoscale.study.training_sets import (
     PARTS,
     draw_train,
@@ -47,10 +49,22 @@ class Trial:
     def folder(self) -> Path:
         return self.place.out / f"redraw-{self.redraw}" / f"{self.split}-{self.count}"
 
+    def per_mask(self, recipe: str) -> int:
+        """Synthetic slices that a recipe makes per annotated one."""
+        return math.ceil(max((one.synthetic for one in self.conditions if one.recipe == recipe), default=0))
+
+    def names(self, recipe: str) -> tuple:
+        """What the synthetic slices of a recipe are told by."""
+        return self.redraw, self.split, self.count, recipe
+
+    def synthetic(self, recipe: str) -> Path:
+        """Folder of the synthetic slices of a recipe."""
+        return self.folder / ("synthetic" if recipe == "plain" else "synthetic-" + re.sub(r"\W+", "-", recipe))
+
     @property
-    def per_mask(self) -> int:
-        """Synthetic slices per annotated one."""
-        return math.ceil(max(condition.synthetic for condition in self.conditions))
+    def labels(self) -> bool:
+        """Whether its real + rotation U-Nets are asked what other slices show."""
+        return any(one.pseudo or RECIPES[one.recipe].asks for one in self.conditions)
 
     @property
     def timed(self) -> bool:
@@ -60,11 +74,14 @@ class Trial:
     def cells(self, timing: dict[str, float]) -> list[Cell]:
         return plan_cells(self.conditions, self.count, self.preset, self.redraw, timing)
 
-    def needs_synthetic(self, cell: Cell) -> bool:
-        """Whether a U-Net learns from synthetic slices, is asked what it sees in them, or needs their time."""
+    def recipe_of(self, cell: Cell) -> str | None:
+        """Of the synthetic slices that a U-Net learns from, is asked what it sees in, or needs the time of."""
         condition = cell.condition
+        if condition.synthetic > 0:
+            return condition.recipe
         asked = condition.name == ROTATION or condition.copies == math.inf
-        return self.per_mask > 0 and (condition.synthetic > 0 or asked)
+        first = (one.recipe for one in self.conditions if one.synthetic and not RECIPES[one.recipe].asks)
+        return next(first, None) if asked else None
 
 
 def open_trial(trial: Trial) -> dict[str, PairFolder]:
@@ -79,22 +96,25 @@ def open_trial(trial: Trial) -> dict[str, PairFolder]:
     return folders
 
 
-def carry_out(trial: Trial, cell: Cell | None) -> dict | None:
-    """One piece of a study's work: the line of a U-Net or, where `cell` is None, the synthetic slices of a trial.
+def carry_out(trial: Trial, cell: Cell | str) -> dict | None:
+    """One piece of a study's work: the line of a U-Net, or the synthetic slices of a recipe.
 
     A function of its arguments and of what earlier pieces left in the trial's folder.
     """
-    if cell is None:
-        return synthesize_trial(trial, backbone_of(trial.place.backbone, trial.place.device))
+    if isinstance(cell, str):
+        return synthesize_trial(trial, cell, backbone_of(trial.place.backbone, trial.place.device))
     device, folders = select_device(trial.place.device), open_trial(trial)
-    if trial.needs_synthetic(cell):
-        folders["synthetic"] = open_pairs(trial.folder / "synthetic")
+    recipe = trial.recipe_of(cell)
+    if recipe:
+        folders["synthetic"] = open_pairs(trial.synthetic(recipe))
     slices = {part: load_slices(folders[part]) for part in folders if part != "pool"}
     if cell.condition.pseudo:
         slices["pseudo"] = load_slices(label_pool(trial, cell.seed, device))
     row, model = train_cell(cell, trial.preset, slices, device)
-    if cell.condition.name == ROTATION and any(condition.pseudo for condition in trial.conditions):
-        label_pool(trial, cell.seed, device, model)
+    if cell.condition.name == ROTATION and trial.labels:
+        save_teacher(trial.folder / f"teacher-{cell.seed}", model, slices["train"])
+    if cell.condition.synthetic:
+        row["quality"] = asdict(quality(folders["pool"], folders["synthetic"]))
     return row | trial_facts(trial, folders)
 
 
@@ -105,25 +125,35 @@ def trial_facts(trial: Trial, folders: dict[str, PairFolder]) -> dict:
     return {"test": fingerprint(folders["test"])[:12], "pool": pool if trial.place.data else None}
 
 
-def label_pool(trial: Trial, seed: int, device: torch.device, teacher: UNet | None = None) -> PairFolder:
+def teacher_of(trial: Trial, seed: int, device: torch.device) -> UNet:
+    """The real + rotation U-Net of a repetition, which labels what nobody annotated: as it was saved, or trained."""
+    out = trial.folder / f"teacher-{seed}"
+    if not (out / "config.json").is_file():
+        of_it = next(condition for condition in trial.conditions if condition.name == ROTATION)
+        folders = open_trial(trial)
+        slices = {part: load_slices(folders[part]) for part in PARTS}
+        cell = Cell(of_it, trial.count, trial.redraw, seed, next(iter(trial.preset.budgets)))
+        save_teacher(out, train_cell(cell, trial.preset, slices, device)[1], slices["train"])
+    return load_unet(out, device)[0]
+
+
+def save_teacher(out: Path, model: UNet, training: Slices) -> None:
+    info = UNetInfo(model.width, model.depth, training.classes, training.intensity_window, precision=model.precision)
+    save_unet(out, model, info)
+
+
+def label_pool(trial: Trial, seed: int, device: torch.device) -> PairFolder:
     """The slices of the pool that were not drawn, labelled by the real + rotation U-Net of the same seed.
 
     Their own masks stay hidden. They are training slices of the data root, which keeps the gap to held-out ones that
-    it was prepared with. Without its weights the `teacher` is trained again.
+    it was prepared with.
     """
     out = trial.folder / f"pseudo-{seed}"
     if not (out / "dataset.json").is_file():
-        folders = open_trial(trial)
-        if teacher is None:
-            of_it = next(condition for condition in trial.conditions if condition.name == ROTATION)
-            slices = {part: load_slices(folders[part]) for part in PARTS}
-            cell = Cell(of_it, trial.count, trial.redraw, seed, next(iter(trial.preset.budgets)))
-            teacher = train_cell(cell, trial.preset, slices, device)[1]
-        drawn, pool = set(folders["train"].stems), folders["pool"]
-        unlabelled = some(pool, [stem for stem in pool.stems if stem not in drawn])
+        folders, teacher = open_trial(trial), teacher_of(trial, seed, device)
         shutil.rmtree(out, ignore_errors=True)  # half written when a study was killed
-        info = replace(pool.info, origin="synthetic", split={"rule": "pseudo-labels", "seed": seed})
-        write_pairs(out, info, pseudo_labels(teacher, unlabelled, device))
+        info = replace(folders["pool"].info, origin="synthetic", split={"rule": "pseudo-labels", "seed": seed})
+        write_pairs(out, info, pseudo_labels(teacher, undrawn(folders), device))
     return open_pairs(out)
 
 
@@ -136,13 +166,27 @@ def backbone_of(name: str, device: str) -> Backbone:
     return load_backbone(name, chosen, select_dtype("auto", chosen))
 
 
-def synthesize_trial(trial: Trial, backbone: Backbone) -> None:
-    """Make the synthetic slices of a trial, a picture of some and, where it is asked for, the time that they take."""
+def synthesize_trial(trial: Trial, name: str, backbone: Backbone) -> None:
+    """Make the synthetic slices of a recipe, a picture of some and, where it is asked for, the time that they take."""
     preset, folder, folders = trial.preset, trial.folder, open_trial(trial)
-    budget = preset.controlnet_steps, trial.per_mask, seed_for(preset.seed, "redraw", trial.redraw)
-    synthetic = make_synthetic(folder, backbone, folders, *budget, preset.crop)
+    recipe, device = RECIPES[name], backbone.device
+    sources = label_pool(trial, 0, device) if recipe.masks == "predicted" else folders["train"]
+    per_mask = math.ceil(trial.per_mask(name) * trial.count / len(sources.stems))
+    if recipe.adapted:
+        folders["unlabelled"] = undrawn(folders)
+    budget = preset.controlnet_steps, seed_for(preset.seed, "redraw", trial.redraw), preset.crop
+    controlnet = train_controlnet(folder / recipe.controlnet, backbone, folders, recipe.adapted, *budget)
+    teachers = [teacher_of(trial, 0, device)] if recipe.check else []
+    out, seed = trial.synthetic(name), budget[1]
+    synthetic = draw_synthetic(out, controlnet, backbone, sources, recipe, per_mask, seed, teachers, folders["val"])
     if trial.split == "given":
-        picture_row(folder.with_suffix(".png"), folders["train"], synthetic)
+        picture_row(out.with_suffix(".png"), sources, synthetic)
     file = trial.place.out / "timing.json"
     if trial.timed and trial.redraw == 0 and not file.is_file():  # once: it says how many copies there are
         write_json(file, time_generation(folder / "timing", backbone, folder / "controlnet", folders["train"]))
+
+
+def undrawn(folders: dict[str, PairFolder]) -> PairFolder:
+    """The slices of the pool that were not drawn, whose masks stay hidden."""
+    drawn, pool = set(folders["train"].stems), folders["pool"]
+    return some(pool, [stem for stem in pool.stems if stem not in drawn])

@@ -18,7 +18,7 @@ from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, combine
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet
-from natural2nanoscale.study.conditions import IN_MEMORY, ROTATION, Condition
+from natural2nanoscale.study.conditions import IN_MEMORY, RECIPES, ROTATION, Condition
 from natural2nanoscale.study.presets import Preset
 
 KEY = ("experiment", "condition", "split", "slices", "size", "redraw", "seed", "budget")  # a cell's, in its log line
@@ -91,7 +91,10 @@ def train_cell(cell: Cell, preset: Preset, slices: Mapping[str, Slices], device:
         judged = combine(None, slices["synthetic"], most, cell.slices)
     real = slices["train"] if condition.real else None
     made = slices["synthetic"] if condition.synthetic else None
-    training = combine(real, made, condition.synthetic, cell.slices)
+    share = condition.synthetic
+    if RECIPES[condition.recipe].check:  # some may have been rejected
+        share = min(share, len(made) / cell.slices)
+    training = combine(real, made, share, cell.slices)
     if condition.pseudo:
         training = combine(training, slices["pseudo"], condition.pseudo / len(training))
     settings = unet_settings(cell, preset, training)

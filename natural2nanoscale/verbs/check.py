@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 
 from natural2nanoscale.cli import DATA, add_settings, command, settings_from
@@ -22,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from natural2nanoscale.data.check import open_root, report
-    from natural2nanoscale.data.check_files import holds_slices, report_files, tell_round_trip
-    from natural2nanoscale.data.folders import evenly_spaced
+    from natural2nanoscale.data.check import open_root, report, tell
+    from natural2nanoscale.data.check_files import holds_slices, preview, tell_round_trip
+    from natural2nanoscale.data.folders import PARTS, evenly_spaced
     from natural2nanoscale.data.sheets import contact_sheet
 
     of_files = holds_slices(args.data)
@@ -32,22 +33,23 @@ def run(args: argparse.Namespace) -> None:
     if args.masks and not of_files:
         raise InputError(f"--masks goes with slices, but {args.data} is no folder, file or container of such")
     round_trip = vae_of(args.backbone, args.device) if args.backbone else None
-    try:
+    with ExitStack() as opened:
         if of_files:
             settings = settings_from(args, Preparation, images=args.data, masks=args.masks or args.data, out=DATA)
-            count, found = report_files(settings, args.masks is not None, path, round_trip)
+            count, folder = opened.enter_context(preview(settings, args.masks is not None))
+            folders = {args.data.name: folder}
+            found = tell(folders, {part: folder.of(part) for part in PARTS})
             call = command("python -m natural2nanoscale prepare", images=args.data, masks=args.masks or "MASKS")
             fit = f"{count} slices can be read, `{call}` takes them with the flags of this call"
         else:
-            found, fit = report(args.data), "nothing stands in the way of training"
-            folder = next(iter(open_root(args.data).values()))
-            if round_trip:
-                tell_round_trip([folder.image(stem) for stem in evenly_spaced(folder.stems, 4)], round_trip)
-            contact_sheet(open_root(args.data), path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error}): name another file with --contact") from error
-    for warning in found if of_files else ():  # `report` has told them
-        print(f"warning: {warning}")
+            found, fit, folders = report(args.data), "nothing stands in the way of training", open_root(args.data)
+        if round_trip:
+            folder = next(iter(folders.values()))
+            tell_round_trip([folder.image(stem) for stem in evenly_spaced(folder.stems, 4)], round_trip)
+        try:
+            contact_sheet(folders, path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error}): name another file with --contact") from error
     print(f"contact sheet: {path}")
     print(f"verdict: {fit}" + (f"; look at the {len(found)} warning(s) first" if found else ""))
 

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, required=True, metavar="PATH", help=slices)
     masks = "their masks: equal file names, or a stack of as many pages; class ids, 0 and 255, or colours"
     add("--masks", type=Path, required=True, metavar="PATH", help=masks)
+    more = "slices without masks, as --images takes them: DATA/unlabelled, without those of validation and test"
+    add("--unlabelled", type=Path, metavar="PATH", help=more)
+    add("--transductive", action="store_true", help="keep validation and test slices among the unlabelled, and note it")
     add("--out", type=Path, default=DATA, metavar="DIR", help="data root to make")
     add_settings(parser, Preparation)
 
@@ -23,7 +26,8 @@ def run(args: argparse.Namespace) -> None:
     from natural2nanoscale.data.check import report
     from natural2nanoscale.data.prepare.convert import prepare
 
-    settings = settings_from(args, Preparation, images=args.images, masks=args.masks, out=args.out)
+    given = {name: getattr(args, name) for name in ("images", "masks", "unlabelled", "transductive", "out")}
+    settings = settings_from(args, Preparation, **given)
     prepare(settings)
     report(settings.out)
     print(f"contact sheet: {settings.out / 'contact.png'}")

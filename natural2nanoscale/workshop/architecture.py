@@ -6,15 +6,17 @@ import copy
 import json
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from natural2nanoscale.files import write_json
 from natural2nanoscale.workshop.scenes import caption_words
 
 # Training values that suit this backbone's ControlNet; read by the fine-tuning when it starts from this folder.
 RECOMMENDED = {
     "conditioning_embedding_out_channels": [4, 8, 16],
     "learning_rate": 2e-3,
+    "adapt_learning_rate": 5e-4,
     "crop": [224, 128],  # width, height
     "max_weight": 25.0,  # with the plain loss brightness and contrast follow the mask much later
     "strength": 1.6,  # both chosen by the validation mIoU of U-Nets trained on synthetic slices alone,
@@ -95,22 +97,10 @@ def make_scheduler() -> DDPMScheduler:
 
 def write_backbone(folder: Path, vae, unet, text_encoder, tokenizer, scheduler) -> None:
     """Write the folder that `from_pretrained` reads: fp16 safetensors; configs say float32: so they load."""
-    for name, model in {"vae": vae, "unet": unet, "text_encoder": text_encoder}.items():
-        copy.deepcopy(model).half().save_pretrained(folder / name)
+    halves = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
+    halves = {name: copy.deepcopy(model).half() for name, model in halves.items()}
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**halves, tokenizer=tokenizer, scheduler=scheduler, **none).save_pretrained(folder)
     config = folder / "text_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    scheduler.save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "natural2nanoscale.json").write_text(json.dumps({"recommended": RECOMMENDED}, indent=2) + "\n")
+    write_json(folder / "natural2nanoscale.json", {"recommended": RECOMMENDED})

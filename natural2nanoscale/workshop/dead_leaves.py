@@ -7,9 +7,6 @@ from natural2nanoscale.phantom.textures import blur
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.workshop.scenes import SHAPES, TEXTURES, Scene, caption, draw_scene
 
-# ----------------------------------------------------------------------------------------------------------------
-# Random fields
-
 
 def _spectral_field(rng: np.random.Generator, size: int, amplitude: np.ndarray) -> np.ndarray:
     """A periodic Gaussian random field (size, size) with the given spectral amplitude, zero mean, unit variance."""
@@ -41,10 +38,6 @@ def _texture(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
     gradient = np.hypot(*np.gradient(mesh)) + 1e-3
     lines = np.exp(-((mesh / gradient / rng.uniform(0.7, 1.6)) ** 2))  # about constant width in pixels
     return (rng.choice((-1, 1)) * (lines - lines.mean()) / (lines.std() + 1e-6)).astype(np.float32)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Leaves
 
 
 def _radii(rng: np.random.Generator, smallest: float, largest: float, area: float) -> np.ndarray:
@@ -117,10 +110,6 @@ def _horizon(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     level = height * (rng.uniform(0.08, 0.5) + rng.uniform(0.005, 0.06) * waves / waves.std())
     ragged = 3 * rng.uniform(0, 1.5) * _texture(rng, max(height, width), "granular")  # islands and overhangs
     return (level[None, :] - np.arange(height)[:, None] + ragged[:height, :width]).astype(np.float32)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Images
 
 
 def render(scene: Scene, rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
-from natural2nanoscale import runs
 from natural2nanoscale.checkpoints import State
 from natural2nanoscale.data.encoders import normalize
+from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import generator_for, seed_for
 from natural2nanoscale.workshop.architecture import (
     make_scheduler,
@@ -26,16 +27,8 @@ from natural2nanoscale.workshop.architecture import (
     make_vae,
     write_backbone,
 )
-from natural2nanoscale.workshop.images import (
-    SHAPES,
-    encode_bank,
-    tokenize,
-    with_mirror_images,
-)
+from natural2nanoscale.workshop.images import SHAPES, encode_bank, tokenize, with_mirror_images
 from natural2nanoscale.workshop.recipe import PretrainingSettings
-
-# ----------------------------------------------------------------------------------------------------------------
-# Losses and learning rate
 
 
 def warm_cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -67,25 +60,50 @@ def noise_loss(
     return (error * (snr_gamma / snr).clamp(max=1) * (1 / snr).clamp(1, max_weight)).mean()
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# Loops
+class Loop:
+    """The steps that a model still has to learn: it goes on from the run's checkpoint of its name, and saves there."""
+
+    def __init__(self, run: RunFolder, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int,
+                 settings: PretrainingSettings, before: int = 0):  # fmt: skip
+        """before: steps of other loops that the log counts first."""
+        self.run, self.name, self.model, self.optimizer = run, name, model, optimizer
+        self.steps, self.settings, self.before = steps, settings, before
+        self.state, self.started = State(SimpleNamespace(step=0), **{name: model}, optimizer=optimizer), time.time()
+        run.restore(self.state, name)
+        first = self.state.counts.step
+        if first < steps:  # else the log may have lines of later loops
+            run.drop_log_after(before + first)
+        self.bar = tqdm(range(first, steps), name, initial=first, total=steps)
+
+    def learn(self, step: int, loss: Tensor, *rates: float) -> None:
+        """One gradient step at the learning rates of the optimiser's groups, given at their highest."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = warm_cosine(step, self.steps, rate)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+    def keep(self, step: int, **row: Tensor) -> None:
+        """Log the row and save, when it is time."""
+        step += 1
+        if step % 50 == 0:
+            row = {key: value.item() for key, value in row.items()}
+            seconds = time.time() - self.started
+            self.run.log({"stage": self.name, "step": self.before + step, **row, "seconds": seconds})
+            self.bar.set_postfix({key: f"{value:.3f}" for key, value in row.items()})
+        if step % self.settings.save_every == 0 or step == self.steps:
+            self.state.counts.step = step
+            self.run.save(self.state, name=self.name)
 
 
-def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, device: torch.device):
+def train_vae(settings: PretrainingSettings, bank: dict, run: RunFolder, device: torch.device) -> AutoencoderKL:
     """Trains the autoencoder, going on from the run's checkpoint "vae" if there is one; returns it rounded to fp16."""
     torch.manual_seed(seed_for(settings.seed, "vae"))
     vae = make_vae().to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    state = State(SimpleNamespace(step=0), vae=vae, optimizer=optimizer)
-    run.restore(state, "vae")
-    first = state.counts.step
-    if first < settings.vae_steps:  # else the log has lines of the U-Net, which drops its own
-        run.drop_log_after(first)
-    started, progress = (
-        time.time(),
-        tqdm(range(first, settings.vae_steps), "vae", initial=first, total=settings.vae_steps),
-    )
-    for step in progress:
+    optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
+    loop = Loop(run, "vae", vae, optimizer, settings.vae_steps, settings)
+    for step in loop.bar:
         # a batch of crops, turned and mirrored: every draw is a function of (seed, step)
         rng = np.random.default_rng(seed_for(settings.seed, "vae batch", step))
         images, _ = bank[SHAPES[int(rng.random() < 0.3)]]
@@ -102,28 +120,12 @@ def train_vae(settings: PretrainingSettings, bank: dict, run: runs.RunFolder, de
         noise = torch.randn(posterior.mean.shape, generator=generator_for(settings.seed, "vae noise", step))
         latents = posterior.mean + posterior.std * noise.to(device)
         loss = vae_loss(pixels, vae.decode(latents).sample, posterior, settings.kl_weight)
-        optimizer.param_groups[0]["lr"] = warm_cosine(step, settings.vae_steps, settings.vae_learning_rate)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-
-        # what is going on
-        if (step + 1) % 50 == 0:
-            row = {
-                "loss": loss.item(),
-                "posterior_std": posterior.std.mean().item(),
-                "latent_std": latents.std().item(),
-            }
-            run.log({"stage": "vae", "step": step + 1, **row, "seconds": time.time() - started})
-            progress.set_postfix({key: f"{value:.3f}" for key, value in row.items()})
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.vae_steps:
-            state.counts.step = step + 1
-            run.save(state, name="vae")
+        loop.learn(step, loss, settings.vae_learning_rate)
+        loop.keep(step, loss=loss, posterior_std=posterior.std.mean(), latent_std=latents.std())
     return vae.half().float().eval().requires_grad_(False)  # users run the fp16-rounded weights
 
 
-def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFolder, device: torch.device) -> None:
+def train_unet(settings: PretrainingSettings, bank: dict, vae, run: RunFolder, device: torch.device) -> None:
     """Trains the U-Net on the VAE's latents; writes the backbone folder at each checkpoint."""
     bank = {shape: with_mirror_images(*drawn) for shape, drawn in bank.items()}
     latent_bank = {shape: encode_bank(vae, images) for shape, (images, _) in bank.items()}
@@ -142,15 +144,8 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
     readers = [parameter for name, parameter in unet.named_parameters() if ".attn2." in name]  # of the captions
     others = [parameter for name, parameter in unet.named_parameters() if ".attn2." not in name]
     optimizer = torch.optim.AdamW([{"params": others}, {"params": readers}], betas=(0.9, 0.99), weight_decay=1e-3)
-    state = State(SimpleNamespace(step=0), unet=unet, optimizer=optimizer)
-    run.restore(state, "unet")
-    first = state.counts.step
-    run.drop_log_after(settings.vae_steps + first)
-    started, progress = (
-        time.time(),
-        tqdm(range(first, settings.unet_steps), "unet", initial=first, total=settings.unet_steps),
-    )
-    for step in progress:
+    loop = Loop(run, "unet", unet, optimizer, settings.unet_steps, settings, before=settings.vae_steps)
+    for step in loop.bar:
         # a batch of latents, sampled anew from their posteriors, with captions
         rng = np.random.default_rng(seed_for(settings.seed, "unet batch", step))
         shape = SHAPES[int(rng.random() < 0.3)]
@@ -172,20 +167,7 @@ def train_unet(settings: PretrainingSettings, bank: dict, vae, run: runs.RunFold
             loss = noise_loss(
                 unet, scheduler, latents, states, noise, t.to(device), settings.snr_gamma, settings.max_weight
             )
-        rate = warm_cosine(step, settings.unet_steps, settings.unet_learning_rate)
-        for group, factor in zip(optimizer.param_groups, (1, settings.caption_rate), strict=True):
-            group["lr"] = factor * rate
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-
-        # what is going on
-        if (step + 1) % 50 == 0:
-            run.log({"stage": "unet", "step": settings.vae_steps + step + 1, "loss": loss.item(),
-                     "seconds": time.time() - started})  # fmt: skip
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.unet_steps:
-            state.counts.step = step + 1
-            run.save(state, name="unet")
+        peak = settings.unet_learning_rate
+        loop.learn(step, loss, peak, settings.caption_rate * peak)
+        loop.keep(step, loss=loss)
     write_backbone(run.path / "backbone", vae, unet, text_encoder, tokenizer, scheduler)

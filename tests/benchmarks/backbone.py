@@ -27,7 +27,8 @@ from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.study.synthetic import make_synthetic
+from natural2nanoscale.study.conditions import Recipe
+from natural2nanoscale.study.synthetic import draw_synthetic, train_controlnet
 from natural2nanoscale.study.training_sets import draw_train, redraw_root
 
 CPU = torch.device("cpu")
@@ -101,9 +102,9 @@ def main() -> None:
             flush=True,
         )
         for name, model in (("frozen", backbone), ("random", random_unet(backbone, turn))):
-            drawn = load_slices(
-                make_synthetic(here / name, model, folders, args.steps, 1, seed, None)
-            )
+            run = train_controlnet(here / name / "controlnet", model, folders, 0, args.steps, seed, None)
+            made = here / name / "synthetic", run, model, folders["train"], Recipe(), 1, seed, [], folders["val"]
+            drawn = load_slices(draw_synthetic(*made))
             found = scores(drawn)
             shares = [f"{100 * a / b:.1f}" for a, b in zip(found["iou"], real["iou"], strict=True) if a and b]
             print(

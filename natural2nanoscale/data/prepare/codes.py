@@ -3,80 +3,75 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from natural2nanoscale.data.classes import Classes
-from natural2nanoscale.data.prepare.pixels import UNLABELLED, MaskPixels
-from natural2nanoscale.data.prepare.ranges import Mapping, merge_ranges
-from natural2nanoscale.data.prepare.sources import Page
+from natural2nanoscale.data.prepare.settings import Mapping
+from natural2nanoscale.data.prepare.sources import COLOR, MaskPixels, Page, is_color
 
-GREY = 0x010101  # times a value: the grey of that value
+Code = int | tuple  # value, COLOR + 0xRRGGBB, or a range of --map that stands for all values in it
 
 
 @dataclass(frozen=True)
 class PageCodes:
-    """Pixel counts of a mask read as values and as colours 0xRRGGBB; None where it is not of that kind.
+    """Pixels of a mask by their code; palette: colours of its values, if it has one."""
 
-    palette: the colours of the values in use, of a palette picture.
-    """
+    page: Page | None
+    counts: dict[Code, int]
+    palette: dict[Code, int]
 
-    page: Page
-    values: dict[int, int] | None
-    colors: dict[int, int] | None
-    palette: dict[int, int] = field(default_factory=dict)
+    @property
+    def colored(self) -> bool:
+        return any(not isinstance(code, tuple) and is_color(code) for code in self.counts)
 
-    def color_of_value(self) -> dict[int, int]:
-        """Colour of every value in use; in a coloured mask the values are its greys."""
-        if self.values is None:
-            return {color & 0xFF: color for color in self.colors if color % GREY == 0}
-        return {value: self.palette.get(value, value * GREY) for value in self.values}
+    def color_of(self, code: Code) -> int | None:
+        """The colour 0xRRGGBB that a code is shown in: its own, the palette's, or a grey; None for others."""
+        if isinstance(code, tuple):
+            return None
+        return code - COLOR if is_color(code) else self.palette.get(code, code * 0x010101 if 0 <= code < 256 else None)
 
-    def colors_without(self, values: Iterable[int]) -> Counter:
-        """Pixels of every colour, those left out that have one of these values."""
-        shown, rest = self.color_of_value(), Counter()
-        if self.values is None:
-            gone = {shown[value] for value in values if value in shown}
-            return Counter({color: n for color, n in self.colors.items() if color not in gone})
-        for value, n in self.values.items():
-            if value not in values:
-                rest[shown[value]] += n
-        return rest
+
+def codes_of(page: Page | None, mask: MaskPixels, mapping: Mapping) -> PageCodes:
+    """What a mask holds, thousands of numbered objects in a range of --map as one."""
+    counts: Counter = Counter()
+    for code, pixels in count(mask.values).items():
+        counts[entry_of(code, mapping)] += pixels
+    palette = {} if mask.palette is None else {c: int(mask.palette[c]) for c in counts if not isinstance(c, tuple)}
+    return PageCodes(page, counts, palette)
+
+
+def entry_of(code: int, mapping: Mapping) -> Code:
+    """The range of --map that a value goes by, or the value itself; single entries go before ranges."""
+    ranges = () if code in mapping or is_color(code) else (key for key in mapping if isinstance(key, tuple))
+    return next((key for key in ranges if key[0] <= code and (key[1] is None or code <= key[1])), code)
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How mask pixels become class ids: `table` maps every value, or colour 0xRRGGBB, that occurs.
-
-    Where masks are read by colour, `values` maps what goes by a mask's own value, before its colour.
-    """
+    """How mask pixels become class ids: by `table` of their codes, or else by `colors`, 0xRRGGBB times `scale`."""
 
     classes: Classes
-    by_color: bool
-    table: dict[int, int]
     notes: tuple[str, ...]
-    values: dict[int, int] = field(default_factory=dict)
-    mapping: Mapping = field(default_factory=dict)  # --map, whose ranges merge values
+    mapping: Mapping
+    table: dict[Code, int]
+    colors: dict[int, int]
+    scale: int = 1
 
     def apply(self, mask: MaskPixels) -> np.ndarray:
-        """(H,W) uint8 class ids of a mask whose values or colours are all in the table."""
-        mask = merge_ranges(mask, self.mapping)
-        codes = np.array(sorted(self.table))
-        ids = np.array([self.table[int(code)] for code in codes], np.uint8)
-        ids = ids[np.searchsorted(codes, mask.codes(self.by_color))]
-        if self.values:
-            own = mask.values if mask.colors is None else np.where(mask.colors % GREY, -1, mask.colors & 0xFF)
-            for value, to in self.values.items():
-                ids[own == value] = to
-        return ids
+        """(H,W) uint8 class ids of a mask whose codes were all seen when the rule was made."""
+        found = codes_of(None, mask, {})
+        codes, ids = sorted(found.counts), []
+        for code in codes:
+            entry = entry_of(code, self.mapping)
+            ids.append(self.table[entry] if entry in self.table else self.colors[found.color_of(code) * self.scale])
+        return np.array(ids, np.uint8)[np.searchsorted(codes, mask.values)]
 
 
-def without_unlabelled(page: PageCodes) -> PageCodes:
-    """The counts without pixels that the mask itself calls unlabelled."""
-
-    def without(counts: dict[int, int] | None) -> dict[int, int] | None:
-        return counts and {code: n for code, n in counts.items() if code != UNLABELLED}
-
-    return replace(page, values=without(page.values), colors=without(page.colors))
+def count(codes: np.ndarray) -> Counter:
+    """Pixels of every whole number in an array."""
+    if codes.min() >= 0 and codes.max() < 2**16:
+        counts = np.bincount(codes.ravel())
+        return Counter({int(code): int(counts[code]) for code in np.flatnonzero(counts)})
+    return Counter({int(code): int(n) for code, n in zip(*np.unique(codes, return_counts=True), strict=True)})

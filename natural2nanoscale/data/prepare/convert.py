@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
+from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.digests import slice_digest
-from natural2nanoscale.data.folders import PARTS, DatasetInfo, write_pairs
-from natural2nanoscale.data.prepare import splits
-from natural2nanoscale.data.prepare.codes import LabelRule
+from natural2nanoscale.data.folders import UNLABELLED, DatasetInfo, write_images, write_pairs
+from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes
 from natural2nanoscale.data.prepare.intensity import to_bytes
 from natural2nanoscale.data.prepare.pairing import (
+    Pair,
     apart,
     check_sizes,
     class_folders,
     crop_bottom,
+    fitting,
     is_folder,
     join_folders,
     list_pages,
@@ -26,13 +27,13 @@ from natural2nanoscale.data.prepare.pairing import (
     pair_pages,
 )
 from natural2nanoscale.data.prepare.settings import Preparation
-from natural2nanoscale.data.prepare.sources import Page, Reader
+from natural2nanoscale.data.prepare.sources import Page, Reader, readers_of
+from natural2nanoscale.data.prepare.splits import assign_parts
 from natural2nanoscale.data.prepare.survey import label_rule, read_masks, survey
+from natural2nanoscale.data.prepare.unlabelled import unlabelled_pages
 from natural2nanoscale.data.sheets import contact_sheet
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import new_folder, refuse_non_empty
-
-Pair = tuple[Page, Page]  # a slice and its mask
 
 
 def prepare(settings: Preparation) -> None:
@@ -43,26 +44,99 @@ def prepare(settings: Preparation) -> None:
     """
     out = settings.out.resolve()
     refuse_non_empty(out)
-    masks = Reader(settings.max_pixels, None, settings.axes, settings.one_hot, settings.alpha, True)
-    with Reader(settings.max_pixels, settings.channel, settings.axes) as images, masks:
-        pairs = find_pairs(settings, images, masks)
-        pairs, codes = read_masks(settings, pairs, masks)
-        parts, description = assign_parts(settings, pairs)
-        pairs = [pair for pair, part in zip(pairs, parts, strict=True) if part]
-        parts = [part for part in parts if part]
-        stems = safe_stems(pairs)
-        rule = label_rule(settings, codes)
-        window, pixel_size = survey(settings, pairs, parts, images)
-        info = DatasetInfo(out.name, "prepared", rule.classes, window, pixel_size, description)
-
+    with readers_of(settings) as (images, masks):
+        pairs, codes = read_masks(settings, find_pairs(settings, images, masks), masks)
+        parts, split = assign_parts(settings, [image for image, _mask in pairs])
+        used = [i for i, part in enumerate(parts) if part]
+        made = conversion(settings, [pairs[i] for i in used], [parts[i] for i in used], codes, images, masks)
+        more = {}
+        if settings.unlabelled:
+            slices = [image for image, _mask in made.pairs.values()]
+            pages = unlabelled_pages(settings, slices, list(made.parts.values()), split, images)
+            more = {stem: (page, None) for stem, page in zip(safe_stems(pages), pages, strict=True)}
         with new_folder(out, fresh=True) as root:
             folders = {}
-            for part in dict.fromkeys(parts):
-                chosen = [(s, p) for s, p, of in zip(stems, pairs, parts, strict=True) if of == part]
-                part_info = replace(info, split=description | {"part": part, "slices": len(chosen)})
-                items = convert(settings, chosen, part, rule, window, images, masks)
-                folders[part] = write_pairs(root / part, part_info, items)
+            for part in dict.fromkeys(made.parts.values()):
+                chosen = made.of(part)
+                info = replace(made.info, split=split | {"part": part, "slices": len(chosen.pairs)})
+                folders[part] = write_pairs(root / part, info, chosen.tiles(part))
+            if more:
+                info = replace(made.info, split=split | {"part": UNLABELLED, "slices": len(more)})
+                items = replace(made, pairs=more).tiles(UNLABELLED)
+                write_images(root / UNLABELLED, replace(info, transductive=settings.transductive), items)
             contact_sheet(folders, root / "contact.png")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Slices of files in the form of a PairFolder, each converted when it is asked for; masks may be None.
+
+    parts: "train", "val", "test" or None by stem.
+    """
+
+    settings: Preparation
+    info: DatasetInfo
+    rule: LabelRule | None
+    pairs: dict[str, tuple[Page, Page | None]]
+    parts: dict[str, str | None]
+    images: Reader
+    masks: Reader
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        return tuple(self.pairs)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        return tuple(image.size[::-1] for image, _mask in self.pairs.values())
+
+    def of(self, part: str) -> Conversion:
+        """The slices of one part."""
+        return replace(self, pairs={stem: pair for stem, pair in self.pairs.items() if self.parts[stem] == part})
+
+    def image(self, stem: str) -> np.ndarray:
+        return to_bytes(self.images.image(self.pairs[stem][0])[0], self.info.intensity_window)
+
+    def mask(self, stem: str) -> np.ndarray | None:
+        mask = self.pairs[stem][1]
+        return self.rule.apply(self.masks.mask(mask)) if mask and self.rule else None
+
+    def tiles(self, part: str) -> Iterator[tuple[str, np.ndarray, np.ndarray | None, str]]:
+        """(stem, image, mask, digest) of every tile of a part, one slice in memory at a time."""
+        window, outside, total = self.info.intensity_window, 0, 0
+        for stem, (page, _mask) in self.pairs.items():
+            pixels, mask = self.images.image(page)[0], self.mask(stem)
+            if window:
+                outside += int(((pixels < window[0]) | (pixels > window[1])).sum())
+                total += pixels.size
+            image = to_bytes(pixels, window)
+            if self.settings.size is None:
+                yield stem, image, mask, slice_digest(pixels)
+                continue
+            width, height = self.settings.size
+            for x, y in tile_corners(image.shape, self.settings.size, self.settings.tiles):
+                cut = np.s_[y : y + height, x : x + width]
+                ids = None if mask is None else mask[cut]
+                yield f"{stem}_y{y:04d}_x{x:04d}", image[cut], ids, slice_digest(pixels[cut])
+        if total and outside / total > 0.02:
+            print(
+                f"note: {100 * outside / total:.1f} % of the pixels of {part} lie outside the training part's "
+                "grey window and become 0 or 255: compare the parts in contact.png, or pass --window LOW,HIGH"
+            )
+
+
+def conversion(
+    settings: Preparation, pairs: list[Pair], parts: list[str | None], codes: list[PageCodes], images: Reader,
+    masks: Reader,
+) -> Conversion:  # fmt: skip
+    """How slices and masks become a pair folder: reads all slices once. Without `codes` of masks there are none."""
+    stems = safe_stems([image for image, _mask in pairs])
+    rule = label_rule(settings, codes) if codes else None
+    window, pixel_size = survey(settings, pairs, parts, images)
+    classes = rule.classes if rule else Classes((), ())
+    info = DatasetInfo(settings.out.resolve().name, "prepared", classes, window, pixel_size)
+    of_stem = [dict(zip(stems, values, strict=True)) for values in (pairs, parts)]
+    return Conversion(settings, info, rule, *of_stem, images, masks)
 
 
 def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pair]:
@@ -83,101 +157,21 @@ def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pai
     single = [len({page.path for page in pages}) == 1 for pages in (slices, labels)]
     by_index = all(single) and not is_folder(settings.images) and not is_folder(settings.masks)
     pairs = pair_pages(slices, labels, by_index, settings.only_pairs)
-    pairs = crop_bottom(pairs, settings.crop_bottom) if settings.crop_bottom else pairs
+    pairs = crop_bottom(pairs, settings.crop_bottom)
     check_sizes(pairs)
-    if settings.size is None:
-        huge = [image for image, _mask in pairs if image.size[0] * image.size[1] > Image.MAX_IMAGE_PIXELS]
-        if huge:
-            raise InputError(f"{huge[0]} is {huge[0].size[0]}x{huge[0].size[1]}, too large for one slice: pass --size")
-        return pairs
-    width, height = settings.size
-    small = [image for image, _mask in pairs if image.size[0] < width or image.size[1] < height]
-    if small and not settings.skip_small:
-        raise InputError(
-            f"{small[0]} is {small[0].size[0]}x{small[0].size[1]}, smaller than the tile of {width}x{height} "
-            f"({len(small)} of {len(pairs)} slices are): pass a smaller --size, or --skip-small"
-        )
-    if len(small) == len(pairs):
-        raise InputError(
-            f"all {len(small)} slices are smaller than the tile of {width}x{height}: pass a smaller --size"
-        )
-    if small:
-        print(f"left out, smaller than {width}x{height}: {', '.join(page.stem for page in small)}")
-    return [pair for pair in pairs if pair[0] not in set(small)]
+    large = set(fitting(settings, [image for image, _mask in pairs]))
+    return [pair for pair in pairs if pair[0] in large]
 
 
-def assign_parts(settings: Preparation, pairs: list[Pair]) -> tuple[list[str | None], dict]:
-    """Part of every pair (None: discarded as gap), and the description for dataset.json."""
-    val, test, seed = settings.val, settings.test, settings.seed
-    stems = [image.stem for image, _mask in pairs]
-    description = {"rule": settings.rule, "val": val, "test": test}
-    if settings.rule == "block":
-        gap = splits.default_gap(len(pairs)) if settings.gap is None else settings.gap
-        parts = splits.split_blocks(len(pairs), val, test, gap)
-        description |= {"gap": gap}
-        if gap == 0:
-            print("note: no gap between the blocks, so neighbours are in training and in test: pass --gap 1 if you can")
-    elif settings.rule == "random":
-        parts = splits.split_random(stems, val, test, seed)
-        description |= {"seed": seed}
-    else:
-        groups = splits.groups_of([image.path.name for image, _mask in pairs], settings.group)
-        parts = splits.split_groups(groups, val, test, seed, settings.val_groups, settings.test_groups)
-        members = {
-            part: sorted({g for g, of in zip(groups, parts, strict=True) if of == part}) for part in PARTS
-        }
-        description |= {"seed": seed, "group": settings.group, "groups": members}
-    if settings.size:
-        description |= {"size": list(settings.size), "tiles": settings.tiles}
-    counts = ", ".join(f"{parts.count(part)} {part}" for part in PARTS)
-    print(f"split by {settings.rule}: {counts} slices" + (f", {parts.count(None)} in gaps" if None in parts else ""))
-    if settings.rule == "random":
-        print("note: at random, neighbours in a stack come to training and to test, which flatters the scores")
-    for part, names in description.get("groups", {}).items():
-        print(f"  {part}: {', '.join(names)}")
-    return parts, description
-
-
-def safe_stems(pairs: list[Pair]) -> list[str]:
+def safe_stems(pages: list[Page]) -> list[str]:
     """File stems of letters, digits and . _ - + = only, so that no name can leave its folder."""
-    stems = [re.sub(r"[^\w.+=-]", "_", image.stem).lstrip(".") or "_" for image, _mask in pairs]
+    stems = [re.sub(r"[^\w.+=-]", "_", page.stem).lstrip(".") or "_" for page in pages]
     stems = [stem.encode()[:180].decode(errors="ignore") for stem in stems]  # names end at 255 bytes
-    for i, stem in enumerate(stems):
-        if stem in stems[:i]:
-            first = pairs[stems.index(stem)][0]
-            raise InputError(f"{pairs[i][0]} and {first} would both be named {stem!r}: rename one of them")
+    first: dict[str, Page] = {}
+    for stem, page in zip(stems, pages, strict=True):
+        if first.setdefault(stem, page) is not page:
+            raise InputError(f"{page} and {first[stem]} would both be named {stem!r}: rename one of them")
     return stems
-
-
-def convert(
-    settings: Preparation,
-    chosen: list[tuple[str, Pair]],
-    part: str,
-    rule: LabelRule,
-    window: tuple[float, float] | None,
-    images: Reader,
-    masks: Reader,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, str]]:
-    """(stem, image, mask, digest) of every tile of a part, one slice in memory at a time."""
-    outside = total = 0
-    for stem, (image_page, mask_page) in chosen:
-        pixels, _unequal = images.image(image_page)
-        if window:
-            outside += int(((pixels < window[0]) | (pixels > window[1])).sum())
-            total += pixels.size
-        image, mask = to_bytes(pixels, window), rule.apply(masks.mask(mask_page))
-        if settings.size is None:
-            yield stem, image, mask, slice_digest(pixels)
-            continue
-        width, height = settings.size
-        for x, y in tile_corners(image.shape, settings.size, settings.tiles):
-            cut = np.s_[y : y + height, x : x + width]
-            yield f"{stem}_y{y:04d}_x{x:04d}", image[cut], mask[cut], slice_digest(pixels[cut])
-    if total and outside / total > 0.02:
-        print(
-            f"note: {100 * outside / total:.1f} % of the pixels of {part} lie outside the training part's "
-            "grey window and become 0 or 255: compare the parts in contact.png, or pass --window LOW,HIGH"
-        )
 
 
 def tile_corners(shape: tuple[int, int], size: tuple[int, int], limit: int | None) -> list[tuple[int, int]]:

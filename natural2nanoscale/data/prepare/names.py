@@ -19,21 +19,25 @@ def words_of(stem: str) -> tuple[str, ...]:
 
 
 def match_names(images: list[str], masks: list[str]) -> tuple[dict[str, str], str, list[str]]:
-    """As `_match`, with nnU-Net's channel number _0000 as part of the images' names or not: what pairs more."""
-    return max((_match(images, masks, channel) for channel in (False, True)), key=lambda found: len(found[0]))
-
-
-def _match(images: list[str], masks: list[str], channel: bool) -> tuple[dict[str, str], str, list[str]]:
     """Mask of every image whose names have their telling part in common, how that was found, and what is ambiguous.
 
-    Words for images and masks ("image", "label") and nnU-Net's _0000 do not tell slices apart, nor does a word that
-    all names of one side have and none of the other, as long as the other side has no such word.
+    nnU-Net's channel number _0000 is part of the images' names or not: what pairs more.
     """
-    keys = [_keys(images, IMAGE_WORDS, channel), _keys(masks, MASK_WORDS, channel=False)]
+    stripped = {stem: stem.removesuffix("_0000") for stem in images}
+    ways = [{stem: stem for stem in images}] + [stripped] * all(stem.endswith("_0000") for stem in images)
+    return max((_match(way, masks) for way in ways), key=lambda found: len(found[0]))
+
+
+def _match(images: dict[str, str], masks: list[str]) -> tuple[dict[str, str], str, list[str]]:
+    """As above, of images by the names that count.
+
+    Words for images and masks ("image", "label") do not tell slices apart, nor does a word that all names of one side
+    have and none of the other, as long as the other side has no such word.
+    """
+    keys = [_keys(images, IMAGE_WORDS), _keys({stem: stem for stem in masks}, MASK_WORDS)]
+    words = [{word for key in side.values() for word in key} for side in keys]
     common = [set.intersection(*map(set, side.values())) if side else set() for side in keys]
-    extra = [
-        {w for w in common[i] if not w.isdecimal()} - {w for key in keys[1 - i].values() for w in key} for i in (0, 1)
-    ]
+    extra = [{w for w in common[i] if not w.isdecimal()} - words[1 - i] for i in (0, 1)]
     if bool(extra[0]) != bool(extra[1]):
         side = 0 if extra[0] else 1
         keys[side] = {stem: tuple(w for w in key if w not in extra[side]) for stem, key in keys[side].items()}
@@ -41,22 +45,14 @@ def _match(images: list[str], masks: list[str], channel: bool) -> tuple[dict[str
     for group, side in zip(groups, keys, strict=True):
         for stem, key in side.items():
             group[key].append(stem)
-    shared = [key for key in groups[0] if key and key in groups[1]]
-    ambiguous = [
-        f"{', '.join(groups[0][key])} with {', '.join(groups[1][key])}"
-        for key in shared
-        if len(groups[0][key]) > 1 or len(groups[1][key]) > 1
-    ]
-    pairs = {groups[0][key][0]: groups[1][key][0] for key in shared}
+    shared = [(stems, groups[1][key]) for key, stems in groups[0].items() if key and key in groups[1]]
+    ambiguous = [f"{', '.join(a)} with {', '.join(b)}" for a, b in shared if len(a) > 1 or len(b) > 1]
+    pairs = {a[0]: b[0] for a, b in shared}
     told = next((f"such as {image} with {mask}" for image, mask in pairs.items() if image != mask), "")
     return pairs, told, ambiguous
 
 
-def _keys(stems: list[str], words: set[str], channel: bool) -> dict[str, tuple[str, ...]]:
+def _keys(names: dict[str, str], words: set[str]) -> dict[str, tuple[str, ...]]:
     """The words of every name without those that only say what kind of file it is."""
-    if channel and stems and all(stem.endswith("_0000") for stem in stems):
-        stems = {stem: stem.removesuffix("_0000") for stem in stems}
-    else:
-        stems = {stem: stem for stem in stems}
-    keys = {stem: words_of(short) for stem, short in stems.items()}
+    keys = {stem: words_of(name) for stem, name in names.items()}
     return {stem: tuple(word for word in key if word not in words) or key for stem, key in keys.items()}

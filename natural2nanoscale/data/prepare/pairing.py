@@ -7,12 +7,16 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from natural2nanoscale.data.folders import natural_order
+from PIL import Image
+
+from natural2nanoscale.data.folders import natural_order, stems_of
 from natural2nanoscale.data.prepare.names import IMAGE_WORDS, MASK_WORDS, match_names, words_of
+from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.readers.opening import SUFFIXES, VENDORS, is_zarr, refuse_suffix, split_container
 from natural2nanoscale.errors import InputError
 
+Pair = tuple[Page, Page]  # a slice and its mask
 KINDS = "PNG, TIFF, MRC, HDF5, Zarr or NumPy"
 
 
@@ -36,37 +40,34 @@ def list_pages(path: Path, reader: Reader, role: str) -> list[Page]:
 
 def is_folder(path: Path) -> bool:
     """Whether a path names a folder of files, and not a stack or volume."""
-    return path.is_dir() and path.suffix != ".zarr" and not is_zarr(split_container(path)[0])
+    return path.is_dir() and not is_zarr(split_container(path)[0])
+
+
+def can_be_read(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES or is_zarr(file)
 
 
 def _files_of(folder: Path, role: str) -> dict[str, Path]:
     """Readable files of a folder by stem, in natural order; hidden ones are none."""
-    files, others = {}, Counter()
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith("."):
-            continue
-        suffix = file.suffix.lower()
-        if suffix not in SUFFIXES and not (suffix == ".zarr" and file.is_dir()):
-            others[suffix or "no suffix"] += not file.is_dir()
-            continue
-        if file.stem in files:
-            raise InputError(f"{folder} has two files of the stem {file.stem!r}: remove one of them")
-        files[file.stem] = file
+    files = stems_of(folder, can_be_read)
+    others = [file for file in sorted(folder.iterdir()) if not (can_be_read(file) or file.is_dir())]
+    kinds = Counter(file.suffix.lower() or "no suffix" for file in others if not file.name.startswith("."))
+    vendors = [file for file in others if file.suffix.lower() in VENDORS]
     if not files:
-        if any(suffix in VENDORS for suffix in others):
-            refuse_suffix(next(file for file in sorted(folder.iterdir()) if file.suffix.lower() in VENDORS))
-        found = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(4) if n) or "no file"
+        if vendors:
+            refuse_suffix(vendors[0])
+        found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(4)) or "no file"
         raise InputError(
             f"{folder} ({role}) holds no slice that can be read ({KINDS}), found {found}: name the folder that holds "
             "the slices themselves"
         )
-    vendors = [suffix for suffix in others if suffix in VENDORS]
     if vendors:
-        print(f"note: left aside in {folder}: " + ", ".join(f"{others[suffix]} {suffix}" for suffix in vendors))
-    return dict(sorted(files.items(), key=lambda entry: natural_order(entry[0])))
+        told = sorted({file.suffix.lower() for file in vendors})
+        print(f"note: left aside in {folder}: " + ", ".join(f"{kinds[kind]} {kind}" for kind in told))
+    return files
 
 
-def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool) -> list[tuple[Page, Page]]:
+def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool) -> list[Pair]:
     """Pairs in the images' order: by page number where each source is a single file, else by name.
 
     Names are equal, or have their telling part in common, which is printed. What lacks its partner is an error that
@@ -74,14 +75,10 @@ def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs
     """
     if by_index:
         if len(images) != len(masks):
+            several = ", or pass `--one-hot` if each slice has one mask per class"
             raise InputError(
-                f"{images[0].path} has {len(images)} page(s) but {masks[0].path} has {len(masks)}, expected "
-                "one mask per slice: make the stacks equally long"
-                + (
-                    ", or pass `--one-hot` if each slice has one mask per class"
-                    if len(masks) % len(images) == 0
-                    else ""
-                )
+                f"{images[0].path} has {len(images)} page(s) but {masks[0].path} has {len(masks)}, expected one mask "
+                f"per slice: make the stacks equally long{several if len(masks) % len(images) == 0 else ''}"
             )
         return list(zip(images, masks, strict=True))
     of_mask = {page.stem: page for page in masks}
@@ -104,7 +101,7 @@ def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs
 
 
 def _partners_by_common_part(images: list[Page], masks: list[Page], equal: dict[str, str]) -> dict[str, str]:
-    """Stem of the mask by stem of the image, where the names' common part pairs more of them than equal names do."""
+    """Stem of the mask by that of the image, where the names' common part pairs more of them than equal names do."""
     found, told, ambiguous = match_names([page.stem for page in images], [page.stem for page in masks])
     if len(found) <= len(equal) or any(found.get(stem) != stem for stem in equal):
         return equal
@@ -150,12 +147,11 @@ def one_mask_of_many(images: list[Page], masks: list[Page]) -> list[Page]:
 
 def class_folders(path: Path) -> list[Path]:
     """Folders of one class each below `path`, in natural order; none where slices lie in `path` itself."""
-    if not is_folder(path) or any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+    if not is_folder(path) or any(map(can_be_read, path.iterdir())):
         return []
-    folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    folders = [folder for folder in folders if any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())]
-    order = sorted(folders, key=lambda folder: natural_order(folder.name))
-    return order if len(order) > 1 else []
+    folders = [one for one in path.iterdir() if is_folder(one) and not one.name.startswith(".")]
+    folders = [folder for folder in folders if any(map(can_be_read, folder.iterdir()))]
+    return sorted(folders, key=lambda folder: natural_order(folder.name)) if len(folders) > 1 else []
 
 
 def join_folders(folders: list[Path], reader: Reader) -> list[Page]:
@@ -179,29 +175,53 @@ def one_hot_names(path: Path, classes: int, rest: bool) -> tuple[str, ...]:
     return ("background" if "background" not in names else "rest", *names) if rest else names
 
 
-def crop_bottom(pairs: list[tuple[Page, Page]], rows: int) -> list[tuple[Page, Page]]:
-    """The pairs without the lowest rows of every slice, and of every mask that is as high as its slice."""
+def cropped(pages: list[Page], rows: int) -> list[Page]:
+    """The slices, or masks, without their lowest rows."""
 
-    def cropped(page: Page) -> Page:
+    def lower(page: Page) -> Page:
         size = page.size[0], page.size[1] - rows
         return replace(page, size=size, parts=tuple(replace(part, size=size) for part in page.parts))
 
-    low = next((image for image, _mask in pairs if image.size[1] <= rows), None)
+    low = next((page for page in pages if page.size[1] <= rows), None)
     if low:
         raise InputError(f"{low} has {low.size[1]} rows, expected more than --crop-bottom {rows}: crop fewer")
-    return [(cropped(image), cropped(mask) if mask.size == image.size else mask) for image, mask in pairs]
+    return [lower(page) for page in pages]
 
 
-def check_sizes(pairs: list[tuple[Page, Page]]) -> None:
+def crop_bottom(pairs: list[Pair], rows: int) -> list[Pair]:
+    """The pairs without the lowest rows of every slice, and of every mask that is as high as its slice."""
+    images = cropped([image for image, _mask in pairs], rows)
+    masks = [cropped([mask], rows)[0] if mask.size == image.size else mask for image, mask in pairs]
+    return list(zip(images, masks, strict=True))
+
+
+def fitting(settings: Preparation, pages: list[Page]) -> list[Page]:
+    """The slices that are large enough for the tiles; InputError unless the others may be left out."""
+    if settings.size is None:
+        huge = next((page for page in pages if page.size[0] * page.size[1] > Image.MAX_IMAGE_PIXELS), None)
+        if huge:
+            raise InputError(f"{huge} is {huge.extent}, too large for one slice: pass --size")
+        return pages
+    width, height = settings.size
+    large = [page for page in pages if page.size[0] >= width and page.size[1] >= height]
+    small = [page for page in pages if page not in set(large)]
+    if not large:
+        raise InputError(f"all {len(small)} slices are smaller than tiles of {width}x{height}: pass a smaller --size")
+    if small and not settings.skip_small:
+        raise InputError(
+            f"{small[0]} is {small[0].extent}, smaller than the tile of {width}x{height} "
+            f"({len(small)} of {len(pages)} slices are): pass a smaller --size, or --skip-small"
+        )
+    if small:
+        print(f"left out, smaller than {width}x{height}: {', '.join(page.stem for page in small)}")
+    return large
+
+
+def check_sizes(pairs: list[Pair]) -> None:
     for image, mask in pairs:
         if image.size != mask.size:
             higher = image.size[1] - mask.size[1] if image.size[0] == mask.size[0] else 0
             raise InputError(
-                f"{image} is {image.size[0]}x{image.size[1]} but its mask {mask} is "
-                f"{mask.size[0]}x{mask.size[1]}, expected equal sizes"
-                + (
-                    f": if these are the rows of an information bar, pass `--crop-bottom {higher}`"
-                    if higher > 0
-                    else ""
-                )
+                f"{image} is {image.extent} but its mask {mask} is {mask.extent}, expected equal sizes"
+                + f": if these are the rows of an information bar, pass `--crop-bottom {higher}`" * (higher > 0)
             )

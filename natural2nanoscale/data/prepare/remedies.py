@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
-from natural2nanoscale.data.prepare.ranges import Mapping, spelled
+from natural2nanoscale.data.prepare.settings import Mapping
 
 MANY = 12  # more values than these are a question: numbered objects, or classes that nobody named
 
@@ -15,19 +15,25 @@ def flag(name: str, value: str) -> str:
 
 def mapped(given: Mapping, added: dict) -> str:
     """--map with the entries that were given already and more."""
-    return flag("--map", spelled({**given, **added}, IGNORE_ID))
+
+    def spelled(key) -> str:
+        return f"{key[0]}-{'' if key[1] is None else key[1]}" if isinstance(key, tuple) else str(key)
+
+    entries = (given | added).items()
+    return flag("--map", ",".join(f"{spelled(key)}={'ignore' if to == IGNORE_ID else to}" for key, to in entries))
 
 
 def objects(values: list[int], given: Mapping) -> str:
     """For numbered objects: all of them one class; -1 is what marks unlabelled pixels beside them."""
     if values[0] < -1:
         return "save them as unsigned numbers, since those below -1 number neither classes nor objects"
-    return f"pass {mapped(given, {**({-1: IGNORE_ID} if -1 in values else {}), (1, None): 1})} if they number objects"
+    unlabelled = {-1: IGNORE_ID} if -1 in values else {}
+    return f"pass {mapped(given, unlabelled | {(1, None): 1})} if they number objects"
 
 
 def for_values(total: list[int], strays: list[int], names: tuple[str, ...], given: Mapping) -> str:
-    """Flags for the values of masks (total, ascending) of which some (strays) are no class id."""
-    plain = [value for value in total if value != 255 and value not in given]
+    """Flags for the values of masks that are not given (total, ascending) of which some (strays) are no class id."""
+    plain = [value for value in total if value != 255]
     low, high = plain[0], plain[-1]
     contiguous = plain == list(range(low, high + 1)) and len(plain) > 1 and not given
     if len(strays) > MANY:
@@ -49,5 +55,5 @@ def for_values(total: list[int], strays: list[int], names: tuple[str, ...], give
             f"pass {order} if these are the classes in their order, or {' or '.join(ways or [ignored])} to ignore some"
         )
     if not names and not given and len(total) <= MANY:
-        ways.append(flag("--map", ",".join(f"{v}={i}" for i, v in enumerate(total) if v != i)))
+        ways.append(mapped({}, {v: i for i, v in enumerate(total) if v != i}))
     return f"map or ignore them, {' or '.join(ways or [ignored])}, or name all classes with --classes"

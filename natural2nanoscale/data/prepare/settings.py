@@ -10,9 +10,10 @@ from typing import ClassVar
 
 from natural2nanoscale.cli import at_least, setting, size
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES
-from natural2nanoscale.data.prepare import splits
-from natural2nanoscale.data.prepare.ranges import Mapping
 from natural2nanoscale.errors import InputError
+
+Mapping = dict  # value (int), range of values (low, high or None for no end) or colour ("#rrggbb") -> class id
+VAL, TEST = 25 / 323, 65 / 323  # the paper's 233, 25 and 65 slices
 
 
 def two_numbers(text: str) -> tuple[float, float]:
@@ -89,6 +90,8 @@ class Preparation:
     images: Path
     masks: Path
     out: Path
+    unlabelled: Path | None = None  # slices without masks
+    transductive: bool = False  # those of validation and test may be among them
     classes: tuple[str, ...] = setting(
         (), "class names by id, such as background,cytoplasm,nucleus", parse_names, metavar="NAMES"
     )
@@ -116,6 +119,7 @@ class Preparation:
         metavar="AXES",
     )  # fmt: skip
     crop_bottom: int = setting(0, "cut off the lowest rows, a microscope's information bar", at_least(0))
+    flip_y: bool = setting(False, "rows of MRC files begin below; those of IMOD say so themselves and need no flag")
     split: str | None = setting(
         None, "block: contiguous with gaps (default); random: as in the paper, neighbours leak; or group",
         choices=("block", "random", "group"),
@@ -123,8 +127,8 @@ class Preparation:
     group: str | None = setting(
         None, "keep together what its first group finds in the file names, such as 'sub-(rat\\d+)'", metavar="REGEX"
     )
-    val: float = setting(splits.VAL, "share of slices or groups (default: 25/323)", float, metavar="F")
-    test: float = setting(splits.TEST, "share of slices or groups (default: 65/323)", float, metavar="F")
+    val: float = setting(VAL, "share of slices or groups (default: 25/323)", float, metavar="F")
+    test: float = setting(TEST, "share of slices or groups (default: 65/323)", float, metavar="F")
     val_groups: tuple[str, ...] = setting(
         (), "groups for validation, such as rat6 (default: by --seed)", group_names, metavar="NAMES"
     )
@@ -167,6 +171,8 @@ class Preparation:
             raise InputError(f"--gap {self.gap} goes with --split block only, found --split {self.rule}")
         if (self.tiles or self.skip_small) and not self.size:
             raise InputError("--tiles and --skip-small need --size WxH")
+        if self.transductive and not self.unlabelled:
+            raise InputError("--transductive goes with --unlabelled PATH, slices without masks")
         if self.classes and self.colors:
             raise InputError("--colors names the classes already: leave out --classes")
         if self.percentiles and self.window:

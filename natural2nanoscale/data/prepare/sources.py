@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from natural2nanoscale.data.classes import packed, unpacked
-from natural2nanoscale.data.prepare.pixels import GREYS, UNLABELLED, MaskPixels, turned_over
+from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.readers.base import ReadOptions, Source
 from natural2nanoscale.data.readers.opening import open_source, split_container
 from natural2nanoscale.errors import InputError
 
+COLOR = -(2**30)  # code of a pixel that is no grey: COLOR + 0xRRGGBB
+UNLABELLED = -(2**31) + 1  # code of pixels that a mask itself calls unlabelled, by transparency
+
+
+def is_color(code):
+    """Whether a code, or which of an array, is a colour and not a value."""
+    return (code >= COLOR) & (code < COLOR + 2**24)
+
+
+@dataclass(frozen=True)
+class MaskPixels:
+    """A mask as codes (H,W) int32 or int64: values as stored, and COLOR + 0xRRGGBB where a pixel is no grey.
+
+    palette: (N,) 0xRRGGBB of the values of a palette picture, which are its indices.
+    """
+
+    values: np.ndarray
+    palette: np.ndarray | None = None
+
 
 @dataclass(frozen=True)
 class Page:
-    """One slice of a source: a single-page file, or one page of a stack. Size is (width, height).
+    """One slice of a source: a single-page file, or one page of a stack. Size is (width, height), `extent` its words.
 
     parts: the pages of a mask that has one per class, in the order of the ids.
     """
@@ -32,6 +53,10 @@ class Page:
         return str(self.path) if self.pages == 1 else f"{self.path} page {self.index + 1} of {self.pages}"
 
     @property
+    def extent(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}"
+
+    @property
     def file(self) -> Path:
         """The file or folder on disk that holds the slice."""
         return split_container(self.path)[0]
@@ -41,16 +66,14 @@ class Reader:
     """Reads one page at a time and keeps the last source open: the pages of a stack are asked for in order.
 
     alpha: what the transparency of a mask means: "drop" it, "ignore" transparent pixels, or "class" ids; None to ask.
+    more: of ReadOptions.
     What the user should know of how files were understood is printed, each kind of thing once.
     """
 
     def __init__(
-        self, max_pixels: int, channel: int | None = None, axes: str | None = None, split_channels: bool = False,
-        alpha: str | None = None,
-        labels: bool = False,
-    ):  # fmt: skip
-        self.options = ReadOptions(max_pixels, channel, axes, split_channels, labels)
-        self.alpha = alpha
+        self, max_pixels: int, channel: int | None = None, axes: str | None = None, alpha: str | None = None, **more
+    ):
+        self.options, self.alpha = ReadOptions(max_pixels, channel, axes, **more), alpha
         self.path: Path | None = None
         self.source: Source | None = None
         self.said: set[str] = set()
@@ -97,7 +120,7 @@ class Reader:
         source = self.open(page.path)
         pixels = source.read(page.index)
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-            count = int((~np.isfinite(pixels)).sum())
+            count = np.count_nonzero(~np.isfinite(pixels))
             raise InputError(f"{page} has {count} pixels that are no number (NaN or Inf): replace them and try again")
         return source, pixels[: page.size[1]]
 
@@ -112,42 +135,41 @@ class Reader:
             pixels = pixels[..., :3]
         if source.inverted:
             self.say("inverted", f"{page.path} says that 0 is white (MinIsWhite): its greys are turned over")
-            pixels = turned_over(pixels, source.bits)
+            highest = {"f": 0, "i": -1}.get(pixels.dtype.kind, 2**source.bits - 1)
+            pixels = pixels.dtype.type(highest) - pixels
         if source.bits < 8 and source.palette is None:
             pixels = (pixels.astype(np.uint16) * 255 // (2**source.bits - 1)).astype(np.uint8)
-        if pixels.ndim == 2:
-            return pixels, False
-        if not (pixels != pixels[..., :1]).any():
-            return pixels[..., 0], False
+        if pixels.ndim == 2 or (pixels == pixels[..., :1]).all():
+            return pixels.reshape(*pixels.shape[:2], -1)[..., 0], False
         return np.round(pixels.mean(axis=-1, dtype=np.float32)).astype(pixels.dtype), True
 
     def mask(self, page: Page) -> MaskPixels:
-        """The mask as values and as colours, as stored; a palette picture's value is its index."""
+        """The mask as stored."""
         if page.parts:
             return self._one_hot(page)
         source, pixels = self.read(page)
         if source.inverted:
             self.say("inverted", f"{page.path} says that 0 is white (MinIsWhite): labels keep their stored values")
         if source.palette is not None:
-            return MaskPixels(pixels.astype(np.int32), None, source.palette, indexed=True)
+            return MaskPixels(pixels.astype(np.int32), source.palette)
         hidden = None
         if source.kind in ("alpha", "rgba"):
             pixels, hidden = self._transparency(page, pixels[..., :-1], pixels[..., -1])
-        if pixels.ndim == 3 and (pixels != pixels[..., :1]).any():
+        grey = pixels.ndim == 2 or (pixels == pixels[..., :1]).all(axis=-1)
+        if np.all(grey):
+            values = whole_numbers(page, pixels if pixels.ndim == 2 else pixels[..., 0])
+        else:
             colors = packed(pixels)
-            return MaskPixels(None, colors if hidden is None else np.where(hidden, np.int32(UNLABELLED), colors), GREYS)
-        values = whole_numbers(page, pixels[..., 0] if pixels.ndim == 3 else pixels)
-        return MaskPixels(
-            values if hidden is None else np.where(hidden, values.dtype.type(UNLABELLED), values), None, GREYS
-        )
+            values = np.where(grey, colors >> 16, COLOR + colors)
+        return MaskPixels(values if hidden is None else np.where(hidden, values.dtype.type(UNLABELLED), values))
 
     def _transparency(self, page: Page, colors: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """What the mask's pixels are, and which are unlabelled, by what `alpha` says of their transparency."""
         if self.alpha == "class":
             return alpha, None
         if self.alpha == "ignore":
-            return colors, alpha < (np.iinfo(alpha.dtype).max + 1) // 2 if alpha.dtype.kind in "ui" else alpha < 0.5
-        clear = alpha < alpha.max() if alpha.min() < alpha.max() else np.zeros(alpha.shape, bool)
+            return colors, alpha < (np.iinfo(alpha.dtype).max / 2 if alpha.dtype.kind in "ui" else 0.5)
+        clear = alpha < alpha.max()
         if self.alpha is None and clear.any():
             if not np.ptp(colors.reshape(-1, colors.shape[-1]), axis=0).any():
                 raise InputError(f"{page} is of one colour, its alpha channel alone varies: pass `--alpha class`")
@@ -163,19 +185,24 @@ class Reader:
         values = np.zeros((page.size[1], page.size[0]), np.int32)
         for number, part in enumerate(page.parts, 1):
             if part.size != page.size:
-                raise InputError(
-                    f"{part} is {part.size[0]}x{part.size[1]}, the mask of another class {page.size[0]}x{page.size[1]}"
-                )
-            found = self.mask(part).codes(False)
-            if found is None:
+                raise InputError(f"{part} is {part.extent}, the mask of another class {page.extent}")
+            found = self.mask(part).values
+            if is_color(found).any():
                 raise InputError(f"{part} is coloured, expected 0 and another value in the mask of one class")
-            twice = int(((values > 0) & (found != 0)).sum())
+            twice = np.count_nonzero(found[values > 0])
             if twice:
-                raise InputError(
-                    f"{part} overlaps the masks of the classes before it in {twice} pixels: make them disjoint"
-                )
+                raise InputError(f"{part} overlaps masks of classes before it in {twice} pixels: make them disjoint")
             values[found != 0] = number
-        return MaskPixels(values, None, GREYS)
+        return MaskPixels(values)
+
+
+@contextmanager
+def readers_of(settings: Preparation) -> Iterator[tuple[Reader, Reader]]:
+    """The readers of slices and of masks."""
+    both = {"max_pixels": settings.max_pixels, "axes": settings.axes, "flip_y": settings.flip_y}
+    masks = Reader(**both, alpha=settings.alpha, labels=True, split_channels=settings.one_hot)
+    with Reader(**both, channel=settings.channel) as images, masks:
+        yield images, masks
 
 
 def whole_numbers(page: Page, pixels: np.ndarray) -> np.ndarray:

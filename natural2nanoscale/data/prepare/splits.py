@@ -6,9 +6,38 @@ import hashlib
 import re
 
 from natural2nanoscale.data.folders import PARTS
+from natural2nanoscale.data.prepare.settings import Preparation
+from natural2nanoscale.data.prepare.sources import Page
 from natural2nanoscale.errors import InputError
 
-VAL, TEST = 25 / 323, 65 / 323  # the paper's 233, 25 and 65 slices
+
+def assign_parts(settings: Preparation, slices: list[Page]) -> tuple[list[str | None], dict]:
+    """Part of every slice (None: discarded as gap), and the description for dataset.json."""
+    val, test, seed = settings.val, settings.test, settings.seed
+    description = {"rule": settings.rule, "val": val, "test": test}
+    if settings.rule == "block":
+        gap = default_gap(len(slices)) if settings.gap is None else settings.gap
+        parts = split_blocks(len(slices), val, test, gap)
+        description |= {"gap": gap}
+        if gap == 0:
+            print("note: no gap between the blocks, so neighbours are in training and in test: pass --gap 1 if you can")
+    elif settings.rule == "random":
+        parts = split_random([page.stem for page in slices], val, test, seed)
+        description |= {"seed": seed}
+    else:
+        groups = groups_of([page.path.name for page in slices], settings.group)
+        parts = split_groups(groups, val, test, seed, settings.val_groups, settings.test_groups)
+        members = {part: sorted({g for g, of in zip(groups, parts, strict=True) if of == part}) for part in PARTS}
+        description |= {"seed": seed, "group": settings.group, "groups": members}
+    if settings.size:
+        description |= {"size": list(settings.size), "tiles": settings.tiles}
+    counts = ", ".join(f"{parts.count(part)} {part}" for part in PARTS)
+    print(f"split by {settings.rule}: {counts} slices" + (f", {parts.count(None)} in gaps" if None in parts else ""))
+    if settings.rule == "random":
+        print("note: at random, neighbours in a stack come to training and to test, which flatters the scores")
+    for part, names in description.get("groups", {}).items():
+        print(f"  {part}: {', '.join(names)}")
+    return parts, description
 
 
 def part_counts(count: int, val: float, test: float) -> tuple[int, int, int]:

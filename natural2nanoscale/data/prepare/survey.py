@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes
+from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes, codes_of
 from natural2nanoscale.data.prepare.intensity import Histogram, information_bar
 from natural2nanoscale.data.prepare.labels import decide_labels
-from natural2nanoscale.data.prepare.pairing import one_hot_names
-from natural2nanoscale.data.prepare.ranges import merge_ranges
+from natural2nanoscale.data.prepare.pairing import Pair, one_hot_names
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.errors import InputError
@@ -17,18 +16,15 @@ MANY_CODES = 4096  # different values or colours in one mask that ask for a verd
 
 
 def read_masks(
-    settings: Preparation, pairs: list[tuple[Page, Page]], masks: Reader
-) -> tuple[list[tuple[Page, Page]], list[PageCodes]]:
+    settings: Preparation, pairs: list[Pair], masks: Reader
+) -> tuple[list[Pair], list[PageCodes]]:
     """The pairs whose masks are annotated, and the values and colours of these; blank masks are named and left out."""
-    mapping, codes = settings.mapping or {}, []
+    codes, mapping = [], settings.mapping or {}
     for _image, page in pairs:
-        mask = merge_ranges(masks.mask(page), mapping)
-        codes.append(PageCodes(page, mask.value_counts(), mask.color_counts(), mask.palette()))
-        if max(len(counts or ()) for counts in (codes[-1].values, codes[-1].colors)) > MANY_CODES:
-            decide_labels(
-                codes, settings.classes, settings.colors, mapping, settings.labels_from
-            )  # as it looks, refused
-    blank = [set((page.colors if page.values is None else page.values) or {0}) == {0} for page in codes]
+        codes.append(codes_of(page, masks.mask(page), mapping))
+        if len(codes[-1].counts) > MANY_CODES:  # as it looks, refused
+            decide_labels(codes, settings.classes, settings.colors, mapping, settings.labels_from)
+    blank = [set(page.counts) == {0} for page in codes]
     if settings.blank == "background" or not any(blank) or all(blank):
         return pairs, codes
     named = [str(image.stem) for (image, _mask), empty in zip(pairs, blank, strict=True) if empty]
@@ -45,9 +41,9 @@ def label_rule(settings: Preparation, codes: list[PageCodes]) -> LabelRule:
     """How masks become class ids; prints what was decided."""
     names = settings.classes
     if settings.one_hot and not names:
-        found = {value for page in codes for value in page.values}
+        found = {value for page in codes for value in page.counts}
         names = one_hot_names(settings.masks, max(found), 0 in found)
-    shift = settings.labels_from or int(settings.one_hot and all(0 not in page.values for page in codes))
+    shift = settings.labels_from or int(settings.one_hot and all(0 not in page.counts for page in codes))
     rule = decide_labels(codes, names, settings.colors, settings.mapping, shift)
     for note in rule.notes:
         print(note)
@@ -55,28 +51,26 @@ def label_rule(settings: Preparation, codes: list[PageCodes]) -> LabelRule:
 
 
 def survey(
-    settings: Preparation, pairs: list[tuple[Page, Page]], parts: list[str], images: Reader
+    settings: Preparation, pairs: list[Pair], parts: list[str | None], images: Reader
 ) -> tuple[tuple[float, float] | None, float | None]:
     """Read all slices once: which grey values become 0 and 255, and the pixel size in nm if the files say it."""
-    histogram, kinds, colored, sizes = Histogram(), {}, [], {}
+    histogram, kinds, colored, sizes, ends = Histogram(), {}, [], {}, set()
     for (page, _mask), part in zip(pairs, parts, strict=True):
         pixels, unequal = images.image(page)
         kinds.setdefault(pixels.dtype == np.uint8, page)
         sizes.setdefault(images.pixel_size(page), page)
+        ends |= {pixels.min(), pixels.max()}
         if unequal:
             colored.append(page)
         if part == "train":
             histogram.add(pixels)
-        if page is pairs[0][0] and not settings.crop_bottom:
-            rows = information_bar(pixels)
-            if rows:
-                print(
-                    f"note: the lowest {rows} rows of {page} look like an information bar: pass `--crop-bottom {rows}`"
-                )
+        if page is pairs[0][0] and not settings.crop_bottom and (rows := information_bar(pixels)):
+            print(f"note: the lowest {rows} rows of {page} look like an information bar: pass `--crop-bottom {rows}`")
     if len(kinds) == 2:
         raise InputError(f"{kinds[True]} has 8 bits but {kinds[False]} has more: convert all slices to one depth")
     if colored:
         print(f"{len(colored)} colour images such as {colored[0]} became grey by the mean of their channels")
+    print(f"stored grey values: {min(ends):g} to {max(ends):g}")
     return grey_window(settings, True in kinds, histogram), pixel_size_of(settings, sizes)
 
 

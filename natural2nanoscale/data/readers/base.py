@@ -6,6 +6,8 @@ import importlib
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +33,7 @@ class ReadOptions:
     max_pixels: of one slice. channel: which one of several, from 0. axes: what the axes of an array are, such as ZYX.
     split_channels: every channel is a slice of its own, those of one slice in a row (masks of one class each).
     labels: the file holds masks; then axes are for arrays of this shape only, which is that of the slices' array.
+    flip_y: rows of MRC files begin below.
     """
 
     max_pixels: int = 1_000_000_000
@@ -39,6 +42,7 @@ class ReadOptions:
     split_channels: bool = False
     labels: bool = False
     shape: tuple[int, ...] = ()
+    flip_y: bool = False
 
 
 class Source:
@@ -84,6 +88,17 @@ def unreadable(what: object, error: object) -> InputError:
         f"{what} cannot be read ({name}{reason}): the file is damaged or cut short, copy it again from where it was "
         "written"
     )
+
+
+@contextmanager
+def refusing(what: object, *errors: type[Exception]) -> Iterator[None]:
+    """Turn what readers raise on damaged files, and these errors, into an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (*PICTURE_ERRORS, *errors) as error:
+        raise unreadable(what, error) from error
 
 
 def check_regular(path: Path) -> None:

@@ -8,12 +8,12 @@ from natural2nanoscale.data.readers.base import ReadOptions, Source, check_regul
 from natural2nanoscale.data.readers.containers import (
     HDF_SUFFIXES,
     MRC_SUFFIXES,
-    HdfSource,
-    MrcSource,
-    NpzSource,
-    NumpySource,
+    open_hdf,
+    open_mrc,
+    open_npy,
+    open_npz,
+    open_zarr,
 )
-from natural2nanoscale.data.readers.ome_zarr import ZarrSource
 from natural2nanoscale.data.readers.png import PngSource
 from natural2nanoscale.data.readers.tiff import TiffSource
 from natural2nanoscale.errors import InputError
@@ -41,33 +41,33 @@ def split_container(path: Path) -> tuple[Path, str]:
         head, colon, inner = text.partition(f"{suffix}:")
         if colon:
             return Path(head + suffix), inner
-    for folder in (path, *path.parents):
-        if is_zarr(folder) and not any(is_zarr(above) for above in folder.parents):
-            return folder, str(path.relative_to(folder)) if folder != path else ""
-        if folder.suffix == ".zarr" and folder.is_dir():
-            return folder, str(path.relative_to(folder)) if folder != path else ""
+    for folder in reversed((path, *path.parents)):
+        if is_zarr(folder):
+            return folder, "" if folder == path else str(path.relative_to(folder))
     return path, ""
 
 
 def is_zarr(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+    """Whether a folder is called, or has the files of, a Zarr group or array."""
+    files = ("zarr.json", ".zgroup", ".zarray")
+    return folder.is_dir() and (folder.suffix == ".zarr" or any((folder / name).is_file() for name in files))
 
 
 def open_source(path: Path, options: ReadOptions) -> Source:
     """The slices of a file or container path. Raises InputError for what cannot be read right."""
     file, inner = split_container(path)
-    if file.is_dir() and (is_zarr(file) or file.suffix == ".zarr"):
-        return ZarrSource(file, inner, options)
+    if is_zarr(file):
+        return open_zarr(file, inner, options)
     check_regular(file)
     suffix = file.suffix.lower()
     if suffix in MRC_SUFFIXES:
-        return MrcSource(file, options)
+        return open_mrc(file, options)
     if suffix == ".npy":
-        return NumpySource(file, options)
+        return open_npy(file, options)
     if suffix == ".npz":
-        return NpzSource(file, inner, options)
+        return open_npz(file, inner, options)
     if suffix in HDF_SUFFIXES:
-        return HdfSource(file, inner, options)
+        return open_hdf(file, inner, options)
     with file.open("rb") as opened:
         start = opened.read(8)
     if start == b"\x89PNG\r\n\x1a\n":

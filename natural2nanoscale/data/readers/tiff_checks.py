@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from natural2nanoscale.data.readers.base import (
-    PICTURE_ERRORS,
     ReadOptions,
     check_numbers,
     check_pixels,
     nanometres,
     need,
+    refusing,
     unreadable,
 )
 from natural2nanoscale.errors import InputError
@@ -41,17 +42,14 @@ class _Listener(logging.Handler):
 
 
 @contextmanager
-def refusing(what: object):
+def listening(what: object) -> Iterator[None]:
     """Turn what tifffile raises, or merely logs, into an InputError that names the file."""
     logger, listener = logging.getLogger("tifffile"), _Listener()
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(listener)
     try:
-        yield
-    except InputError:
-        raise
-    except PICTURE_ERRORS as error:
-        raise unreadable(what, error) from error
+        with refusing(what):
+            yield
     finally:
         logger.removeHandler(listener)
         logger.propagate = propagate
