@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from natural2nanoscale.data.classes import color_table, palette
 from natural2nanoscale.data.edges import class_boundaries, image_edges
-from natural2nanoscale.data.encoders import EDGE_SHADE, encode_mask
+from natural2nanoscale.data.encoders import EDGE_SHADE, encode_gray, encode_mask
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion import progress, training
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
 from natural2nanoscale.diffusion.batches import TrainingData
+from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
 from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows
 from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import Drawn, draw_slices
@@ -199,3 +200,19 @@ def test_edges_are_refused_by_a_controlnet_that_saw_masks_alone(script, data_fol
     error = script(*make, expect=2).stderr
     assert "was trained on masks alone" in error and "--condition mask+edges" in error and error.count("\n") == 1
     assert not (data_folder / "synthetic").exists()
+
+
+def test_detail_is_what_the_vae_loses_of_the_masks_slice(tiny_backbone):
+    backbone = load_backbone(str(tiny_backbone), CPU)
+    mask, image = np.zeros((32, 64), np.uint8), texture(32, 64)[0].to(torch.uint8).numpy()
+    embeds, negative = encode_prompts(backbone, ["a"]), encode_prompts(backbone, [""])
+    drawn = Drawn([mask], [image], embeds, negative, [5])
+    plain, detailed = (
+        draw_slices(backbone, disturbed(backbone), drawn, palette(3), SamplingSettings(steps=2, detail=detail))[0]
+        for detail in (False, True)
+    )
+    real = encode_gray(torch.from_numpy(image)[None])
+    lost = (real - decode_latents(backbone, latent_moments(backbone, real)[0])).mean(1).numpy() * 127.5
+    within = (plain > 0) & (plain < 255) & (detailed > 0) & (detailed < 255)
+    assert within.mean() > 0.1 and np.abs(lost).mean() > 5
+    assert np.abs(detailed.astype(float) - plain - lost)[within].max() <= 1.01

@@ -11,7 +11,7 @@ from diffusers import ControlNetModel
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask, tint
 from natural2nanoscale.diffusion.backbone import Backbone
-from natural2nanoscale.diffusion.controlnet import latent_moments
+from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
 from natural2nanoscale.diffusion.sampling import sample
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.errors import InputError
@@ -40,8 +40,9 @@ def draw_slices(
     """Slices (B,H,W) uint8 from masks of one size, and the `tint` (B,) that they had before they became grey. Each
     one's noise is a function of its seed alone.
 
-    The masks' own slices are looked at only when `settings.start` is below 1 or `settings.condition` asks for their
-    edges. Sizes off the backbone's grid are filled up by mirror images, and cropped back.
+    The masks' own slices are looked at only when `settings.start` is below 1, `settings.condition` asks for their edges
+    or `settings.detail` for what the VAE loses of them: that is added, as it has lost as much of the drawn slice. Sizes
+    off the backbone's grid are filled up by mirror images, and cropped back.
     """
     height, width = drawn.masks[0].shape
     down, right = -height % backbone.grid, -width % backbone.grid
@@ -69,5 +70,8 @@ def draw_slices(
             "the slices that were drawn are not finite, and are not written: try --precision fp32, or a lower "
             "--strength or --guidance; else the ControlNet or the backbone is damaged"
         )
+    if settings.detail:
+        real = encode_gray(pad(drawn.images))
+        pixel_values += real - decode_latents(backbone, latent_moments(backbone, real)[0])
     pixel_values = pixel_values[:, :, :height, :width]
     return decode_gray(pixel_values).cpu().numpy(), tint(pixel_values).cpu().numpy()

@@ -121,6 +121,7 @@ class SamplingSettings:
         1.0, "share of the steps taken; below 1 they begin at the mask's real slice (default: the backbone's)",
         at_least(0.0, float), metavar="SHARE",
     )  # fmt: skip
+    detail: bool = setting(False, "give back the detail of the mask's real slice that the VAE cannot hold")
     condition: str = "mask"  # what is drawn from; "mask+boundaries" and "mask+edges": for ControlNets that see edges
 
     def __post_init__(self) -> None:
@@ -141,7 +142,7 @@ class SamplingSettings:
     @property
     def sees_slice(self) -> bool:
         """Whether the real slice of a mask is looked at."""
-        return self.start < 1 or self.condition == "mask+edges"
+        return self.start < 1 or self.condition == "mask+edges" or self.detail
 
 
 FAST = {"sampler": "unipc", "steps": 6}  # what --fast stands for, in bfloat16

@@ -57,8 +57,8 @@ def refuse_sliceless(source: PairFolder, kind: str, settings: SamplingSettings) 
     if settings.sees_slice and not has_slices(source, kind):
         masks = "between others" if kind == "between" else f"of {source.path}"
         raise InputError(
-            f"masks {masks} have no slices of their own to start at (--start {settings.start:g}) or to take edges from "
-            f"({settings.condition}): pass --start 1 and --edges none"
+            f"masks {masks} have no slices of their own to start at (--start {settings.start:g}), to take edges from "
+            f"({settings.condition}) or detail from: pass --start 1 and --edges none, and leave out --detail"
         )
 
 
