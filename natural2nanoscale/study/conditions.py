@@ -28,6 +28,7 @@ class Recipe:
     adapted: bool = False  # to the pool's slices without masks, before
     masks: str = "same"  # Request.masks, or "predicted": the real + rotation U-Net's answers on slices without masks
     start: float | None = None  # SamplingSettings.start; None: the backbone's
+    detail: bool = False  # SamplingSettings.detail
     check: bool = False  # unsure pixels are ignored, slices that show something else drawn again or left out
 
     @property
@@ -47,6 +48,7 @@ ADAPTATION = 2  # steps of the adaptation for one of the ControlNet
 RECIPES = {
     "plain": Recipe(),
     "deformed masks": Recipe(masks="deformed"),
+    "deformed masks, detail": Recipe(masks="deformed", detail=True),
     "predicted masks": Recipe(masks="predicted"),
     "adapted": Recipe(adapted=True),
     "adapted, deformed": Recipe(adapted=True, masks="deformed"),

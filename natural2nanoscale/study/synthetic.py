@@ -91,7 +91,7 @@ def draw_synthetic(
     """Draw slices from the masks of `source`, as the recipe has it, or go on with it; `teachers` check them, with the
     validation slices `val` as their measure, where it asks for that."""
     controlnet, backbone = load_trained(controlnet_run, backbone)
-    settings = sampling_settings(backbone)
+    settings = replace(sampling_settings(backbone), detail=recipe.detail)
     if recipe.start is not None:
         settings = replace(settings, start=recipe.start)
     learned = read_config(controlnet_run)["learned"]
