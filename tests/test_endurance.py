@@ -1,14 +1,18 @@
 """Short forms of tests/endurance.py and tests/fuzz.py, which are commands of their own, and what these have found."""
 
+import json
 import os
+import shutil
 
 import endurance
 import fuzz
 import numpy as np
 import pytest
+import torch
 from test_segment import make_run, slices
 
 from natural2nanoscale.data.folders import open_pairs
+from natural2nanoscale.diffusion.backbone import load_backbone
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import save_png
 from natural2nanoscale.segmentation import segment
@@ -61,3 +65,20 @@ def test_a_slice_that_is_replaced_while_it_is_segmented_is_segmented_anew(tmp_pa
     assert "3 slices, 1 to segment" in verb(*call).stdout
     assert (tmp_path / "out/masks/s1.png").read_bytes() != old
     assert "3 slices, 0 to segment" in verb(*call).stdout
+
+
+@pytest.mark.parametrize(
+    "file, value, said",
+    [
+        ("text_encoder/config.json", {"initializer_factor": ["x"]}, "cannot be loaded as CLIPTextModel"),
+        ("tokenizer/tokenizer.json", {"pre_tokenizer": {"type": "Sequence"}}, "no tokenizer can be loaded from"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": []}, "scheduler/ of backbone .* cannot be loaded"),
+    ],
+)
+def test_damage_that_other_libraries_name_in_their_own_ways_is_one_sentence(
+    tiny_backbone, tmp_path, file, value, said
+):
+    folder = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | value))
+    with pytest.raises(InputError, match=said):
+        load_backbone(str(folder), torch.device("cpu"))

@@ -119,8 +119,10 @@ def load_backbone(
         tokenizer = _load_tokenizer(tokenizer_folder or folder / "tokenizer")
         try:
             scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"scheduler/ of backbone {folder} cannot be loaded ({error})") from error
+        except Exception as error:  # of any kind, as the library raises it for damaged files
+            raise InputError(
+                f"scheduler/ of backbone {folder} cannot be loaded ({reason(error)}): copy it again"
+            ) from error
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise InputError(
                 f"backbone {name} predicts {scheduler.config.prediction_type!r} by its scheduler's config, expected "
@@ -198,10 +200,10 @@ def _load_tokenizer(folder: Path | str) -> CLIPTokenizer:
     """From a folder, without network. Raises InputError when it makes no difference between words."""
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"no tokenizer can be loaded from {folder} ({reason}): expected CLIP's files") from error
-    one, two = tokenizer(["dark nucleus", "bright cytoplasm"]).input_ids
+        one, two = tokenizer(["dark nucleus", "bright cytoplasm"]).input_ids
+    except Exception as error:  # the library raises errors of all kinds for damaged files, bare ones too
+        said = reason(error)
+        raise InputError(f"no tokenizer can be loaded from {folder} ({said}): expected CLIP's files") from error
     if one == two:
         raise InputError(
             f"the tokenizer {folder} takes two prompts for the same, expected a CLIP vocabulary: its "

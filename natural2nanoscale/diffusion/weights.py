@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
 from natural2nanoscale.errors import InputError
@@ -50,8 +49,7 @@ def load_module(kind: type, folder: Path) -> torch.nn.Module:
             torch_dtype=torch.float32,
             **options,
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ArithmeticError,
-            SafetensorError) as error:  # fmt: skip
+    except Exception as error:  # the libraries raise errors of all kinds for damaged files
         raise InputError(
             f"{folder} cannot be loaded as {kind.__name__} ({reason(error)}): expected config.json and safetensors "
             "weights of one architecture, as diffusers saves them"
