@@ -21,6 +21,7 @@ from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.synthetic_folder import Request
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.files import save_png
+from natural2nanoscale.locks import locked
 from natural2nanoscale.records import describe, read_config
 from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.schemas import SECONDS
@@ -67,13 +68,15 @@ def train_controlnet(
     checkpoint, before = (RunFolder(folder).load_checkpoint() for folder in (out, out / ADAPTED))
     if not checkpoint and not before:  # new, or stopped before its first checkpoint
         shutil.rmtree(out, ignore_errors=True)
-    config = run_config(tuning, backbone, data)
-    run = open_run(out, config, (out / "config.json").is_file(), MAY_CHANGE)
-    if not checkpoint or checkpoint.step < total:
-        if adapted:
-            images = WithoutMasks.of(folders["train"], folders["unlabelled"])
-            backbone = adapt(run, backbone, images, data, replace(tuning, sample_every=total))
-        fine_tune(run, backbone, data, tuning, bool(checkpoint))
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):  # recipes share it: another process may be the next to ask
+        config = run_config(tuning, backbone, data)
+        run = open_run(out, config, (out / "config.json").is_file(), MAY_CHANGE)
+        if not checkpoint or checkpoint.step < total:
+            if adapted:
+                images = WithoutMasks.of(folders["train"], folders["unlabelled"])
+                backbone = adapt(run, backbone, images, data, replace(tuning, sample_every=total))
+            fine_tune(run, backbone, data, tuning, bool(checkpoint))
     return out
 
 
