@@ -20,6 +20,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -111,6 +112,9 @@ def front_door(*words: object) -> None:
     """A verb or a script in this process."""
     import runpy
 
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # of its own: who is killed keeps one that all processes share
     sys.argv = [str(word) for word in words]
     if sys.argv[0].endswith(".py"):
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
