@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from natural2nanoscale.segmentation.metrics import mean_std
-from natural2nanoscale.study.conditions import ALL, ROTATION, Contrast, conditions, contrasts
+from natural2nanoscale.study.conditions import ALL, RECIPES, ROTATION, Contrast, conditions, contrasts
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.statistics import (
     Difference,
@@ -48,7 +48,8 @@ def pick(rows: Rows, name: str, **fields: object) -> list[dict]:
 
 def recipes(preset: Preset, experiment: str) -> set[str]:
     """The training sets of an experiment that synthetic slices are in."""
-    return {condition.name for condition in conditions(preset, (experiment,)) if condition.synthetic}
+    found = conditions(preset, (experiment,))
+    return {condition.name for condition in found if condition.synthetic and RECIPES[condition.recipe].drawn}
 
 
 def unit_of(*sides: Rows) -> str:

@@ -15,7 +15,6 @@ THEN_REAL = "synthetic, then real"  # half of the steps each
 ALL = "all slices + rotation"  # the positive control: all that the annotated slices are drawn from
 ELASTIC, NNUNET, SELF = "real + elastic", "real + nnunet", "self-training"
 ELASTIC_MIX = "real + synthetic + elastic"
-FREE = (ROTATION, ELASTIC, NNUNET)  # augmentations of the real slices: what a synthetic recipe has to beat
 UNDER = {"none": (REAL, MIXED), "rotation": (ROTATION, ROTATED_MIX), "nnunet": (NNUNET, f"{MIXED} + nnunet")}
 BESIDE = (ROTATION, ELASTIC, NNUNET, SELF)  # what the recipes are compared with
 ON_DISK, IN_MEMORY = f"{COPIES}, as PNG", f"{COPIES}, in memory"
@@ -30,6 +29,7 @@ class Recipe:
     start: float | None = None  # SamplingSettings.start; None: the backbone's
     detail: bool = False  # SamplingSettings.detail
     check: bool = False  # unsure pixels are ignored, slices that show something else drawn again or left out
+    drawn: bool = True  # False: the real slices themselves, deformed with the masks: what geometry alone brings
 
     @property
     def asks(self) -> bool:
@@ -43,10 +43,11 @@ class Recipe:
 
 
 BEST = "deformed masks"  # which worth and the demo take
-OVER_NNUNET = f"{MIXED} + nnunet: {BEST}"
+FREE = "deformed slices"  # of RECIPES, the one without a generator
 ADAPTATION = 2  # steps of the adaptation for one of the ControlNet
 RECIPES = {
     "plain": Recipe(),
+    "deformed slices": Recipe(masks="deformed", drawn=False),
     "deformed masks": Recipe(masks="deformed"),
     "deformed masks, detail": Recipe(masks="deformed", detail=True),
     "predicted masks": Recipe(masks="predicted"),
@@ -55,6 +56,7 @@ RECIPES = {
     "adapted, predicted": Recipe(adapted=True, masks="predicted"),
     "adapted, predicted, checked": Recipe(adapted=True, masks="predicted", check=True),
 }
+BESIDE_NNUNET = (FREE, BEST, "deformed masks, detail")  # tried with nnU-Net's augmentation as well
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
             free = RECIPES[recipe].masks == "predicted"  # one slice from each of them
             share = (pool or 2 * count) / count - 1 if free else preset.scarce_ratio
             found.append(Condition("recipes", by(recipe), synthetic=share, recipe=recipe, augment="rotation", **given))
-        found.append(Condition("recipes", OVER_NNUNET, preset.scarce_ratio, BEST, augment="nnunet", **given))
+        for recipe in BESIDE_NNUNET:
+            name = by(recipe, "nnunet")
+            found.append(Condition("recipes", name, preset.scarce_ratio, recipe, augment="nnunet", **given))
         beside = [one for one in found if one.experiment == "worth" and one.slices == count and one.name in BESIDE]
         found += [replace(one, experiment="recipes") for one in beside]
     if pool and preset.scarce:
@@ -172,9 +176,11 @@ def conditions(preset: Preset, only: tuple[str, ...]) -> list[Condition]:
     return [condition for condition in found if condition.experiment in only]
 
 
-def by(recipe: str) -> str:
-    """Name of the condition that adds the synthetic slices of a recipe to rotation."""
-    return ROTATED_MIX if recipe == "plain" else f"{ROTATED_MIX}: {recipe}"
+def by(recipe: str, augment: str = "rotation") -> str:
+    """Name of the condition that adds the slices of a recipe to those with an augmentation."""
+    if not RECIPES[recipe].drawn:
+        return f"{REAL} + {recipe} + {augment}"
+    return f"{MIXED} + {augment}" + ("" if recipe == "plain" else f": {recipe}")
 
 
 def control(experiment: str, count: int, pool: int) -> list[Condition]:
@@ -206,7 +212,9 @@ def contrasts(preset: Preset, experiment: str) -> list[Contrast]:
         for count in preset.scarce:
             at, suffix = {"slices": count}, f", {count} slices" * (len(preset.scarce) > 1)
             pairs = [(by(recipe), other) for other in (ROTATION, SELF) for recipe in RECIPES]
-            pairs += [(other, ROTATION) for other in (ELASTIC, NNUNET, SELF)] + [(OVER_NNUNET, NNUNET)]
+            pairs += [(by(recipe), by(FREE)) for recipe in RECIPES if recipe != FREE]
+            pairs += [(other, ROTATION) for other in (ELASTIC, NNUNET, SELF)]
+            pairs += [(by(recipe, "nnunet"), NNUNET) for recipe in BESIDE_NNUNET]
             found += [Contrast(*pair, suffix=suffix, ours=at, theirs=at) for pair in pairs]
     elif experiment == "table1":
         found.append(Contrast(SYNTHETIC, REAL, "in place of the real slices"))

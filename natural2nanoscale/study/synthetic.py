@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs
+from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs, write_pairs
 from natural2nanoscale.data.sheets import colored, sheet
 from natural2nanoscale.diffusion.adaptation import adapt
 from natural2nanoscale.diffusion.adapted import ADAPTED, WithoutMasks
@@ -17,6 +17,7 @@ from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.prompts import read_prompts
 from natural2nanoscale.diffusion.saving import load_trained, run_config
 from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
+from natural2nanoscale.diffusion.shapes import Shapes
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.synthetic_folder import Request
 from natural2nanoscale.diffusion.training import fine_tune
@@ -104,6 +105,18 @@ def draw_synthetic(
         said = {"unet": weights_hash(*teachers), "reference": fingerprint(val), "agreement": AGREEMENT}
         request, check = replace(request, filter=said), slice_check(teachers, val)
     synthesize(out, backbone, controlnet, source, request, check=check)
+    return open_pairs(out)
+
+
+def deformed_slices(out: Path, source: PairFolder, per_mask: int, seed: int) -> PairFolder:
+    """The real slices of `source` under the deformations that `draw_synthetic` draws masks with, as they are."""
+    if not (out / "dataset.json").is_file():
+        shutil.rmtree(out, ignore_errors=True)  # half written when a study was killed
+        shapes = Shapes(source, "deformed", seed, SamplingSettings())
+        info = replace(source.info, split={"rule": "deformed", "seed": seed})
+        copies = [(stem, i) for stem in source.stems for i in range(per_mask)]
+        pairs = ((f"{stem}_s{i:03d}", shapes.image(stem, i), shapes.mask(stem, i)) for stem, i in copies)
+        write_pairs(out, info, pairs)
     return open_pairs(out)
 
 

@@ -22,7 +22,13 @@ from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.unet import UNet, UNetInfo, load_unet, save_unet
 from natural2nanoscale.study.conditions import RECIPES, ROTATION, Condition
 from natural2nanoscale.study.presets import Place, Preset
-from natural2nanoscale.study.synthetic import draw_synthetic, picture_row, time_generation, train_controlnet
+from natural2nanoscale.study.synthetic import (
+    deformed_slices,
+    draw_synthetic,
+    picture_row,
+    time_generation,
+    train_controlnet,
+)
 from natural2nanoscale.study.training_sets import (
     PARTS,
     draw_train,
@@ -172,12 +178,15 @@ def synthesize_trial(trial: Trial, name: str, backbone: Backbone) -> None:
     recipe, device = RECIPES[name], backbone.device
     sources = label_pool(trial, 0, device) if recipe.masks == "predicted" else folders["train"]
     per_mask = math.ceil(trial.per_mask(name) * trial.count / len(sources.stems))
+    out, seed = trial.synthetic(name), seed_for(preset.seed, "redraw", trial.redraw)
+    if not recipe.drawn:
+        deformed_slices(out, sources, per_mask, seed)
+        return
     if recipe.adapted:
         folders["unlabelled"] = undrawn(folders)
-    budget = preset.controlnet_steps, seed_for(preset.seed, "redraw", trial.redraw), preset.crop
+    budget = preset.controlnet_steps, seed, preset.crop
     controlnet = train_controlnet(folder / recipe.controlnet, backbone, folders, recipe.adapted, *budget)
     teachers = [teacher_of(trial, 0, device)] if recipe.check else []
-    out, seed = trial.synthetic(name), budget[1]
     synthetic = draw_synthetic(out, controlnet, backbone, sources, recipe, per_mask, seed, teachers, folders["val"])
     if trial.split == "given":
         picture_row(out.with_suffix(".png"), sources, synthetic)
