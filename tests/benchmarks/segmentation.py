@@ -6,8 +6,9 @@ memory layout that it chooses. BasicUNet keeps twice the channels in its last up
 the ratio per FLOP beside the raw one. The steps alternate; medians are compared. Needs `pip install monai`. The
 last lines compare each at its best precision; the aim is 1.3 per FLOP.
 
-On one busy core with AMX, neither compiled: 1.43 in float32, 1.34 in bfloat16 and at each one's best; 1.20 and 1.11
-against a BasicUNet without its padding of odd sizes, which `--compile` leaves out since torch fails on it.
+Neither compiled, on two idle cores with AMX: 1.55 in float32, 1.26 in bfloat16 and at each one's best (raw 1.64 and
+1.34); on one busy core 1.43 and 1.34, and 1.20 and 1.11 against a BasicUNet without its padding of odd sizes, which
+`--compile` leaves out since torch fails on it.
 Of a bfloat16 step of width 8 (4 windows of 112x112, 45 ms) the convolutions take 62 %, copies between precisions and
 layouts 12 %, pooling 8 %, the norms 7 %, ReLU 6 %, Adam 3 %, drawing and augmenting 3 %.
 """
