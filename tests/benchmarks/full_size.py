@@ -5,6 +5,10 @@ in two steps, one step of a U-Net; then one denoising step beside diffusers' pip
 vocabulary is built from the wheel of open-clip-torch where that is installed. Each stage is a process of its own, whose
 time and peak of memory are printed. Most of the time goes to the two sample strips that training draws, of 20 steps
 each. Memory and disk need about 15 GB.
+
+On two cores with AMX that others used as well, so with the frozen U-Net in bfloat16: weights 27 s (4.6 GB), training
+260 s (13.8 GB), generation 54 s (6.4 GB), the segmentation U-Net 40 s (2.3 GB), the comparison in float32 72 s
+(10.2 GB), where no pixel differs from the pipeline's.
 """
 
 import argparse
