@@ -192,5 +192,5 @@ def share_of(
     room = paired_difference(full, base, shared_slices(control.base), unit_of(*sides))
     if not has_room(room):
         return None
-    gains, rooms = np.subtract(ours, theirs), np.subtract(full, base)
-    return gains.mean() / room.mean, ratio_interval(gains, rooms) if room.unit == "redraw" else None
+    gains, rooms, overlap = np.subtract(ours, theirs), np.subtract(full, base), max(map(shared_slices, sides))
+    return gains.mean() / room.mean, ratio_interval(gains, rooms, overlap) if room.unit == "redraw" else None
