@@ -9,8 +9,9 @@ from statistics import fmean
 import numpy as np
 
 from natural2nanoscale.segmentation.metrics import mean_std
-from natural2nanoscale.study.conditions import ALL, RECIPES, ROTATION, Contrast, conditions, contrasts
+from natural2nanoscale.study.experiments import ALL, ROTATION, Condition, Contrast, conditions, contrasts
 from natural2nanoscale.study.presets import Preset
+from natural2nanoscale.study.recipes import RECIPES
 from natural2nanoscale.study.statistics import (
     Difference,
     block_bootstrap,
@@ -44,6 +45,11 @@ def grouped(rows: Rows, *keys: str) -> dict[tuple, list[dict]]:
 def pick(rows: Rows, name: str, **fields: object) -> list[dict]:
     """The rows of one training set."""
     return [row for row in rows if row["condition"] == name and all(row[key] == fields[key] for key in fields)]
+
+
+def lines_of(rows: Rows, condition: Condition) -> list[dict]:
+    """Those of its experiment's rows that are of a training set."""
+    return [row for row in rows if condition.facts.items() <= row.items()]
 
 
 def recipes(preset: Preset, experiment: str) -> set[str]:
@@ -105,7 +111,7 @@ def over_test_slices(with_it: Rows, without: Rows, block: int) -> tuple[float, f
 def contrasted(preset: Preset, experiment: str, rows: Rows) -> Iterator[tuple[Contrast, Rows, Rows, Difference]]:
     """The contrasts of an experiment that its `rows` can tell, with both sides and their difference."""
     for one in contrasts(preset, experiment):
-        sides = pick(rows, one.with_it, **one.ours), pick(rows, one.without, **one.theirs)
+        sides = lines_of(rows, one.ours), lines_of(rows, one.theirs)
         if change := compare(*sides):
             yield one, *sides, change
 
