@@ -39,6 +39,16 @@ def test_the_control_is_all_of_the_pool_or_from_half_to_all():
     assert {c.slices: c.pseudo for c in worth if c.name == SELF} == {2: 30, 4: 28}
 
 
+def test_the_same_unet_is_asked_the_same_by_whatever_name(tmp_path):
+    """All slices + rotation are the real ones of an experiment that takes all: whoever comes first has both lines."""
+    preset = replace(PRESETS["embedded"], pool=32, experiments=("scarcity", "table1"))
+    cells = [cell for trial in plan_trials(preset, Place(tmp_path)) for cell in trial.cells() if trial.count == 32]
+    asked = [cell for cell in cells if cell.condition.is_asked]
+    assert {cell.condition.name for cell in asked} == {ALL, ROTATION} and len(cells) > len(asked)
+    assert len({cell.training for cell in asked if cell.trial.redraw == 0}) == 1
+    assert {cell.drawing.name for cell in asked} == {"plain"}
+
+
 def test_validation_takes_no_more_slices_than_training(data_folder):
     val = open_pairs(data_folder / "val")  # of two
     drawn = {draw_validation(val, 1, 0, redraw).stems for redraw in range(8)}

@@ -50,6 +50,11 @@ class Condition:
         return self.copies == math.inf
 
     @property
+    def is_asked(self) -> bool:
+        """Whether it is rotation alone, by whatever name: its U-Nets are asked what they see in other slices."""
+        return replace(self, name=ROTATION, slices=None, budget="", experiment="") == real("rotation")
+
+    @property
     def facts(self) -> dict:
         """What tells its lines of the log from those of the experiment's other training sets."""
         told = {"slices": self.slices, "budget": self.budget or None, "ratio": None if self.timed else self.ratio}

@@ -23,7 +23,7 @@ from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.schemas import RESULT_ROW
 from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.signals import Interrupted
-from natural2nanoscale.study.experiments import ROTATION, conditions
+from natural2nanoscale.study.experiments import conditions
 from natural2nanoscale.study.pilot import fix_steps
 from natural2nanoscale.study.presets import Place, Preset
 from natural2nanoscale.study.recipes import RECIPES
@@ -147,7 +147,7 @@ class Agenda:
     def ready(self) -> Iterator[Cell | Drawing]:
         """What can be started now, in order; each is started before the next one is asked for."""
         left = self.left()
-        teachers = {(cell.trial.folder, cell.seed) for cell in left if cell.condition.name == ROTATION}
+        teachers = {(cell.trial.folder, cell.seed) for cell in left if cell.condition.is_asked}
         for cell in left:
             trial, drawing = cell.trial.folder, cell.drawing
             if drawing and not self.drawn.get(drawing.folder):
@@ -202,7 +202,7 @@ def carry_out(task: Cell | Drawing) -> dict | None:
         parts["pseudo"] = label_pool(trial, task.seed, device)
     slices = {part: load_slices(folder) for part, folder in parts.items()}
     row, model = train_cell(task, slices, device)
-    if condition.name == ROTATION and any(one.pseudo or RECIPES[one.recipe].asks for one in trial.conditions):
+    if condition.is_asked and any(one.pseudo or RECIPES[one.recipe].asks for one in trial.conditions):
         save_teacher(trial, task.seed, model, slices["train"])
     if condition.synthetic:
         row["quality"] = asdict(quality(folders["pool"], parts["synthetic"]))

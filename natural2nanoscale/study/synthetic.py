@@ -14,7 +14,7 @@ from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprin
 from natural2nanoscale.data.sheets import colored, sheet
 from natural2nanoscale.device import select_device, select_dtype
 from natural2nanoscale.diffusion.adaptation import adapt
-from natural2nanoscale.diffusion.adapted import ADAPTED, WithoutMasks
+from natural2nanoscale.diffusion.adapted import WithoutMasks
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone, settle, weights_hash
 from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.prompts import read_prompts
@@ -28,7 +28,7 @@ from natural2nanoscale.draws import sample_seeds
 from natural2nanoscale.files import save_png, write_json
 from natural2nanoscale.locks import locked
 from natural2nanoscale.records import read_config
-from natural2nanoscale.runs import RunFolder, open_run
+from natural2nanoscale.runs import open_run
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.labelling import slice_check
@@ -89,18 +89,15 @@ def train_controlnet(drawing: Drawing, backbone: Backbone, folders: dict[str, Pa
     adapt_steps = ADAPTATION * total * drawing.recipe.adapted
     every = min(third, tuning.checkpoint_every)
     tuning = replace(tuning, adapt=adapt_steps, sample_every=third, checkpoint_every=every)
-    checkpoint, before = (RunFolder(folder).load_checkpoint() for folder in (out, out / ADAPTED))
-    if not checkpoint and not before:  # new, or stopped before its first checkpoint
-        shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):  # recipes share it: another process may be the next to ask
-        config = run_config(tuning, backbone, data)
-        run = open_run(out, config, (out / "config.json").is_file(), MAY_CHANGE)
+        run = open_run(out, run_config(tuning, backbone, data), (out / "config.json").is_file(), MAY_CHANGE)
+        checkpoint = run.load_checkpoint()
         if not checkpoint or checkpoint.step < total:
             if drawing.recipe.adapted:
                 images = WithoutMasks.of(slices, undrawn(folders))
                 backbone = adapt(run, backbone, images, data, replace(tuning, sample_every=total))
-            fine_tune(run, backbone, data, tuning, bool(checkpoint))
+            fine_tune(run, backbone, data, tuning, resume=True)
 
 
 def draw_synthetic(drawing: Drawing, backbone: Backbone, source: PairFolder, val: PairFolder, seed: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from natural2nanoscale.records import describe
 from natural2nanoscale.schemas import SECONDS
-from natural2nanoscale.study.experiments import IN_MEMORY, ROTATION, Condition, conditions
+from natural2nanoscale.study.experiments import IN_MEMORY, Condition, conditions
 from natural2nanoscale.study.presets import Place, Preset
 from natural2nanoscale.study.recipes import RECIPES, Recipe
 
@@ -80,7 +80,7 @@ class Cell:
         condition, trial = self.condition, self.trial
         if condition.synthetic > 0:
             return Drawing(trial, condition.recipe)
-        asked = condition.name == ROTATION or condition.timed
+        asked = condition.is_asked or condition.timed
         first = (one.recipe for one in trial.conditions if one.synthetic and not RECIPES[one.recipe].asks)
         return next((Drawing(trial, recipe) for recipe in first if asked), None)
 

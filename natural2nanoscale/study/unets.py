@@ -19,7 +19,7 @@ from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, combine, load_slices
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet, UNetInfo, load_unet, save_unet
-from natural2nanoscale.study.experiments import ROTATION, Condition
+from natural2nanoscale.study.experiments import Condition
 from natural2nanoscale.study.recipes import RECIPES
 from natural2nanoscale.study.training_sets import Pairs, made_once, open_trial, undrawn
 from natural2nanoscale.study.trial import KEY, Cell, Trial
@@ -44,7 +44,7 @@ def train_cell(cell: Cell, slices: Mapping[str, Slices], device: torch.device) -
     row["precision"] = trained.model.precision
     row["unconverged"] = still_improves(trained.rows, budget.select_by)
     row |= {key: scores[key] for key in ("miou", "iou", "confusion")}
-    if condition.name == ROTATION and "synthetic" in slices:  # do they show what their masks say?
+    if condition.is_asked and "synthetic" in slices:  # do they show what their masks say?
         made, count = slices["synthetic"], len(slices["train"])
         judged = combine(None, made, min(JUDGED, len(made) // count), count)
         row["synthetic_iou"] = score(image_matrices(trained.model, judged, device), range(len(judged)))["iou"]
@@ -105,7 +105,7 @@ def teacher_of(trial: Trial, seed: int, device: torch.device) -> UNet:
     """The real + rotation U-Net of a repetition, which labels what nobody annotated: as it was saved, or trained."""
     out = trial.folder / f"teacher-{seed}"
     if not (out / "config.json").is_file():
-        of_it = next(condition for condition in trial.conditions if condition.name == ROTATION)
+        of_it = next(condition for condition in trial.conditions if condition.is_asked)
         folders = open_trial(trial)
         slices = {part: load_slices(folders[part]) for part in ("train", "val", "test")}
         _, model = train_cell(Cell(trial, of_it, seed), slices, device)
