@@ -16,7 +16,8 @@ from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.signals import Interrupted
 from natural2nanoscale.study import synthetic, unets
-from natural2nanoscale.study.experiments import BOTH, COPIES, EXPERIMENTS, MIXED, Condition, conditions, described
+from natural2nanoscale.study.conditions import BOTH, COPIES, MIXED, Condition
+from natural2nanoscale.study.experiments import EXPERIMENTS, conditions, described
 from natural2nanoscale.study.presets import PRESETS, Preset
 from natural2nanoscale.study.synthetic import rotated_copies
 from natural2nanoscale.study.training_sets import split_at_random

@@ -9,7 +9,7 @@ from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.study.comparisons import find_control
-from natural2nanoscale.study.experiments import ALL, mixed, real
+from natural2nanoscale.study.conditions import ALL, mixed, real
 from natural2nanoscale.study.presets import EQUAL, PRESETS, Place
 from natural2nanoscale.study.trial import Cell, Trial
 from natural2nanoscale.study.unets import train_cell

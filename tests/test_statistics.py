@@ -8,7 +8,7 @@ from scipy import stats
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.segmentation.metrics import miou
 from natural2nanoscale.study.comparisons import compare, over_test_slices, scope, shared_slices
-from natural2nanoscale.study.experiments import ALL
+from natural2nanoscale.study.conditions import ALL
 from natural2nanoscale.study.statistics import block_bootstrap, paired_difference, ratio_interval, t_quantile
 from natural2nanoscale.study.training_sets import draw_train
 

@@ -19,9 +19,9 @@ from natural2nanoscale.diffusion.shapes import Shapes
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.segmentation.slices import combine, load_slices
 from natural2nanoscale.study import pilot, training_sets, unets
-from natural2nanoscale.study.experiments import ALL, ROTATION, SELF, conditions, control
+from natural2nanoscale.study.conditions import ALL, ROTATION, SELF
+from natural2nanoscale.study.experiments import FREE, conditions, control
 from natural2nanoscale.study.presets import EQUAL, PRESETS, Place
-from natural2nanoscale.study.recipes import FREE
 from natural2nanoscale.study.synthetic import deformed_slices
 from natural2nanoscale.study.training_sets import draw_validation, made_once, open_trial
 from natural2nanoscale.study.trial import Drawing, plan_trials

@@ -12,17 +12,8 @@ from scipy import stats
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.study import comparisons
 from natural2nanoscale.study.comparisons import compare, find_control, share_of
-from natural2nanoscale.study.experiments import (
-    ALL,
-    EXPERIMENTS,
-    REAL,
-    ROTATED_MIX,
-    ROTATION,
-    SELF,
-    SYNTHETIC,
-    Condition,
-    Contrast,
-)
+from natural2nanoscale.study.conditions import ALL, REAL, ROTATED_MIX, ROTATION, SELF, SYNTHETIC, Condition, Contrast
+from natural2nanoscale.study.experiments import EXPERIMENTS
 from natural2nanoscale.study.presets import PRESETS
 from natural2nanoscale.study.statistics import ratio_interval
 from natural2nanoscale.study.summary import study_report

@@ -29,7 +29,7 @@ from natural2nanoscale.segmentation.schedule import check
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.signals import Interrupted
-from natural2nanoscale.study.experiments import ROTATION, Condition, mixed, real
+from natural2nanoscale.study.conditions import ROTATION, Condition, mixed, real
 from natural2nanoscale.study.pilot import with_steps
 from natural2nanoscale.study.presets import EQUAL, Grid
 from natural2nanoscale.study.training_sets import draw_validation

@@ -9,9 +9,9 @@ from statistics import fmean
 import numpy as np
 
 from natural2nanoscale.segmentation.metrics import mean_std
-from natural2nanoscale.study.experiments import ALL, ROTATION, Condition, Contrast, conditions, contrasts
+from natural2nanoscale.study.conditions import ALL, RECIPES, ROTATION, Condition, Contrast
+from natural2nanoscale.study.experiments import conditions, contrasts
 from natural2nanoscale.study.presets import Preset
-from natural2nanoscale.study.recipes import RECIPES
 from natural2nanoscale.study.statistics import (
     Difference,
     block_bootstrap,

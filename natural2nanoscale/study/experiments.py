@@ -1,91 +1,32 @@
-"""The experiments as data: their training sets, and what is compared."""
+"""The experiments as data: what each compares, and so which training sets it has."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from natural2nanoscale.segmentation.settings import Settings
+from natural2nanoscale.study.conditions import (
+    ALL,
+    BOTH,
+    COPIES,
+    IN_MEMORY,
+    ON_DISK,
+    RECIPES,
+    ROTATED_MIX,
+    ROTATION,
+    SELF,
+    SYNTHETIC,
+    Condition,
+    Contrast,
+    mixed,
+    real,
+)
 from natural2nanoscale.study.presets import Preset
-from natural2nanoscale.study.recipes import BESIDE_NNUNET, BEST, FREE, RECIPES
 
-REAL, SYNTHETIC, ROTATION = "real", "synthetic", "real + rotation"  # rotation: drawn anew at every visit
-COPIES, MIXED = "real + copies", "real + synthetic"  # copies: rotated, made once, the paper's standard augmentation
-BOTH, ROTATED_MIX = "real + copies + synthetic", "real + synthetic + rotation"
-ALL, SELF = "all slices + rotation", "self-training"  # all: the positive control, what the others are drawn from
-ON_DISK, IN_MEMORY = f"{COPIES}, as PNG", f"{COPIES}, in memory"
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One training set of a U-Net, and the budget it is given. Shares are per annotated slice."""
-
-    name: str
-    synthetic: float = 0.0
-    recipe: str = "plain"  # of RECIPES: how they are made
-    copies: float = 0.0  # infinity: as many as the time takes in which the synthetic slices are made
-    pseudo: int = 0  # slices beside them, labelled by the real + rotation U-Net of the same repetition
-    real: bool = True  # with the annotated slices themselves
-    augment: str = "none"  # Settings.augment
-    angle: float = Settings.angle  # of rotation, in degrees
-    finetune: bool = False  # half of the steps on the synthetic slices, half on the real ones
-    slices: int | None = None  # annotated ones; None: all that the preset takes
-    split: str = "given"  # or "random"
-    budget: str = ""  # "": the preset's first
-    experiment: str = ""
-
-    def counts(self, slices: int) -> tuple[int, int]:
-        """How many rotated copies and how many synthetic slices there are beside `slices` annotated ones."""
-        return math.floor(self.copies * slices + 0.5), math.floor(self.synthetic * slices + 0.5)
-
-    @property
-    def ratio(self) -> float:
-        """Added slices per annotated one."""
-        return self.copies + self.synthetic
-
-    @property
-    def timed(self) -> bool:
-        """Whether generation has to be timed before it is known how many copies there are."""
-        return self.copies == math.inf
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether it is rotation alone, by whatever name: its U-Nets are asked what they see in other slices."""
-        return replace(self, name=ROTATION, slices=None, budget="", experiment="") == real("rotation")
-
-    @property
-    def facts(self) -> dict:
-        """What tells its lines of the log from those of the experiment's other training sets."""
-        told = {"slices": self.slices, "budget": self.budget or None, "ratio": None if self.timed else self.ratio}
-        found = {key: value for key, value in told.items() if value is not None}
-        return {"condition": self.name, "split": self.split} | found
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Two training sets of an experiment whose difference is reported."""
-
-    ours: Condition
-    theirs: Condition
-    where: str = ""  # the circumstance, as the verdict says it
-    suffix: str = ""  # of its label
-
-
-def real(augment: str = "none", **fields: object) -> Condition:
-    """The annotated slices alone."""
-    return Condition(REAL if augment == "none" else f"{REAL} + {augment}", augment=augment, **fields)
-
-
-def mixed(share: float, augment: str = "none", recipe: str = "plain", **fields: object) -> Condition:
-    """The annotated slices, and `share` times as many of a recipe."""
-    name = MIXED if RECIPES[recipe].drawn else f"{REAL} + {recipe}"
-    name += "" if augment == "none" else f" + {augment}"
-    if RECIPES[recipe].drawn and recipe != "plain":
-        name += f": {recipe}"
-    return Condition(name, share, recipe, augment=augment, **fields)
-
-
+BEST = "deformed masks"  # the recipe that worth and the demo take
+FREE = "deformed slices"  # the one without a generator
+BESIDE_NNUNET = (FREE, BEST, "deformed masks, detail")  # tried with nnU-Net's augmentation as well
 BESIDE, INSTEAD, ON_TOP = "beside the real slices", "in place of rotated copies", "on top of rotation"
 Plan = Iterator[Contrast | Condition]  # what is compared, the first matters most; and training sets besides
 

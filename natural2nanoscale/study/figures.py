@@ -6,7 +6,7 @@ from statistics import fmean
 
 from natural2nanoscale.charts import curves
 from natural2nanoscale.study.comparisons import Rows, grouped, pick, spread
-from natural2nanoscale.study.experiments import ALL, BOTH, COPIES, MIXED, REAL, ROTATED_MIX, ROTATION
+from natural2nanoscale.study.conditions import ALL, BOTH, COPIES, MIXED, REAL, ROTATED_MIX, ROTATION
 from natural2nanoscale.study.report import Figure
 
 GROWTH = {  # of training sets or of their annotated slices: title, what grows, its key in a line, the curves

@@ -16,7 +16,7 @@ from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.schedule import slices_per_step
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import load_slices
-from natural2nanoscale.study.experiments import real
+from natural2nanoscale.study.conditions import real
 from natural2nanoscale.study.presets import LOOKS, Preset
 from natural2nanoscale.study.unets import train_on
 

@@ -23,10 +23,10 @@ from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.schemas import RESULT_ROW
 from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.signals import Interrupted
+from natural2nanoscale.study.conditions import RECIPES
 from natural2nanoscale.study.experiments import conditions
 from natural2nanoscale.study.pilot import fix_steps
 from natural2nanoscale.study.presets import Place, Preset
-from natural2nanoscale.study.recipes import RECIPES
 from natural2nanoscale.study.report import write_report
 from natural2nanoscale.study.summary import study_report
 from natural2nanoscale.study.synthetic import backbone_of, make_synthetic

@@ -24,16 +24,8 @@ from natural2nanoscale.study.comparisons import (
     spread,
     unit_of,
 )
-from natural2nanoscale.study.experiments import (
-    COPIES,
-    EXPERIMENTS,
-    IN_MEMORY,
-    MIXED,
-    ON_DISK,
-    REAL,
-    SYNTHETIC,
-    described,
-)
+from natural2nanoscale.study.conditions import COPIES, IN_MEMORY, MIXED, ON_DISK, REAL, SYNTHETIC
+from natural2nanoscale.study.experiments import EXPERIMENTS, described
 from natural2nanoscale.study.figures import GROWTH, growth_figure, learning_curves, repetitions_of
 from natural2nanoscale.study.pilot import pilot_note, read_pilot
 from natural2nanoscale.study.presets import Preset

@@ -34,8 +34,8 @@ from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.labelling import slice_check
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, load_slices
+from natural2nanoscale.study.conditions import ADAPTATION
 from natural2nanoscale.study.presets import Place
-from natural2nanoscale.study.recipes import ADAPTATION
 from natural2nanoscale.study.training_sets import Pairs, made_once, open_trial, undrawn
 from natural2nanoscale.study.trial import Drawing
 from natural2nanoscale.study.unets import label_pool, teacher_of

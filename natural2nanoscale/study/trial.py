@@ -10,9 +10,9 @@ from pathlib import Path
 
 from natural2nanoscale.records import describe
 from natural2nanoscale.schemas import SECONDS
-from natural2nanoscale.study.experiments import IN_MEMORY, Condition, conditions
+from natural2nanoscale.study.conditions import IN_MEMORY, RECIPES, Condition, Recipe
+from natural2nanoscale.study.experiments import conditions
 from natural2nanoscale.study.presets import Place, Preset
-from natural2nanoscale.study.recipes import RECIPES, Recipe
 
 KEY = ("experiment", "condition", "split", "slices", "size", "redraw", "seed", "budget")  # a U-Net's, in its log line
 

@@ -19,8 +19,7 @@ from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import Slices, combine, load_slices
 from natural2nanoscale.segmentation.training import train
 from natural2nanoscale.segmentation.unet import UNet, UNetInfo, load_unet, save_unet
-from natural2nanoscale.study.experiments import Condition
-from natural2nanoscale.study.recipes import RECIPES
+from natural2nanoscale.study.conditions import RECIPES, Condition
 from natural2nanoscale.study.training_sets import Pairs, made_once, open_trial, undrawn
 from natural2nanoscale.study.trial import KEY, Cell, Trial
 

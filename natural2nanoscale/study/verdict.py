@@ -19,7 +19,7 @@ from natural2nanoscale.study.comparisons import (
     share_of,
     spread,
 )
-from natural2nanoscale.study.experiments import ALL, ROTATION, SYNTHETIC
+from natural2nanoscale.study.conditions import ALL, ROTATION, SYNTHETIC
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.report import Table
 from natural2nanoscale.study.statistics import Difference

@@ -26,7 +26,7 @@ from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.study.experiments import mixed
+from natural2nanoscale.study.conditions import mixed
 from natural2nanoscale.study.presets import PRESETS, Place
 from natural2nanoscale.study.synthetic import draw_synthetic, train_controlnet
 from natural2nanoscale.study.training_sets import draw_train, redraw_root
