@@ -164,6 +164,32 @@ def test_affordable_copies_follow_the_measured_times():
     assert affordable(in_memory, 4, TOY, seconds) == 4000
 
 
+def test_either_kind_of_slice_is_timed_without_what_a_first_call_takes(data_folder, tmp_path, monkeypatch):
+    clock, cold, copy = [0.0], {"synthetic": 60.0, "rotated": 7.0}, synthetic.rotated_copies
+    makes = iter((4, 0, 8))  # slices that a call still has to make
+
+    def synthesize(*_):
+        made = next(makes)
+        clock[0] += cold.pop("synthetic", 0.0) + 2.0 + 0.5 * made
+        return made
+
+    def rotated(slices, count, seed):
+        clock[0] += cold.pop("rotated", 0.0) + 0.001 * count
+        return copy(slices, count, seed)
+
+    def save(path, pixels):
+        path.parent.mkdir(exist_ok=True)
+        clock[0] += 0.002
+
+    monkeypatch.setattr(synthetic, "load_trained", lambda run, backbone: (None, backbone))
+    monkeypatch.setattr(synthetic, "sampling_settings", lambda backbone: SamplingSettings())
+    monkeypatch.setattr(synthetic.time, "perf_counter", lambda: clock[0])
+    for name, function in (("synthesize", synthesize), ("rotated_copies", rotated), ("save_png", save)):
+        monkeypatch.setattr(synthetic, name, function)
+    seconds = synthetic.time_generation(tmp_path / "scratch", None, tmp_path, open_pairs(data_folder / "train"))
+    assert seconds == pytest.approx({"synthetic": 0.5, "memory": 0.001, "disk": 0.005})
+
+
 def test_as_many_slices_as_the_scarcest_leave_scarcity_out(
     verb, data_folder, tiny_backbone, tmp_path, monkeypatch, quick_sampling
 ):

@@ -74,11 +74,13 @@ def recipes(preset: Preset) -> Plan:
         rotation, _, nnunet, taught = free = company(preset, count)
         shares = dict.fromkeys(("same", "deformed"), preset.scarce_ratio)
         shares["predicted"] = (preset.pool or 2 * count) / count - 1  # one of each slice without masks
-        made = {name: mixed(shares[how.masks], "rotation", name, slices=count) for name, how in RECIPES.items()}
+        made, strong = (
+            {name: mixed(shares[how.masks], augment, name, slices=count) for name, how in RECIPES.items()}
+            for augment in ("rotation", "nnunet")
+        )
         pairs = [(one, other) for other in (rotation, taught) for one in made.values()]
         pairs += [(one, made[FREE]) for one in made.values() if one != made[FREE]]
-        pairs += [(one, rotation) for one in free[1:]]
-        pairs += [(mixed(preset.scarce_ratio, "nnunet", name, slices=count), nnunet) for name in BESIDE_NNUNET]
+        pairs += [(one, rotation) for one in free[1:]] + [(strong[name], nnunet) for name in BESIDE_NNUNET]
         yield from (Contrast(*pair, suffix=suffix) for pair in pairs)
         yield from control(preset, count)
 

@@ -150,6 +150,7 @@ def time_generation(scratch: Path, backbone: Backbone, controlnet_run: Path, tra
     seconds = {"synthetic": (time.perf_counter() - ready - (ready - started)) / made}
 
     slices = load_slices(train)
+    rotated_copies(slices, 1, 0)  # warms up
     started = time.perf_counter()
     copies = rotated_copies(slices, 64, 0)
     seconds["memory"] = (time.perf_counter() - started) / 64
