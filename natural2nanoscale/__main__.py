@@ -11,8 +11,8 @@ from natural2nanoscale.cli import Parser
 from natural2nanoscale.guard import main_guard
 
 VERBS = {  # verb -> module with add_arguments(parser) and run(args), and what it is for
-    "demo": ("study.demo", "the whole loop at embedded scale, from a few slices to a table (the default)"),
-    "experiments": ("study.experiments", "the paper's tables and figures with their controls, on any data root"),
+    "demo": ("verbs.demo", "the whole loop at embedded scale, from a few slices to a table (the default)"),
+    "experiments": ("verbs.experiments", "the paper's tables and figures with their controls, on any data root"),
     "calibrate": ("verbs.calibrate", "how much to mix synthetic slices in, if at all: a choice on validation slices"),
     "phantom": ("verbs.phantom", "write the embedded dataset, a procedural FIB-SEM phantom"),
     "prepare": ("verbs.prepare", "turn EM files and masks into train/, val/ and test/ pair folders"),

@@ -3,16 +3,18 @@
 import json
 import shutil
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
 from conftest import blobs
 
 from natural2nanoscale.data.folders import open_pairs, write_pairs
 from natural2nanoscale.records import read_lines
-from natural2nanoscale.study import calibration
-from natural2nanoscale.study.calibration import NONE, Candidate, best_of, candidates, compare, unet_settings
+from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.segmentation.slices import load_slices
+from natural2nanoscale.study import unets
+from natural2nanoscale.study.calibration import NONE, Candidate, best_of, budget_of, candidates, compare
 from natural2nanoscale.study.presets import Grid
+from natural2nanoscale.study.unets import unet_settings
 
 GRID = Grid(strengths=(1.0,), starts=(0.5, 1.0), ratios=(1.0, 2.0), seeds=2)
 UNETS = ("--width", 4, "--depth", 2, "--seeds", 1, "--batch-size", 2, "--max-steps", 2)
@@ -35,20 +37,17 @@ def choose(tmp_path, scores: dict) -> tuple:
         calls.append((candidate, seed))
         return scores.get((candidate, seed), 0.5)
 
-    run, val = calibration.RunFolder(tmp_path), SimpleNamespace(stems=("a", "b"))
-    rows, found = compare(SimpleNamespace(run=run, grid=GRID, folders={"val": val}, measure=measure))
+    rows, found = compare(RunFolder(tmp_path), GRID, measure)
     assert [row["validation"] for row in rows] == [
         scores.get((Candidate(*(row[name] for name in asdict(NONE))), row["seed"]), 0.5) for row in rows
     ]
     return best_of(found), found, calls
 
 
-def test_real_slices_win_ties_and_new_networks_decide(tmp_path, capsys):
+def test_real_slices_win_ties_and_new_networks_decide(tmp_path):
     mix = candidates(GRID)[2]
     choice, found, calls = choose(tmp_path, {})
     assert choice == NONE and found == {NONE: 0.5} and calls == [(one, 0) for one in candidates(GRID)]
-    printed = capsys.readouterr().out
-    assert "7 candidates" in printed and "judged on 2 validation slices" in printed
 
     def after(**scores):
         again = {(mix, 0): 0.9} | {(mix, int(seed[1])): score for seed, score in scores.items()}
@@ -65,10 +64,11 @@ def test_real_slices_win_ties_and_new_networks_decide(tmp_path, capsys):
 
 def test_all_take_the_same_steps_and_looks_of_windows_that_any_slice_gives(data_folder):
     folders = {part: open_pairs(data_folder / part) for part in ("train", "val")}
-    one, other = (unet_settings(GRID, folders, seed) for seed in (0, 1))
-    assert replace(other, seed=one.seed) == one and other.seed != one.seed
-    assert one.crop == (64, 32) and one.augment == "rotation" and one.max_steps == GRID.unet_steps
-    assert one.balance is None and one.patience == 0
+    budget, slices = budget_of(GRID, folders), load_slices(folders["train"])
+    alone, *mixes = (unet_settings(candidate.condition, budget, slices, 7) for candidate in candidates(GRID))
+    assert {replace(mix, finetune_after=None) for mix in mixes} == {alone}
+    assert alone.crop == (64, 32) and alone.augment == "rotation" and alone.max_steps == GRID.unet_steps
+    assert alone.balance is None and alone.patience == 0 and alone.seed == 7
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def calibrate(verb, world, tmp_path):
 
 
 def test_from_end_to_end_also_after_a_kill(calibrate, world, tmp_path, monkeypatch):
-    test, train, seen = world / "test", calibration.train, []
+    test, train, seen = world / "test", unets.train, []
     for mask in (test / "masks").iterdir():
         mask.write_bytes(b"not to be opened")
 
@@ -103,13 +103,14 @@ def test_from_end_to_end_also_after_a_kill(calibrate, world, tmp_path, monkeypat
             raise KeyboardInterrupt
         return train(training, validation, settings, *rest, **label)
 
-    monkeypatch.setattr(calibration, "train", stopped)
+    monkeypatch.setattr(unets, "train", stopped)
     error = calibrate(expect=130).stderr
     assert "the same command goes on there" in error and not (world / "calibration.json").exists()
     rows = (tmp_path / "tried/log.jsonl").read_text()
     assert rows.count("\n") == 2
     (tmp_path / "tried/log.jsonl").write_text(rows + '{"strength": 1.0, "sta')  # a kill in the midst of a line
     printed = calibrate().stdout
+    assert "5 candidates of 2 steps, judged on 4 validation slices" in printed
     assert (tmp_path / "tried/log.jsonl").read_text().startswith(rows)
     assert seen[:3] == [(4, 4, 2, None), (8, 4, 2, None), (8, 4, 2, 1)] and seen[3] == seen[2]
     found = json.loads((world / "calibration.json").read_text())

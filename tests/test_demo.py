@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -10,12 +11,13 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.phantom.volume import PhantomSettings
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.study.comparisons import compare
+from natural2nanoscale.study.presets import PRESETS, Place
 from natural2nanoscale.study.training_sets import redraw_root
 
 TOY = [
     *("--jobs", 1, "--slices", 2, "--redraws", 2, "--seeds", 1, "--controlnet-steps", 2, "--per-mask", 2),
     *("--crop", "32x32"),
-    *("--unet-width", 4, "--unet-crop", "32x32", "--unet-steps", 4, "--unet-batch", 2, "--validations", 2),
+    *("--unet-width", 4, "--unet-crop", "32x32", "--unet-steps", 4, "--unet-batch", 2),
 ]
 
 
@@ -80,22 +82,27 @@ def test_studies_take_bfloat16_where_the_device_is_made_for_it(verb, monkeypatch
         raise InputError(f"it takes {dtype}")
 
     monkeypatch.setattr("natural2nanoscale.device.native_bfloat16", lambda device: True)
-    monkeypatch.setattr("natural2nanoscale.diffusion.backbone.load_backbone", show)
+    monkeypatch.setattr("natural2nanoscale.study.synthetic.load_backbone", show)
     assert "it takes torch.bfloat16" in verb(name, "--out", tmp_path / "out", expect=2).stderr
 
 
 def test_no_redraw_is_the_first_of_another_seed(tmp_path):
     small = PhantomSettings((64, 32), 1, 1, 1)
-    roots = [redraw_root(tmp_path / f"{seed}-{i}", None, small, seed, i) for seed in (0, 1) for i in (0, 1)]
+    demo = replace(PRESETS["demo"], phantom=small)
+    places = [(replace(demo, seed=seed), Place(tmp_path / str(seed))) for seed in (0, 1)]
+    roots = [redraw_root(place, preset, redraw) for preset, place in places for redraw in (0, 1)]
     assert len({fingerprint(open_pairs(root / "test")) for root in roots}) == 4
 
 
 def test_too_few_slices_is_one_sentence(verb, data_folder, tiny_backbone, tmp_path):
     command = ["demo", "--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "demo"]
-    assert "expected at least --slices 9" in verb(*command, "--slices", 9, expect=2).stderr
+    assert (
+        "demo of 9 annotated slices needs more than the 4 that there are"
+        in verb(*command, "--slices", 9, expect=2).stderr
+    )
     assert "multiples" in verb(*command, "--slices", 2, "--crop", "33x32", expect=2).stderr
     alone = verb("demo", "--slices", 33, "--out", tmp_path / "demo", expect=2).stderr
-    assert "the phantom has 32 slices, expected at least --slices 33" in alone
+    assert "demo of 33 annotated slices needs more than the 32 that there are" in alone
     test = data_folder / "test" / "dataset.json"
     test.write_text(test.read_text().replace('"nucleus"', '"vesicle"'))
     assert "vesicle" in verb(*command, "--slices", 2, expect=2).stderr

@@ -9,17 +9,19 @@ from functools import partial
 import numpy as np
 import pytest
 
-from natural2nanoscale.data.folders import open_pairs
+from natural2nanoscale.data.folders import PARTS, open_pairs
 from natural2nanoscale.diffusion import validation
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.signals import Interrupted
 from natural2nanoscale.study import synthetic, unets
-from natural2nanoscale.study.conditions import BOTH, COPIES, MIXED, Condition, conditions
-from natural2nanoscale.study.presets import EXPERIMENTS, PRESETS, Preset
-from natural2nanoscale.study.summary import title_of
-from natural2nanoscale.study.training_sets import PARTS, rotated_copies, split_at_random
+from natural2nanoscale.study.conditions import BOTH, COPIES, MIXED, Condition
+from natural2nanoscale.study.experiments import EXPERIMENTS, conditions, described
+from natural2nanoscale.study.presets import PRESETS, Preset
+from natural2nanoscale.study.synthetic import rotated_copies
+from natural2nanoscale.study.training_sets import split_at_random
+from natural2nanoscale.study.trial import KEY, affordable
 
 EQUAL = Settings(
     width=4, depth=2, max_steps=4, batch_size=2, full_batches=True, balance=0.5, crop=(32, 32), validate_every=2,
@@ -52,15 +54,15 @@ def test_experiments_go_on_after_a_kill_and_report(
     monkeypatch.setitem(PRESETS, "embedded", TOY)
     out = tmp_path / "out"
     command = ["experiments", "--data", data_folder, "--backbone", tiny_backbone, "--out", out, *QUICK]
-    score_unet, calls = unets.score_unet, []
+    train, calls = unets.train, []
 
-    def killed_at_the_third(*arguments):
+    def killed_at_the_third(*arguments, **label):
         calls.append(arguments)
         if len(calls) == 3:
             raise Interrupted("at step 2")
-        return score_unet(*arguments)
+        return train(*arguments, **label)
 
-    monkeypatch.setattr(unets, "score_unet", killed_at_the_third)
+    monkeypatch.setattr(unets, "train", killed_at_the_third)
     assert "the same command goes on there" in verb(*command, expect=130).stderr
     assert len({json.dumps(row["images"]) for row in without_seconds(out)}) == 2  # and whoever asks for the same
     printed = verb(*command).stdout
@@ -68,13 +70,13 @@ def test_experiments_go_on_after_a_kill_and_report(
     assert (
         len(rows)
         == len(conditions(replace(TOY, pool=4), TOY.experiments))
-        == len({tuple(row[key] for key in unets.KEY) for row in rows})
+        == len({tuple(row[key] for key in KEY) for row in rows})
     )
-    # what several experiments ask for was trained once: real slices alone, in all but table2, worth and recipes
+    # what several experiments ask for was trained once: real slices alone, in all but table2, worth, recipes and demo
     real = [row for row in rows if row["condition"] == "real" and row["budget"] == "equal" and row["slices"] == 4]
     given = [row for row in real if row["split"] == "given"]
     assert (
-        len(given) == len(EXPERIMENTS) - 3 and len({row["miou"] for row in given}) == 1 and len(calls) - 1 < len(rows)
+        len(given) == len(EXPERIMENTS) - 4 and len({row["miou"] for row in given}) == 1 and len(calls) - 1 < len(rows)
     )
 
     # marks and pooled matrices are those of what was trained
@@ -91,7 +93,7 @@ def test_experiments_go_on_after_a_kill_and_report(
     assert report in printed
     assert report.splitlines()[2].startswith("**On one draw of slices synthetic ones ")
     for experiment in EXPERIMENTS:
-        assert f"## {title_of(experiment)}" in report
+        assert f"## {described(experiment)[0]}" in report
     with (out / "tables/figure-6-growing-training-sets.csv").open() as file:
         table = list(csv.DictReader(file))
     row = next(row for row in rows if row["experiment"] == "figure6" and row["condition"] == BOTH)
@@ -135,8 +137,8 @@ def test_conditions_of_the_paper_have_its_sizes():
     sizes = {}
     for condition in conditions(paper, ("figure6",)):
         sizes.setdefault(condition.name, []).append(233 + sum(condition.counts(233)))
-    assert sizes[COPIES] == sizes[MIXED] == [466, 5390, 10553] and sizes["real"] == [233]
-    assert Condition("table2", COPIES, copies=(34825 - 233) / 233).counts(233) == (34592, 0)
+    assert sizes[COPIES] == sizes[MIXED] == [10553, 5390, 466] and sizes["real"] == [233]
+    assert Condition(COPIES, copies=(34825 - 233) / 233).counts(233) == (34592, 0)
     assert paper.budgets["paper"] == Settings() and (paper.phantom.val, paper.phantom.test) == (25, 65)
 
 
@@ -158,8 +160,34 @@ def test_training_that_still_improves_is_unconverged(mious, losses, by_miou, by_
 def test_affordable_copies_follow_the_measured_times():
     seconds = {"synthetic": 0.5, "disk": 0.01, "memory": 0.001}
     on_disk, in_memory = (c for c in conditions(TOY, ("table2",)) if c.copies == math.inf)
-    assert unets.affordable(on_disk, 4, TOY, seconds) == 400  # 8 synthetic slices take 4 s
-    assert unets.affordable(in_memory, 4, TOY, seconds) == 4000
+    assert affordable(on_disk, 4, TOY, seconds) == 400  # 8 synthetic slices take 4 s
+    assert affordable(in_memory, 4, TOY, seconds) == 4000
+
+
+def test_either_kind_of_slice_is_timed_without_what_a_first_call_takes(data_folder, tmp_path, monkeypatch):
+    clock, cold, copy = [0.0], {"synthetic": 60.0, "rotated": 7.0}, synthetic.rotated_copies
+    makes = iter((4, 0, 8))  # slices that a call still has to make
+
+    def synthesize(*_):
+        made = next(makes)
+        clock[0] += cold.pop("synthetic", 0.0) + 2.0 + 0.5 * made
+        return made
+
+    def rotated(slices, count, seed):
+        clock[0] += cold.pop("rotated", 0.0) + 0.001 * count
+        return copy(slices, count, seed)
+
+    def save(path, pixels):
+        path.parent.mkdir(exist_ok=True)
+        clock[0] += 0.002
+
+    monkeypatch.setattr(synthetic, "load_trained", lambda run, backbone: (None, backbone))
+    monkeypatch.setattr(synthetic, "sampling_settings", lambda backbone: SamplingSettings())
+    monkeypatch.setattr(synthetic.time, "perf_counter", lambda: clock[0])
+    for name, function in (("synthesize", synthesize), ("rotated_copies", rotated), ("save_png", save)):
+        monkeypatch.setattr(synthetic, name, function)
+    seconds = synthetic.time_generation(tmp_path / "scratch", None, tmp_path, open_pairs(data_folder / "train"))
+    assert seconds == pytest.approx({"synthetic": 0.5, "memory": 0.001, "disk": 0.005})
 
 
 def test_as_many_slices_as_the_scarcest_leave_scarcity_out(
@@ -171,11 +199,11 @@ def test_as_many_slices_as_the_scarcest_leave_scarcity_out(
     out = tmp_path / "out"
     printed = verb("experiments", "--data", data_folder, "--backbone", tiny_backbone, "--out", out, *QUICK).stdout
     assert (
-        "scarcity needs more than 4 annotated slices, found 4: it is left out" in printed
+        "scarcity of 4 annotated slices needs more than the 4 that there are: it is left out" in printed
         and "3 cells of table1;" in printed
     )
     report = (out / "report.md").read_text()
-    assert title_of("table1") in report and title_of("scarcity") not in report
+    assert described("table1")[0] in report and described("scarcity")[0] not in report
     only = ("--only", "scarcity", "--out", tmp_path / "none")
     command = ("experiments", "--data", data_folder, "--backbone", tiny_backbone, *only)
-    assert "with --only" in verb(*command, expect=2).stderr and not (tmp_path / "none").exists()
+    assert "ask for fewer with --slices" in verb(*command, expect=2).stderr and not (tmp_path / "none").exists()

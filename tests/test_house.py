@@ -166,15 +166,16 @@ def test_wrong_path_is_one_sentence_and_exit_code_2(script, tmp_path):
 def test_out_of_memory_names_only_what_the_command_has(monkeypatch, script, verb, tmp_path):
     import torch
 
-    import natural2nanoscale.study.trial  # noqa: F401  which keeps what it imports: the true one
+    from natural2nanoscale.study import synthetic  # which keeps what it imports
 
     def exhausted(name: str) -> None:
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr("natural2nanoscale.device.select_device", exhausted)
+    monkeypatch.setattr(synthetic, "select_device", exhausted)
     for command, has in (
         (("demo",), {"--unet-batch", "--crop", "--unet-crop", "--device"}),
-        (("experiments",), {"--crop", "--device"}),
+        (("experiments",), {"--unet-batch", "--crop", "--unet-crop", "--device"}),
         (("evaluate", tmp_path, "--data", tmp_path), {"--device"}),
     ):
         monkeypatch.setattr("natural2nanoscale.data.folders.open_pairs", lambda path: None)

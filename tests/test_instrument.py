@@ -9,15 +9,16 @@ from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.study.comparisons import find_control
-from natural2nanoscale.study.conditions import ALL, ROTATED_MIX, ROTATION, Condition
-from natural2nanoscale.study.presets import EQUAL, PRESETS
-from natural2nanoscale.study.unets import Cell, train_cell
+from natural2nanoscale.study.conditions import ALL, mixed, real
+from natural2nanoscale.study.presets import EQUAL, PRESETS, Place
+from natural2nanoscale.study.trial import Cell, Trial
+from natural2nanoscale.study.unets import train_cell
 from natural2nanoscale.study.verdict import study_verdict
 
 POOL, REDRAWS = 16, 4
 BUDGET = replace(EQUAL, width=6, depth=3, max_steps=300, validate_every=100, crop=(64, 64))
 STUDY = replace(PRESETS["worth"], budgets={"equal": BUDGET}, redraws=REDRAWS, scarce_ratio=7.0, pool=POOL, block=2)
-MIX = Condition("worth", ROTATED_MIX, synthetic=7.0, augment="rotation")
+ROTATION, MIX = (replace(one, experiment="worth") for one in (real("rotation"), mixed(7.0, "rotation")))
 
 
 def some_of(slices: Slices, indices: list[int], real: bool) -> Slices:
@@ -37,12 +38,13 @@ def test_extra_real_slices_help_and_copies_do_not(tmp_path):
         parts = data | {"train": some_of(pool, two, real=True)}
 
         def row_of(condition, slices, count=2, redraw=redraw):
-            row, _ = train_cell(Cell(condition, count, redraw, 0, "equal"), STUDY, slices, device)
+            trial = Trial(STUDY, Place(tmp_path), redraw, "given", count, [condition])
+            row, _ = train_cell(Cell(trial, condition, 0), slices, device)
             return row | {"pool": POOL, "test": "one"}
 
         shared = [
-            row_of(Condition("worth", ROTATION, augment="rotation"), parts),
-            row_of(Condition("worth", ALL, augment="rotation"), parts | {"train": pool}, POOL),
+            row_of(ROTATION, parts),
+            row_of(replace(ROTATION, name=ALL), parts | {"train": pool}, POOL),
         ]
         rows["extra"] += [*shared, row_of(MIX, parts | {"synthetic": extra})]
         rows["copies"] += [*shared, row_of(MIX, parts | {"synthetic": copies})]

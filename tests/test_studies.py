@@ -14,22 +14,39 @@ import pytest
 import torch
 
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.study import pilot, trial
-from natural2nanoscale.study.conditions import ALL, ROTATION, SELF, conditions, control
+from natural2nanoscale.diffusion.settings import SamplingSettings
+from natural2nanoscale.diffusion.shapes import Shapes
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.segmentation.slices import combine, load_slices
+from natural2nanoscale.study import pilot, training_sets, unets
+from natural2nanoscale.study.conditions import ALL, ROTATION, SELF
+from natural2nanoscale.study.experiments import FREE, conditions, control
 from natural2nanoscale.study.presets import EQUAL, PRESETS, Place
-from natural2nanoscale.study.training_sets import draw_validation
+from natural2nanoscale.study.synthetic import deformed_slices
+from natural2nanoscale.study.training_sets import draw_validation, made_once, open_trial
+from natural2nanoscale.study.trial import Drawing, plan_trials
+from natural2nanoscale.study.workers import carried_out
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CPU = torch.device("cpu")
 
 
 def test_the_control_is_all_of_the_pool_or_from_half_to_all():
-    assert [(c.name, c.slices) for c in control("demo", 2, 32)] == [(ALL, 32)]
-    assert [(c.name, c.slices) for c in control("demo", 8, 8)] == [(ROTATION, 4)]
-    assert control("demo", 1, 1) == []
+    for count, pool, expected in ((2, 32, [(ALL, 32)]), (8, 8, [(ROTATION, 4)]), (1, 1, []), (2, None, [])):
+        assert [(c.name, c.slices) for c in control(replace(PRESETS["demo"], pool=pool), count)] == expected
     worth = conditions(replace(PRESETS["worth"], pool=32, scarce=(2, 4)), ("worth",))
     assert [c.name for c in worth].count(ALL) == 1 and {c.slices for c in worth} == {2, 4, 32}
     assert {c.slices: c.pseudo for c in worth if c.name == SELF} == {2: 30, 4: 28}
+
+
+def test_the_same_unet_is_asked_the_same_by_whatever_name(tmp_path):
+    """All slices + rotation are the real ones of an experiment that takes all: whoever comes first has both lines."""
+    preset = replace(PRESETS["embedded"], pool=32, experiments=("scarcity", "table1"))
+    cells = [cell for trial in plan_trials(preset, Place(tmp_path)) for cell in trial.cells() if trial.count == 32]
+    asked = [cell for cell in cells if cell.condition.is_asked]
+    assert {cell.condition.name for cell in asked} == {ALL, ROTATION} and len(cells) > len(asked)
+    assert len({cell.training for cell in asked if cell.trial.redraw == 0}) == 1
+    assert {cell.drawing.name for cell in asked} == {"plain"}
 
 
 def test_validation_takes_no_more_slices_than_training(data_folder):
@@ -48,20 +65,42 @@ class Threshold(torch.nn.Module):
 
 
 def test_unlabelled_slices_are_the_undrawn_ones_and_their_masks_stay_hidden(data_folder, tmp_path, monkeypatch):
-    preset = replace(PRESETS["worth"], pool=4)
-    members = [c for c in conditions(preset, ("worth",)) if c.slices == 2]
-    one = trial.Trial(preset, Place(tmp_path, data_folder, "", "cpu"), 0, "given", 2, members)
-    drawn = trial.open_trial(one)["train"].stems
+    trial = plan_trials(replace(PRESETS["worth"], pool=4), Place(tmp_path, data_folder, "", "cpu"))[0]
+    drawn = open_trial(trial)["train"].stems
     pool = open_pairs(data_folder / "train")
-    monkeypatch.setattr(trial.PairFolder, "mask", None)  # nobody looks: write_pairs' own check comes after
-    monkeypatch.setattr(trial, "open_trial", lambda _: {"pool": pool, "train": SimpleNamespace(stems=drawn)})
-    monkeypatch.setattr(trial, "write_pairs", lambda out, info, items: labelled.extend(items) or monkeypatch.undo())
-    monkeypatch.setattr(trial, "teacher_of", lambda *_: Threshold())
+    monkeypatch.setattr(unets.PairFolder, "mask", None)  # nobody looks: write_pairs' own check comes after
+    monkeypatch.setattr(unets, "open_trial", lambda _: {"pool": pool, "train": SimpleNamespace(stems=drawn)})
+    monkeypatch.setattr(
+        training_sets, "write_pairs", lambda out, info, items: labelled.extend(items) or monkeypatch.undo()
+    )
+    monkeypatch.setattr(unets, "teacher_of", lambda *_: Threshold())
     labelled = []
     with pytest.raises(Exception, match="dataset.json"):  # nothing was written
-        trial.label_pool(one, 0, CPU)
+        unets.label_pool(trial, 0, CPU)
     assert sorted(stem for stem, _, _ in labelled) == sorted(set(pool.stems) - set(drawn))
     assert all((mask == (image > 127)).all() for _, image, mask in labelled)
+
+
+def test_deformed_slices_have_the_masks_of_deformed_masks_and_follow_them(data_folder, tmp_path):
+    preset = replace(PRESETS["worth"], pool=4, experiments=("recipes",), scarce_ratio=1.5)
+    drawing = Drawing(plan_trials(preset, Place(tmp_path, data_folder))[0], FREE)
+    source = open_trial(drawing.trial)["train"]
+    made = made_once(tmp_path / "made", lambda: deformed_slices(source, drawing, seed=5))
+    shapes = Shapes(source, "deformed", 5, SamplingSettings())
+    assert made.stems == tuple(f"{stem}_s00{i}" for stem in source.stems for i in (0, 1))
+    for stem in made.stems:
+        image, mask = made.image(stem), made.mask(stem)
+        assert (mask == shapes.mask(stem[:-5], int(stem[-1]))).all()
+        means = [image[mask == k].mean() for k in np.unique(mask)]
+        assert np.allclose(means, np.array([220, 160, 100])[np.unique(mask)], atol=8)  # classes differ by 60 levels
+    assert len(combine(None, load_slices(made), 1.5, 2)) == 3 and load_slices(made).real == 0
+
+
+@pytest.mark.slow  # processes import torch anew
+def test_a_process_that_is_killed_is_told_of_in_a_sentence():
+    tasks = [1]
+    with pytest.raises(InputError, match="fewer --jobs"):
+        list(carried_out(os._exit, 2, lambda: tasks.pop() if tasks else None))
 
 
 def test_the_pilot_stops_where_longer_trainings_gain_nothing(data_folder, tmp_path, monkeypatch):
@@ -73,9 +112,9 @@ def test_the_pilot_stops_where_longer_trainings_gain_nothing(data_folder, tmp_pa
         assert settings.augment == "rotation" and settings.balance is None and len(training) == 4
         return SimpleNamespace(best={"val_miou": reached[settings.max_steps]}, rows=[])
 
-    monkeypatch.setattr(pilot, "train", train)
+    monkeypatch.setattr(unets, "train", train)
     folders = (open_pairs(data_folder / part) for part in ("train", "val"))
-    arguments = (replace(PRESETS["worth"], pilot=True), tmp_path, *folders, "cpu")
+    arguments = (replace(PRESETS["worth"], pilot=True), tmp_path, *folders, CPU)
     budget = pilot.fix_steps(*arguments).budgets["equal"]
     assert (budget.max_steps, budget.validate_every) == (1500, 100) and calls == [500, 1000, 1500]
     assert pilot.fix_steps(*arguments).budgets["equal"] == budget and len(calls) == 3  # found again
@@ -95,7 +134,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from natural2nanoscale.phantom.volume import PhantomSettings
-from natural2nanoscale.study.experiments import run_study
+from natural2nanoscale.study.study import run_study
 from natural2nanoscale.study.presets import PRESETS, Place
 if __name__ == "__main__":
     worth = PRESETS["worth"]

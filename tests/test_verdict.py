@@ -12,29 +12,21 @@ from scipy import stats
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.study import comparisons
 from natural2nanoscale.study.comparisons import compare, find_control, share_of
-from natural2nanoscale.study.conditions import (
-    ALL,
-    ELASTIC,
-    REAL,
-    ROTATED_MIX,
-    ROTATION,
-    SELF,
-    SYNTHETIC,
-    Condition,
-    Contrast,
-)
+from natural2nanoscale.study.conditions import ALL, REAL, ROTATED_MIX, ROTATION, SELF, SYNTHETIC, Condition, Contrast
+from natural2nanoscale.study.experiments import EXPERIMENTS
 from natural2nanoscale.study.presets import PRESETS
 from natural2nanoscale.study.statistics import ratio_interval
 from natural2nanoscale.study.summary import study_report
 from natural2nanoscale.study.verdict import headroom_table, study_verdict
 
-WORTH = replace(PRESETS["worth"], pool=32)
+WORTH, ELASTIC = replace(PRESETS["worth"], pool=32), "real + elastic"
 BASE = [0.86, 0.88, 0.87, 0.89, 0.85, 0.88]  # real + rotation, in six redraws
 WIGGLE = [0.004, -0.003, 0.001, -0.004, 0.003, -0.001]
 
 
 def rows_of(name, gain, base=BASE, slices=2, experiment="worth"):
     facts = {"experiment": experiment, "condition": name, "slices": slices, "seed": 0, "pool": None, "split": "given"}
+    facts["ratio"] = 16.0 if "synthetic" in name else 0.0
     scores = [value + gain + (wiggle if gain else 0) for value, wiggle in zip(base, WIGGLE, strict=True)]
     return [facts | {"redraw": i, "miou": score, "iou": [score, None]} for i, score in enumerate(scores)]
 
@@ -84,13 +76,13 @@ def test_one_draw_has_no_interval_over_slices():
 
 
 def test_without_a_larger_pool_the_control_is_from_half_to_all_or_left_out():
-    rows = (
-        rows_of(ROTATION, 0, slices=8) + rows_of(ROTATED_MIX, 0.0001, slices=8) + rows_of(ROTATION, -0.0001, slices=4)
-    )
+    lines = ((ROTATION, 0, 8), (ROTATED_MIX, 0.0001, 8), (ROTATION, -0.0001, 4))
+    rows = [row for name, gain, slices in lines for row in rows_of(name, gain, slices=slices, experiment="demo")]
     control = find_control(rows, 8)
     assert control.name == "half of the slices to all 8" and {row["slices"] for row in control.base} == {4}
-    assert study_verdict(rows, replace(WORTH, pool=8, scarce=(8,))).startswith("This study cannot tell")
-    table1 = rows_of(REAL, 0, experiment="table1") + rows_of(SYNTHETIC, -0.1, experiment="table1")
+    assert study_verdict(rows, replace(PRESETS["demo"], pool=8, scarce=(8,))).startswith("This study cannot tell")
+    table1 = rows_of(REAL, 0, experiment="table1")
+    table1 += [row | {"ratio": 1.0} for row in rows_of(SYNTHETIC, -0.1, experiment="table1")]
     assert study_verdict(table1, PRESETS["paper"]).endswith("This experiment has no positive control.")
 
 
@@ -151,12 +143,12 @@ def test_the_kept_log_is_reported_as_scipy_tells_it():
 def test_an_experiment_is_reported_by_what_it_says_of_itself(monkeypatch):
     """One that the report has never heard of: its training sets, contrasts and control are enough."""
     free, made = {ROTATION: 0.0, SELF: 0.02}, {f"synthetic by recipe {n} + rotation": 0.01 * n for n in range(1, 9)}
-    members = [Condition("recipes", name) for name in free]
-    members += [Condition("recipes", name, synthetic=16) for name in made]
-    monkeypatch.setattr(comparisons, "conditions", lambda preset, only: members)
-    pairs = [Contrast(SELF, ROTATION), *(Contrast(name, other) for name in made for other in free)]
-    monkeypatch.setattr(comparisons, "contrasts", lambda preset, experiment: pairs)
-    more = {"budget": "equal", "ratio": 16, "val_slices": 2, "steps": 1500, "size": 34, "images": []}
+    members = {name: Condition(name, synthetic=16 if name in made else 0) for name in (*free, *made)}
+    pairs = [(SELF, ROTATION), *((name, other) for name in made for other in free)]
+    plan = [Contrast(members[one], members[other]) for one, other in pairs]
+    monkeypatch.setitem(EXPERIMENTS, "recipes", lambda preset: plan)
+    EXPERIMENTS["recipes"].__doc__ = "Recipes. Slices made in some way."
+    more = {"budget": "equal", "val_slices": 2, "steps": 1500, "size": 34, "images": []}
     more |= {"unconverged": False, "precision": "float32", "curve": [[1500, 0.9]]}
     rows = [
         row | more

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import signal
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
-
-from diffusers import ControlNetModel
 
 from natural2nanoscale.cli import command
 from natural2nanoscale.data.calibrated import FILE
 from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
 from natural2nanoscale.data.roots import data_root, learned_by_run, learned_from_folder, learned_json, refuse_unfit
 from natural2nanoscale.device import select_device
-from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
+from natural2nanoscale.diffusion.backbone import weights_hash
 from natural2nanoscale.diffusion.prompts import read_prompts
 from natural2nanoscale.diffusion.saving import backbone_of_run, load_trained, trained_config, trained_info
 from natural2nanoscale.diffusion.settings import SamplingSettings
@@ -27,13 +27,13 @@ from natural2nanoscale.schemas import CANDIDATE_ROW
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.schedule import check
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.slices import combine, load_slices
-from natural2nanoscale.segmentation.training import train
+from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.signals import Interrupted
-from natural2nanoscale.study.conditions import ROTATION
+from natural2nanoscale.study.conditions import ROTATION, Condition, mixed, real
 from natural2nanoscale.study.pilot import with_steps
 from natural2nanoscale.study.presets import EQUAL, Grid
 from natural2nanoscale.study.training_sets import draw_validation
+from natural2nanoscale.study.unets import train_on
 
 MAY_CHANGE = ("strengths", "starts", "ratios", "seeds")  # a candidate's score does not depend on what else is tried
 
@@ -52,6 +52,12 @@ class Candidate:
             return ROTATION
         return f"strength {self.strength:g}, start {self.start:g}, ratio {self.ratio:g}, {self.mode}"
 
+    @property
+    def condition(self) -> Condition:
+        if self == NONE:
+            return real("rotation")
+        return mixed(self.ratio, "rotation", finetune=self.mode == "pretrain-finetune")
+
 
 NONE = Candidate()
 
@@ -59,13 +65,8 @@ NONE = Candidate()
 def candidates(grid: Grid) -> list[Candidate]:
     """NONE, then every cell of the grid."""
     ways = [(ratio, "joint") for ratio in grid.ratios] + [(max(grid.ratios), "pretrain-finetune")]
-    cells = [Candidate(*drawn, *way) for drawn in drawings(grid) for way in ways]
+    cells = [Candidate(*drawn, *way) for drawn in product(grid.strengths, grid.starts) for way in ways]
     return list(dict.fromkeys([NONE, *cells]))
-
-
-def drawings(grid: Grid) -> list[tuple[float, float]]:
-    """All pairs of strength and start."""
-    return [(strength, start) for strength in grid.strengths for start in grid.starts]
 
 
 def best_of(scores: dict[Candidate, float]) -> Candidate:
@@ -73,46 +74,11 @@ def best_of(scores: dict[Candidate, float]) -> Candidate:
     return max(scores, key=scores.__getitem__)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all candidates have in common."""
-
-    run: RunFolder
-    grid: Grid
-    folders: dict[str, PairFolder]  # "train", and "val": those that judge
-    controlnet: ControlNetModel
-    backbone: Backbone
-    condition: str  # SamplingSettings.condition
-    learned: dict  # Request.learned
-
-    def synthetic(self, strength: float, start: float) -> PairFolder:
-        """The slices drawn with this strength and start; what is missing is made."""
-        out = self.run.path / f"synthetic-{strength:g}-{start:g}"
-        settings = SamplingSettings(strength=strength, start=start, condition=self.condition)
-        per_mask = math.ceil(max(self.grid.ratios))
-        request = Request(read_prompts(), settings, per_mask, self.grid.seed, self.learned)
-        synthesize(out, self.backbone, self.controlnet, self.folders["train"], request)
-        return open_pairs(out)
-
-    def measure(self, candidate: Candidate, seed: int) -> float:
-        """Train one U-Net: the best mIoU of its looks at the validation slices."""
-        real = load_slices(self.folders["train"])
-        made = load_slices(self.synthetic(candidate.strength, candidate.start)) if candidate.ratio else None
-        training = combine(real, made, candidate.ratio)
-        settings = unet_settings(self.grid, self.folders, seed)
-        if candidate.mode == "pretrain-finetune":
-            settings = replace(settings, finetune_after=self.grid.unet_steps // 2)
-        judges, device = load_slices(self.folders["val"]), self.backbone.device
-        return train(training, judges, settings, device, label=str(candidate)).best["val_miou"]
-
-
-def unet_settings(grid: Grid, folders: dict[str, PairFolder], seed: int) -> Settings:
-    """The same for all candidates: rotation, slices as often as in the set, windows that any slice gives."""
+def budget_of(grid: Grid, folders: dict[str, PairFolder]) -> Settings:
+    """The same for all candidates: slices as often as in the set, windows that any slice gives."""
     height, width = (min(lengths) for lengths in zip(*folders["train"].shapes, strict=True))
     crop = (min(width, grid.unet_crop[0]), min(height, grid.unet_crop[1]))
-    budget = replace(EQUAL, width=grid.unet_width, crop=crop, augment="rotation", balance=None)
-    budget = replace(budget, seed=seed_for(grid.seed, "calibration", seed))
-    return with_steps(budget, grid.unet_steps, folders["val"])
+    return with_steps(replace(EQUAL, width=grid.unet_width, crop=crop, balance=None), grid.unet_steps, folders["val"])
 
 
 def calibrate(
@@ -123,30 +89,50 @@ def calibrate(
     They are judged on as many validation slices as there are training slices, at most. Test slices are not opened.
     """
     root = data_root(data, ("train", "val"))
-    train_folder, val = open_pairs(root / "train"), open_pairs(root / "val")
-    folders = {"train": train_folder, "val": draw_validation(val, len(train_folder.stems), grid.seed, 0)}
+    train, val = open_pairs(root / "train"), open_pairs(root / "val")
+    folders = {"train": train, "val": draw_validation(val, len(train.stems), grid.seed, 0)}
+    slices, budget = {part: load_slices(folder) for part, folder in folders.items()}, budget_of(grid, folders)
     trained = trained_config(controlnet_run, data)
-    info = trained_info(trained, train_folder.info)
-    learned = [learned_by_run(controlnet_run, info), learned_from_folder(train_folder)]
+    info = trained_info(trained, train.info)
+    learned = [learned_by_run(controlnet_run, info), learned_from_folder(train)]
     refuse_unfit(learned, [val])
-    check(*(load_slices(folders[part]) for part in ("train", "val")), unet_settings(grid, folders, 0))
-    edges = trained["settings"].get("condition") == "mask+edges"
-    for _, start in drawings(grid):
-        SamplingSettings(start=start)  # refuses what cannot be drawn
-
+    check(*slices.values(), budget)
+    condition = "mask+boundaries" if trained["settings"].get("condition") == "mask+edges" else "mask"
+    drawn = {  # refuses what cannot be drawn
+        pair: SamplingSettings(strength=pair[0], start=pair[1], condition=condition)
+        for pair in product(grid.strengths, grid.starts)
+    }
     backbone = backbone_of_run(controlnet_run, trained, select_device(device), name=backbone_name)
     controlnet, backbone = load_trained(controlnet_run, backbone, checkpoint)
     of = {
         "controlnet": weights_hash(controlnet),
         "backbone": backbone.fingerprint,
-        "data": {"train": fingerprint(train_folder), "val": fingerprint(val)},
+        "data": {"train": fingerprint(train), "val": fingerprint(val)},
     }
     config = {"kind": "calibration", "settings": asdict(grid), **of}
     run = open_run(out, config, (out / "config.json").is_file(), MAY_CHANGE)
-    condition = "mask+boundaries" if edges else "mask"
-    bench = Bench(run, grid, folders, controlnet, backbone, condition, learned_json(learned, info))
+
+    def synthetic(strength: float, start: float) -> PairFolder:
+        """The slices drawn with this strength and start; what is missing is made."""
+        folder, per_mask = out / f"synthetic-{strength:g}-{start:g}", math.ceil(max(grid.ratios))
+        request = Request(read_prompts(), drawn[strength, start], per_mask, grid.seed, learned_json(learned, info))
+        synthesize(folder, backbone, controlnet, train, request)
+        return open_pairs(folder)
+
+    def measure(candidate: Candidate, seed: int) -> float:
+        """Train one U-Net: the best mIoU of its looks at the validation slices."""
+        made = {"synthetic": load_slices(synthetic(candidate.strength, candidate.start))} if candidate.ratio else {}
+        seed = seed_for(grid.seed, "calibration", seed)
+        unet = train_on(candidate.condition, slices | made, budget, seed, backbone.device, str(candidate))
+        return unet.best["val_miou"]
+
+    print(
+        f"{len(candidates(grid))} candidates of {grid.unet_steps} steps, judged on {len(slices['val'])} validation "
+        f"slices: {ROTATION}; and strength {', '.join(f'{one:g}' for one in grid.strengths)} x start "
+        f"{', '.join(f'{one:g}' for one in grid.starts)} x ratio {', '.join(f'{one:g}' for one in grid.ratios)}"
+    )
     try:
-        rows, scores = compare(bench)
+        rows, scores = compare(run, grid, measure)
     except KeyboardInterrupt as stop:
         number = getattr(stop, "number", signal.SIGINT)
         raise Interrupted(f"in {out}: the same command goes on there", number) from None
@@ -164,36 +150,31 @@ def calibrate(
     return choice
 
 
-def compare(bench: Bench) -> tuple[list[dict], dict[Candidate, float]]:
-    """The lines of all U-Nets, and the scores that decide, that of NONE first.
+def compare(
+    run: RunFolder, grid: Grid, measure: Callable[[Candidate, int], float]
+) -> tuple[list[dict], dict[Candidate, float]]:
+    """The lines of all U-Nets, and the scores that decide, that of NONE first; `measure` scores (candidate, seed).
 
     The best of many looks better than it is: where it is a mix, the means of new U-Nets of it and of NONE decide.
     """
-    run, grid = bench.run, bench.grid
     # rows have no step: this only drops a line that a kill cut short
     run.drop_log_after(0, CANDIDATE_ROW, "remove this line, and its U-Net is trained again")
-    names, tried = [field.name for field in fields(Candidate)], candidates(grid)
+    names, rows = [field.name for field in fields(Candidate)], []
     known = {
         (Candidate(**{name: row[name] for name in names}), row["seed"]): row
         for row in read_lines(run.path / "log.jsonl", CANDIDATE_ROW)
     }
-    print(
-        f"{len(tried)} candidates of {grid.unet_steps} steps, judged on {len(bench.folders['val'].stems)} validation "
-        f"slices: {ROTATION}; and strength {', '.join(f'{one:g}' for one in grid.strengths)} x start "
-        f"{', '.join(f'{one:g}' for one in grid.starts)} x ratio {', '.join(f'{one:g}' for one in grid.ratios)}"
-    )
-    rows = []
 
     def score(candidate: Candidate, seed: int) -> float:
         key = (candidate, seed)
         if key not in known:
-            known[key] = asdict(candidate) | {"seed": seed, "validation": bench.measure(*key)}
+            known[key] = asdict(candidate) | {"seed": seed, "validation": measure(*key)}
             run.log(known[key])
         rows.append(known[key])
         print(f"  {100 * rows[-1]['validation']:.1f}  {candidate}{f', again ({seed})' if seed else ''}", flush=True)
         return rows[-1]["validation"]
 
-    best = best_of({candidate: score(candidate, 0) for candidate in tried})
+    best = best_of({candidate: score(candidate, 0) for candidate in candidates(grid)})
     if best == NONE:
         return rows, {NONE: rows[0]["validation"]}
     return rows, {one: sum(score(one, seed) for seed in range(1, grid.seeds + 1)) / grid.seeds for one in (NONE, best)}

@@ -9,7 +9,8 @@ from statistics import fmean
 import numpy as np
 
 from natural2nanoscale.segmentation.metrics import mean_std
-from natural2nanoscale.study.conditions import ALL, RECIPES, ROTATION, Contrast, conditions, contrasts
+from natural2nanoscale.study.conditions import ALL, RECIPES, ROTATION, Condition, Contrast
+from natural2nanoscale.study.experiments import conditions, contrasts
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.statistics import (
     Difference,
@@ -44,6 +45,11 @@ def grouped(rows: Rows, *keys: str) -> dict[tuple, list[dict]]:
 def pick(rows: Rows, name: str, **fields: object) -> list[dict]:
     """The rows of one training set."""
     return [row for row in rows if row["condition"] == name and all(row[key] == fields[key] for key in fields)]
+
+
+def lines_of(rows: Rows, condition: Condition) -> list[dict]:
+    """Those of its experiment's rows that are of a training set."""
+    return [row for row in rows if condition.facts.items() <= row.items()]
 
 
 def recipes(preset: Preset, experiment: str) -> set[str]:
@@ -105,7 +111,7 @@ def over_test_slices(with_it: Rows, without: Rows, block: int) -> tuple[float, f
 def contrasted(preset: Preset, experiment: str, rows: Rows) -> Iterator[tuple[Contrast, Rows, Rows, Difference]]:
     """The contrasts of an experiment that its `rows` can tell, with both sides and their difference."""
     for one in contrasts(preset, experiment):
-        sides = pick(rows, one.with_it, **one.ours), pick(rows, one.without, **one.theirs)
+        sides = lines_of(rows, one.ours), lines_of(rows, one.theirs)
         if change := compare(*sides):
             yield one, *sides, change
 
@@ -192,5 +198,5 @@ def share_of(
     room = paired_difference(full, base, shared_slices(control.base), unit_of(*sides))
     if not has_room(room):
         return None
-    gains, rooms = np.subtract(ours, theirs), np.subtract(full, base)
-    return gains.mean() / room.mean, ratio_interval(gains, rooms) if room.unit == "redraw" else None
+    gains, rooms, overlap = np.subtract(ours, theirs), np.subtract(full, base), max(map(shared_slices, sides))
+    return gains.mean() / room.mean, ratio_interval(gains, rooms, overlap) if room.unit == "redraw" else None

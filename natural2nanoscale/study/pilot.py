@@ -6,8 +6,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from natural2nanoscale.data.folders import PairFolder
-from natural2nanoscale.device import select_device
 from natural2nanoscale.files import write_json
 from natural2nanoscale.records import describe
 from natural2nanoscale.schemas import PILOT
@@ -15,8 +16,9 @@ from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.schedule import slices_per_step
 from natural2nanoscale.segmentation.settings import Settings
 from natural2nanoscale.segmentation.slices import load_slices
-from natural2nanoscale.segmentation.training import train
+from natural2nanoscale.study.conditions import real
 from natural2nanoscale.study.presets import LOOKS, Preset
+from natural2nanoscale.study.unets import train_on
 
 CANDIDATES = (500, 1000, 1500, 2000, 3000, 4500)  # steps; a learning rate that decays has to know its end
 FLAT = 0.003  # of validation mIoU: a longer training that gains less gains nothing
@@ -33,25 +35,24 @@ def with_steps(budget: Settings, steps: int, validation: PairFolder) -> Settings
     return replace(budget, max_steps=steps, validate_every=min(steps, often))
 
 
-def fix_steps(preset: Preset, out: Path, pool: PairFolder, validation: PairFolder, device: str) -> Preset:
+def fix_steps(preset: Preset, out: Path, pool: PairFolder, validation: PairFolder, device: torch.device) -> Preset:
     """The preset whose first budget has as many steps as the pilot found, or finds now and writes to out/pilot.json.
 
     U-Nets on all slices of `pool` with rotation train for longer and longer; the first that gains less than FLAT
     over every shorter one has the number. No test slice is opened.
     """
-    name, budget = next(iter(preset.budgets.items()))
-    trainings, training, judge = read_pilot(out), load_slices(pool), load_slices(validation)
+    budget, trainings = preset.budgets[preset.budget], read_pilot(out)
+    slices, seed = {"train": load_slices(pool), "val": load_slices(validation)}, seed_for(preset.seed, "pilot")
     for steps in CANDIDATES[len(trainings) :]:
         if is_flat(trainings):
             break
         settings = with_steps(budget, steps, validation)
-        settings = replace(settings, augment="rotation", balance=None, seed=seed_for(preset.seed, "pilot"))
-        trained = train(training, judge, settings, select_device(device), label=f"pilot, {steps} steps")
+        trained = train_on(real("rotation"), slices, settings, seed, device, f"pilot, {steps} steps")
         curve = [[row["step"], row["val_miou"]] for row in trained.rows]
         trainings.append({"steps": steps, "validation": trained.best["val_miou"], "curve": curve})
         write_json(out / "pilot.json", {"trainings": trainings})
     print(f"Pilot: {pilot_note(trainings)}", flush=True)
-    return replace(preset, budgets=preset.budgets | {name: with_steps(budget, trainings[-1]["steps"], validation)})
+    return preset.with_budget(with_steps(budget, trainings[-1]["steps"], validation))
 
 
 def read_pilot(out: Path) -> list[dict]:

@@ -42,16 +42,23 @@ def paired_difference(
 ) -> Difference:
     """95 % t interval of the mean of with_it[i] - without[i].
 
-    overlap: share in [0,1) of its slices that a repetition has in common with another one. Such repetitions are
-    correlated by it, so their spread s understates the error of the mean of J: its variance is
-    s^2 (1/J + overlap / (1 - overlap)) (Nadeau & Bengio 2003, "Inference for the generalization error").
+    overlap: share in [0,1) of its slices that a repetition has in common with another one, see `widening`.
     """
     differences = [a - b for a, b in zip(with_it, without, strict=True)]
     mean, count, half_width = statistics.fmean(differences), len(differences), None
     if count > 1:
-        error = statistics.stdev(differences) * math.sqrt(1 / count + overlap / (1 - overlap))
-        half_width = t_quantile(0.975, count - 1) * error
+        error = statistics.stdev(differences) / math.sqrt(count)
+        half_width = t_quantile(0.975, count - 1) * error * widening(count, overlap)
     return Difference(mean, half_width, count, unit)
+
+
+def widening(count: int, overlap: float) -> float:
+    """How much wider an interval over repetitions has to be than if they had no slices in common.
+
+    What they share correlates them, so their spread s understates the error of a mean of J: its variance is
+    s^2 (1/J + overlap / (1 - overlap)) (Nadeau & Bengio 2003, "Inference for the generalization error").
+    """
+    return math.sqrt(1 + count * overlap / (1 - overlap))
 
 
 @cache
@@ -107,18 +114,20 @@ def expanded_interval(values: np.ndarray, units: int, sets: int = 1) -> tuple[fl
 
 
 def ratio_interval(
-    gains: Sequence[float], rooms: Sequence[float], draws: int = 4000, seed: int = 0
+    gains: Sequence[float], rooms: Sequence[float], overlap: float = 0.0, draws: int = 4000, seed: int = 0
 ) -> tuple[float, float] | None:
     """95 % bootstrap interval of mean(gains) / mean(rooms), pairs (R,) of repetitions drawn anew together.
 
-    None for fewer than FEWEST_REPETITIONS, of which a bootstrap covers too little.
+    overlap: as in `paired_difference`. None for fewer than FEWEST_REPETITIONS, of which a bootstrap covers too little.
     """
     if len(gains) < FEWEST_REPETITIONS:
         return None
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(gains), (draws, len(gains)))
     above, below = np.asarray(gains)[drawn].mean(axis=1), np.asarray(rooms)[drawn].mean(axis=1)
-    return expanded_interval(above / np.where(below == 0, np.nan, below), len(gains))
+    low, high = expanded_interval(above / np.where(below == 0, np.nan, below), len(gains))
+    ratio, wider = statistics.fmean(gains) / statistics.fmean(rooms), widening(len(gains), overlap)
+    return ratio - wider * (ratio - low), ratio + wider * (high - ratio)
 
 
 def enough_blocks(slices: int, block: int, volumes: int) -> bool:

@@ -25,25 +25,14 @@ from natural2nanoscale.study.comparisons import (
     unit_of,
 )
 from natural2nanoscale.study.conditions import COPIES, IN_MEMORY, MIXED, ON_DISK, REAL, SYNTHETIC
+from natural2nanoscale.study.experiments import EXPERIMENTS, described
 from natural2nanoscale.study.figures import GROWTH, growth_figure, learning_curves, repetitions_of
 from natural2nanoscale.study.pilot import pilot_note, read_pilot
-from natural2nanoscale.study.presets import EXPERIMENTS, Preset
+from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.report import Figure, Pictures, Report, Table, run_facts
 from natural2nanoscale.study.synthetic import sampling_settings
 from natural2nanoscale.study.verdict import headroom_table, points, range_of, study_verdict
 
-TITLES = {  # in the order of the report; others follow, under their names
-    "worth": "What synthetic slices are worth",
-    "demo": "Training sets",
-    "table1": "Table 1: pure synthetic slices",
-    "figure6": "Figure 6: growing training sets",
-    "table2": "Table 2: equal generation time",
-    "budget": "Control: epochs or equal steps",
-    "split": "Control: blocks or random slices",
-    "scarcity": "Label scarcity",
-    "augmentation": "Standard augmentation",
-    "order": "Beside the real slices or before them",
-}
 PAPER = {  # mIoU by experiment, training set and size; Figure 6 as read off the picture
     ("table1", REAL, 233): "74.6 ± 0.4",
     ("table1", SYNTHETIC, 233): "44.3 ± 0.4",
@@ -60,16 +49,12 @@ PAPER = {  # mIoU by experiment, training set and size; Figure 6 as read off the
 COLUMNS = ("split", "budget")  # shown where they vary
 
 
-def title_of(experiment: str) -> str:
-    return TITLES.get(experiment, experiment.capitalize())
-
-
 def study_report(
     run: RunFolder, rows: Rows, preset: Preset, test: PairFolder, timing: dict[str, float], backbone: Backbone
 ) -> Report:
     """What the log's `rows` say so far. `timing`: seconds per slice, empty if not measured."""
-    names, order = test.info.classes.names, list(TITLES)
-    rows = sorted(rows, key=lambda row: order.index(row["experiment"]) if row["experiment"] in order else len(order))
+    names = test.info.classes.names
+    rows = [row for experiment in EXPERIMENTS for row in rows if row["experiment"] == experiment]
     parts: list[Table | Figure | Pictures] = []
     for (experiment,), own in grouped(rows, "experiment").items():
         if experiment in GROWTH:
@@ -99,14 +84,14 @@ def difference_parts(experiment: str, rows: Rows, preset: Preset) -> list[Table 
     over = "redraws" if unit_of(rows) == "redraw" else "U-Net seeds"
     lines, chart = [], []
     for one, *sides, change in contrasted(preset, experiment, rows):
-        label = f"{one.with_it} − {one.without}{one.suffix}"
+        label = f"{one.ours.name} − {one.theirs.name}{one.suffix}"
         intervals = change.interval, over_test_slices(*sides, preset.block)
         cells = [points(change.mean), *map(range_of, intervals), str(change.pairs), position(change.interval)]
         lines.append([label, *cells])
         chart.append((label, 100 * change.mean, [bar and (100 * bar[0], 100 * bar[1]) for bar in intervals]))
     if not lines:
         return []
-    title = f"{title_of(experiment)}, differences"
+    title = f"{described(experiment)[0]}, differences"
     note = (
         f"Thick bar: t interval over {over}{', which the verdict goes by' * (over == 'redraws')}. Thin bar: the same "
         f"trained networks on other test slices, blocks of {preset.block} neighbours drawn anew, matrices pooled "
@@ -140,9 +125,9 @@ def score_table(experiment: str, rows: Rows, names: Sequence[str], preset: Prese
         line = [name + mark, *varying, f"{slices} + {val_slices}", f"{size:,}", *ious, steps]
         lines.append(line + [PAPER.get((experiment, name, size), "–")] * paper)
     precision = " and ".join(sorted({row["precision"] for row in rows}))
-    what = EXPERIMENTS.get(experiment, "")
+    title, what = described(experiment)
     note = (
-        f"{what[:1].upper()}{what[1:]}{'. ' * bool(what)}Test IoU in per cent, mean ± sample standard deviation over "
+        f"{what} Test IoU in per cent, mean ± sample standard deviation over "
         f"{repetitions_of(rows)}; U-Nets in {precision}. Annotated: training + validation slices."
     )
     if any(row["unconverged"] for row in rows):
@@ -150,7 +135,7 @@ def score_table(experiment: str, rows: Rows, names: Sequence[str], preset: Prese
     if "split" in shown:
         note += " The splits have other test slices: compare differences, not rows."
     header = ["training set", *shown, "annotated", "size", "mIoU", *names, "steps"] + ["the paper"] * paper
-    return Table(title_of(experiment), header, lines, note)
+    return Table(title, header, lines, note)
 
 
 def time_table(rows: Rows, timing: dict[str, float], preset: Preset) -> Table:

@@ -1,23 +1,23 @@
-"""Which slices a study learns from: its volumes, their splits, what is drawn from them, and rotated copies."""
+"""Which slices a study learns from: its volumes, their splits, and what is drawn from them."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from natural2nanoscale.data.folders import PARTS, PairFolder, open_pairs, write_pairs
+from natural2nanoscale.data.folders import PARTS, DatasetInfo, PairFolder, open_pairs, write_pairs
 from natural2nanoscale.data.roots import digests_of, learned_from_folder, refuse_unfit
-from natural2nanoscale.draws import sample_seeds
-from natural2nanoscale.phantom.volume import PhantomSettings, write_phantom
+from natural2nanoscale.phantom.volume import write_phantom
 from natural2nanoscale.seeds import permutation_for, seed_for
-from natural2nanoscale.segmentation.augmentation import augment
 from natural2nanoscale.segmentation.schedule import check
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.slices import Slices, load_slices
+from natural2nanoscale.segmentation.slices import load_slices
+from natural2nanoscale.study.presets import Place, Preset
+from natural2nanoscale.study.trial import Trial
+
+Pairs = tuple[DatasetInfo, Iterable[tuple]]  # as `write_pairs` takes them
 
 
 def check_study(folders: dict[str, PairFolder], budgets: Iterable[Settings]) -> None:
@@ -28,13 +28,25 @@ def check_study(folders: dict[str, PairFolder], budgets: Iterable[Settings]) -> 
         check(training, validation, replace(settings, balance=None))
 
 
-def redraw_root(out: Path, data: Path | None, phantom: PhantomSettings, seed: int, redraw: int) -> Path:
-    """The data root of one redraw: `data`, or a phantom of its own in `out`."""
-    if data is not None:
-        return data
-    root = out / "phantom"
+def open_trial(trial: Trial) -> dict[str, PairFolder]:
+    """Draw the slices of a trial, or find them drawn: "pool", "train", "val" and "test"."""
+    preset, redraw = trial.preset, trial.redraw
+    root = redraw_root(trial.place, preset, redraw)
+    if trial.split == "random":
+        root = split_at_random(root, trial.folder.parent / "random", seed_for(preset.seed, "split", redraw))
+    folders = {"pool": open_pairs(root / "train"), "test": open_pairs(root / "test")}
+    folders["train"] = draw_train(trial.folder / "train", folders["pool"], trial.count, preset.seed, redraw)
+    folders["val"] = draw_validation(open_pairs(root / "val"), trial.count, preset.seed, redraw)
+    return folders
+
+
+def redraw_root(place: Place, preset: Preset, redraw: int) -> Path:
+    """The data root of one redraw: that of the study, or a phantom of its own."""
+    if place.data is not None:
+        return place.data
+    root = place.out / f"redraw-{redraw}" / "phantom"
     if not root.exists():
-        write_phantom(root, replace(phantom, seed=seed_for(seed, "redraw", redraw)))
+        write_phantom(root, replace(preset.phantom, seed=seed_for(preset.seed, "redraw", redraw)))
     return root
 
 
@@ -46,13 +58,22 @@ def draw_train(out: Path, pool: PairFolder, count: int, seed: int, redraw: int) 
     """
     if count == len(pool.stems):
         return pool
-    if not (out / "dataset.json").is_file():
-        shutil.rmtree(out, ignore_errors=True)  # half written when a study was killed
+
+    def drawn() -> Pairs:
         rounds, turn = divmod(redraw, len(pool.stems) // count)
         order = permutation_for(len(pool.stems), seed, "slices", rounds)
         chosen = [pool.stems[i] for i in sorted(order[turn * count : (turn + 1) * count])]
         info = replace(pool.info, digests=digests_of(pool))
-        write_pairs(out, info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen))
+        return info, ((stem, pool.image(stem), pool.mask(stem)) for stem in chosen)
+
+    return made_once(out, drawn)
+
+
+def made_once(out: Path, make: Callable[[], Pairs]) -> PairFolder:
+    """The pair folder `out`, which is written where it is not complete."""
+    if not (out / "dataset.json").is_file():
+        shutil.rmtree(out, ignore_errors=True)  # half written when a study was killed
+        write_pairs(out, *make())
     return open_pairs(out)
 
 
@@ -61,6 +82,12 @@ def some(folder: PairFolder, stems: Iterable[str]) -> PairFolder:
     wanted = set(stems)
     kept = [i for i, stem in enumerate(folder.stems) if stem in wanted]
     return replace(folder, stems=tuple(folder.stems[i] for i in kept), shapes=tuple(folder.shapes[i] for i in kept))
+
+
+def undrawn(folders: dict[str, PairFolder]) -> PairFolder:
+    """The slices of the pool that were not drawn, whose masks stay hidden."""
+    drawn, pool = set(folders["train"].stems), folders["pool"]
+    return some(pool, [stem for stem in pool.stems if stem not in drawn])
 
 
 def draw_validation(val: PairFolder, count: int, seed: int, redraw: int) -> PairFolder:
@@ -89,16 +116,3 @@ def split_at_random(root: Path, out: Path, seed: int) -> Path:
         )
         write_pairs(out / part, info, pairs)
     return out
-
-
-def rotated_copies(slices: Slices, count: int, seed: int) -> Slices:
-    """`count` rotated slices and masks: copy i is a function of (seed, i), of slice i modulo their number."""
-    images, masks = [], []
-    for copy in range(count):
-        image, mask = slices.images[copy % len(slices)], slices.masks[copy % len(slices)]
-        pixels, ids = torch.from_numpy(image).float()[None, None], torch.from_numpy(mask)[None]
-        seeds = sample_seeds(torch.tensor([[copy]]), seed, "copy")
-        warped, ids = augment(pixels, ids, "rotation", seeds, mask.shape, Settings.angle)
-        images.append(warped[0, 0].round().clamp(0, 255).to(torch.uint8).numpy())
-        masks.append(ids[0].numpy())
-    return Slices(images, masks, slices.classes, count, slices.intensity_window)

@@ -2,118 +2,76 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.inference import predict_mask
+from natural2nanoscale.segmentation.monitor import Trained
 from natural2nanoscale.segmentation.schedule import plan_steps
 from natural2nanoscale.segmentation.settings import Settings
-from natural2nanoscale.segmentation.slices import Slices, combine
+from natural2nanoscale.segmentation.slices import Slices, combine, load_slices
 from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.segmentation.unet import UNet
-from natural2nanoscale.study.conditions import IN_MEMORY, RECIPES, ROTATION, Condition
-from natural2nanoscale.study.presets import Preset
+from natural2nanoscale.segmentation.unet import UNet, UNetInfo, load_unet, save_unet
+from natural2nanoscale.study.conditions import RECIPES, Condition
+from natural2nanoscale.study.training_sets import Pairs, made_once, open_trial, undrawn
+from natural2nanoscale.study.trial import KEY, Cell, Trial
 
-KEY = ("experiment", "condition", "split", "slices", "size", "redraw", "seed", "budget")  # a cell's, in its log line
 JUDGED = 8  # synthetic slices per mask, at most, that the U-Nets trained on real ones label
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One U-Net: its training set and budget, and of which repetition it is."""
-
-    condition: Condition
-    slices: int  # annotated ones
-    redraw: int
-    seed: int
-    budget: str
-
-    @property
-    def size(self) -> int | None:
-        """Slices in the training set; None while it is not known how many copies the time yields."""
-        condition = self.condition
-        if condition.copies == math.inf:
-            return None
-        return sum(condition.counts(self.slices)) + condition.pseudo + self.slices * condition.real
-
-    @property
-    def key(self) -> tuple:
-        """The values of KEY."""
-        condition = self.condition
-        named = (condition.experiment, condition.name, condition.split, self.slices, self.size)
-        return (*named, self.redraw, self.seed, self.budget)
-
-    @property
-    def training(self) -> tuple:
-        """What is trained, whoever asks for it and under whatever name: equal ones are trained once."""
-        condition = replace(self.condition, experiment="", name="", budget="", slices=None)
-        return (condition, self.slices, self.redraw, self.seed, self.budget)
-
-
-def plan_cells(conditions: Sequence[Condition], count: int, preset: Preset, redraw: int, timing: dict) -> list[Cell]:
-    """The cells that learn from the same `count` annotated slices; `timing`: seconds per slice, empty if not measured.
-
-    The copies that a time yields are counted once it is known.
-    """
-    cells = []
-    for member in conditions:
-        condition = member
-        if member.copies == math.inf and timing:
-            made = min(affordable(member, count, preset, timing), preset.most_copies)
-            condition = replace(member, copies=made / count)
-        budget = member.budget or next(iter(preset.budgets))
-        cells += [Cell(condition, count, redraw, seed, budget) for seed in range(preset.seeds)]
-    return cells
-
-
-def affordable(condition: Condition, count: int, preset: Preset, timing: dict) -> int:
-    """Rotated copies that can be made in the time of the synthetic slices of the largest ratio."""
-    seconds = timing["memory" if condition.name == IN_MEMORY else "disk"]
-    return int(max(preset.ratios) * count * timing["synthetic"] / seconds)
-
-
-def train_cell(cell: Cell, preset: Preset, slices: Mapping[str, Slices], device: torch.device) -> tuple[dict, UNet]:
+def train_cell(cell: Cell, slices: Mapping[str, Slices], device: torch.device) -> tuple[dict, UNet]:
     """Train the U-Net of a cell and score it: its line of the log, a function of these arguments but for `seconds`.
 
     slices: "train" (the annotated ones), "val", "test" and, where they are asked for, "synthetic" and "pseudo".
     """
-    began, condition = time.monotonic(), cell.condition
-    judged = None
-    if condition.name == ROTATION and "synthetic" in slices:  # do they show what their masks say?
-        most = min(JUDGED, len(slices["synthetic"]) // cell.slices)
-        judged = combine(None, slices["synthetic"], most, cell.slices)
-    real = slices["train"] if condition.real else None
-    made = slices["synthetic"] if condition.synthetic else None
-    share = condition.synthetic
+    began, condition, trial = time.monotonic(), cell.condition, cell.trial
+    budget, label = trial.preset.budgets[cell.budget], f"U-Net {cell.seed}, {condition.name}"
+    seed = seed_for(trial.preset.seed, trial.redraw, "unet", cell.seed)  # the same for all conditions of a repetition
+    trained = train_on(condition, slices, budget, seed, device, label)
+    matrices = image_matrices(trained.model, slices["test"], device)
+    scores = score(matrices, range(len(matrices)))
+    row = dict(zip(KEY, cell.key, strict=True)) | {"ratio": condition.ratio}
+    row |= {"val_slices": len(slices["val"]), "validation": trained.best["val_miou"], "steps": trained.steps}
+    row["curve"] = [[look["step"], look["val_miou"]] for look in trained.rows]
+    row["precision"] = trained.model.precision
+    row["unconverged"] = still_improves(trained.rows, budget.select_by)
+    row |= {key: scores[key] for key in ("miou", "iou", "confusion")}
+    if condition.is_asked and "synthetic" in slices:  # do they show what their masks say?
+        made, count = slices["synthetic"], len(slices["train"])
+        judged = combine(None, made, min(JUDGED, len(made) // count), count)
+        row["synthetic_iou"] = score(image_matrices(trained.model, judged, device), range(len(judged)))["iou"]
+    row |= {"images": matrices.tolist(), "seconds": round(time.monotonic() - began, 1)}
+    return row, trained.model
+
+
+def train_on(
+    condition: Condition, slices: Mapping[str, Slices], budget: Settings, seed: int, device: torch.device, label: str
+) -> Trained:
+    """Train a U-Net on what a condition makes of `slices`, those of `train_cell` but for "test"."""
+    training = training_set(condition, slices)
+    return train(training, slices["val"], unet_settings(condition, budget, training, seed), device, label=label)
+
+
+def training_set(condition: Condition, slices: Mapping[str, Slices]) -> Slices:
+    count = len(slices["train"])
+    made, share = slices["synthetic"] if condition.synthetic else None, condition.synthetic
     if RECIPES[condition.recipe].check:  # some may have been rejected
-        share = min(share, len(made) / cell.slices)
-    training = combine(real, made, share, cell.slices)
+        share = min(share, len(made) / count)
+    training = combine(slices["train"] if condition.real else None, made, share, count)
     if condition.pseudo:
         training = combine(training, slices["pseudo"], condition.pseudo / len(training))
-    settings = unet_settings(cell, preset, training)
-    label = f"U-Net {cell.seed}, {condition.name}"
-    row = dict(zip(KEY, cell.key, strict=True)) | {"ratio": condition.copies + condition.synthetic}
-    scores, model = score_unet(training, slices["val"], slices["test"], settings, device, judged, label)
-    return row | scores | {"seconds": round(time.monotonic() - began, 1)}, model
+    return training
 
 
-def pseudo_labels(model: UNet, unlabelled: PairFolder, device: torch.device) -> Iterator[tuple]:
-    """(stem, image, mask) of slices whose own masks are not opened: the masks are the network's answers."""
-    for stem in unlabelled.stems:
-        image = unlabelled.image(stem)
-        yield stem, image, predict_mask([model], torch.from_numpy(image)[None].to(device))[0].cpu().numpy()
-
-
-def unet_settings(cell: Cell, preset: Preset, training: Slices) -> Settings:
-    """The budget's settings, with the same seed for every condition of a repetition."""
-    condition, budget = cell.condition, preset.budgets[cell.budget]
+def unet_settings(condition: Condition, budget: Settings, training: Slices, seed: int) -> Settings:
+    """The budget's settings for a condition and its training set."""
     mixed = condition.real and (condition.synthetic > 0 or condition.pseudo > 0) and not condition.finetune
     copies, _ = condition.counts(training.real)
     settings = replace(
@@ -122,37 +80,11 @@ def unet_settings(cell: Cell, preset: Preset, training: Slices) -> Settings:
         angle=condition.angle,
         enlarge_to=training.real + copies if copies else None,
         balance=budget.balance if mixed else None,
-        seed=seed_for(preset.seed, cell.redraw, "unet", cell.seed),
+        seed=seed,
     )
     if condition.finetune:
         settings = replace(settings, finetune_after=plan_steps(len(training), settings)[1] // 2)
     return settings
-
-
-def score_unet(
-    training: Slices,
-    validation: Slices,
-    test: Slices,
-    settings: Settings,
-    device: torch.device,
-    synthetic: Slices | None = None,
-    label: str | None = None,
-) -> tuple[dict, UNet]:
-    """Train one U-Net and score it on the test slices: the facts of a log line, and the network.
-
-    `synthetic`: slices to be labelled as well; do they show what their masks say? `label` stands on the progress bar.
-    """
-    trained = train(training, validation, settings, device, label=label)
-    matrices = image_matrices(trained.model, test, device)
-    scores = score(matrices, range(len(test)))
-    row = {"val_slices": len(validation), "validation": trained.best["val_miou"], "steps": trained.steps}
-    row["curve"] = [[look["step"], look["val_miou"]] for look in trained.rows]
-    row["precision"] = trained.model.precision
-    row["unconverged"] = still_improves(trained.rows, settings.select_by)
-    row |= {key: scores[key] for key in ("miou", "iou", "confusion")}
-    if synthetic is not None:
-        row["synthetic_iou"] = score(image_matrices(trained.model, synthetic, device), range(len(synthetic)))["iou"]
-    return row | {"images": matrices.tolist()}, trained.model
 
 
 def still_improves(rows: list[dict], select_by: str) -> bool:
@@ -163,3 +95,42 @@ def still_improves(rows: list[dict], select_by: str) -> bool:
         return True
     before = max(scores[:-1])
     return scores[-1] - before > 0.005 * (1 if select_by == "miou" else -before)
+
+
+# ------------------------------------------------------------------- the real + rotation U-Net as a teacher
+
+
+def teacher_of(trial: Trial, seed: int, device: torch.device) -> UNet:
+    """The real + rotation U-Net of a repetition, which labels what nobody annotated: as it was saved, or trained."""
+    out = trial.folder / f"teacher-{seed}"
+    if not (out / "config.json").is_file():
+        of_it = next(condition for condition in trial.conditions if condition.is_asked)
+        folders = open_trial(trial)
+        slices = {part: load_slices(folders[part]) for part in ("train", "val", "test")}
+        _, model = train_cell(Cell(trial, of_it, seed), slices, device)
+        save_teacher(trial, seed, model, slices["train"])
+    return load_unet(out, device)[0]
+
+
+def save_teacher(trial: Trial, seed: int, model: UNet, training: Slices) -> None:
+    info = UNetInfo(model.width, model.depth, training.classes, training.intensity_window, precision=model.precision)
+    save_unet(trial.folder / f"teacher-{seed}", model, info)
+
+
+def label_pool(trial: Trial, seed: int, device: torch.device) -> PairFolder:
+    """The slices of the pool that were not drawn, labelled by the real + rotation U-Net of the same seed.
+
+    Their own masks stay hidden. They are training slices of the data root, which keeps the gap to held-out ones that
+    it was prepared with.
+    """
+
+    def answer(teacher: UNet, image: np.ndarray) -> np.ndarray:
+        return predict_mask([teacher], torch.from_numpy(image)[None].to(device))[0].cpu().numpy()
+
+    def labelled() -> Pairs:
+        folders, teacher = open_trial(trial), teacher_of(trial, seed, device)
+        info = replace(folders["pool"].info, origin="synthetic", split={"rule": "pseudo-labels", "seed": seed})
+        images = ((stem, folders["pool"].image(stem)) for stem in undrawn(folders).stems)
+        return info, ((stem, image, answer(teacher, image)) for stem, image in images)
+
+    return made_once(trial.folder / f"pseudo-{seed}", labelled)

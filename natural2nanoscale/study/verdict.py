@@ -80,12 +80,12 @@ def experiment_verdict(preset: Preset, experiment: str, rows: Rows) -> tuple[int
     rank, told, made = 3, {}, recipes(preset, experiment)
     for one, ours, theirs, change in contrasted(preset, experiment, rows):
         slices = ours[0]["slices"]
-        if one.with_it not in made or one.without in made or slices in told:
+        if one.ours.name not in made or one.theirs.name in made or slices in told:
             continue
         control = find_control(rows, slices)
-        rank = min(rank, 0 if control else 1 if one.with_it != SYNTHETIC else 2)  # pure synthetic slices say least
+        rank = min(rank, 0 if control else 1 if one.ours.name != SYNTHETIC else 2)  # pure synthetic slices say least
         share = share_of(control, ours, theirs) if control else None
-        where = one.where or f"of {one.with_it} over {one.without}"
+        where = one.where or f"of {one.ours.name} over {one.theirs.name}"
         told[slices] = sentence(change, where + one.suffix, control, share and percent_of(share))
         if control:
             told[slices] += company([row for row in rows if row["slices"] == slices], made)

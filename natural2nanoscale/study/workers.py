@@ -2,89 +2,84 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
-Work = Callable[..., dict | None]  # a function of a module, which processes find by its name
+from natural2nanoscale.errors import InputError
+
 PATIENCE = 120  # seconds that a process has to save what it is at
 
 
-class Here:
-    """The one worker that this process is itself."""
+def carried_out(work: Callable, jobs: int, following: Callable) -> Iterator[tuple]:
+    """Tasks and what `work`, a function of a module, gave for them, as they end; to be closed by whoever takes them.
 
-    def __init__(self, work: Work):
-        self.work, self.task, self.free = work, None, 1
+    following: the next task, whenever a process is free; None while there is none. The end is where no task is left.
+    """
+    if jobs <= 1:
+        while task := following():
+            yield task, work(task)
+        return
+    with processes(jobs) as idle:
+        busy = {}
+        while True:
+            while idle and (task := following()):
+                connection = idle.pop()
+                connection.send((work, task))
+                busy[connection] = task
+            if not busy:
+                return
+            connection = wait(list(busy))[0]
+            task = busy.pop(connection)
+            try:
+                found, error = connection.recv()
+            except EOFError:
+                raise InputError(
+                    "a process of --jobs was ended from outside, often for want of memory: the same command goes on, "
+                    "with fewer --jobs if need be"
+                ) from None
+            if error is not None:
+                raise error
+            idle.append(connection)
+            yield task, found
 
-    def start(self, task: tuple) -> None:
-        self.task, self.free = task, 0
 
-    def wait(self) -> tuple[tuple, dict | None]:
-        """Carry the task out that was started: it, and what it gave."""
-        self.free = 1
-        return self.task, self.work(*self.task)
+@contextmanager
+def processes(count: int) -> Iterator[list[Connection]]:
+    """Connections to processes that are started anew, not forked, so that each is as another and none inherits threads.
 
-    def close(self, stop: bool) -> None:
-        pass
-
-
-class Processes:
-    """`count` processes that are started anew, not forked, so that each is as another and none inherits threads."""
-
-    def __init__(self, work: Work, count: int):
-        context = multiprocessing.get_context("spawn")
-        self.idle: list[Connection] = []
-        self.busy: dict[Connection, tuple] = {}
-        self.members = []
+    At the end they are let go; where it came early, whoever is at work saves what it can and leaves it.
+    """
+    context, members, connections = multiprocessing.get_context("spawn"), [], []
+    finished = False
+    try:
         for _ in range(count):
             ours, theirs = context.Pipe()
-            self.members.append(context.Process(target=serve, args=(theirs, work.__module__, work.__name__)))
-            self.members[-1].start()
+            members.append(context.Process(target=serve, args=(theirs,)))
+            members[-1].start()
             theirs.close()
-            self.idle.append(ours)
-
-    @property
-    def free(self) -> int:
-        return len(self.idle)
-
-    def start(self, task: tuple) -> None:
-        connection = self.idle.pop()
-        connection.send(task)
-        self.busy[connection] = task
-
-    def wait(self) -> tuple[tuple, dict | None]:
-        """The first task that ends, and what it gave; raises what it raised."""
-        connection = wait(list(self.busy))[0]
-        task = self.busy.pop(connection)
-        try:
-            found, error = connection.recv()
-        except EOFError:
-            raise MemoryError("a process of --jobs was ended from outside, often for want of memory") from None
-        if error is not None:
-            raise error
-        self.idle.append(connection)
-        return task, found
-
-    def close(self, stop: bool) -> None:
-        """Let all go; with `stop` whoever is at work saves what it can and leaves it."""
-        for member in self.members:
-            if stop:
+            connections.append(ours)
+        yield list(connections)
+        finished = True
+    finally:
+        for member in members:
+            if not finished:
                 member.terminate()
-        for connection in (*self.idle, *self.busy):
+        for connection in connections:
             connection.close()
-        for member in self.members:
+        for member in members:
             member.join(PATIENCE)
             if member.is_alive():
                 member.kill()
 
 
-def serve(connection: Connection, module: str, name: str) -> None:
+def serve(connection: Connection) -> None:
     """A process: take tasks until there are none. It outlives neither its parent nor SIGTERM."""
     if hasattr(os, "setsid"):
         os.setsid()  # out of the terminal's reach
@@ -97,13 +92,10 @@ def serve(connection: Connection, module: str, name: str) -> None:
         import torch
 
         torch.set_num_threads(1)
-        work = getattr(importlib.import_module(module), name)
         while True:
-            task = connection.recv()
+            work, task = connection.recv()
             try:
-                connection.send((work(*task), None))
-            except KeyboardInterrupt:
-                raise
+                connection.send((work(task), None))
             except Exception as error:
                 error.add_note(traceback.format_exc())
                 connection.send((None, error))

@@ -21,15 +21,16 @@ from natural2nanoscale.data.encoders import decode_gray, encode_gray
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone
 from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
-from natural2nanoscale.phantom.volume import PhantomSettings
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
 from natural2nanoscale.segmentation.settings import SHORT
 from natural2nanoscale.segmentation.slices import Slices, load_slices
 from natural2nanoscale.segmentation.training import train
-from natural2nanoscale.study.conditions import Recipe
+from natural2nanoscale.study.conditions import mixed
+from natural2nanoscale.study.presets import PRESETS, Place
 from natural2nanoscale.study.synthetic import draw_synthetic, train_controlnet
 from natural2nanoscale.study.training_sets import draw_train, redraw_root
+from natural2nanoscale.study.trial import Drawing, Trial
 
 CPU = torch.device("cpu")
 
@@ -72,10 +73,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/backbone-benchmark"))
     args = parser.parse_args()
     backbone = load_backbone("embedded", CPU)
-    ratios = []
+    preset, ratios = replace(PRESETS["worth"], seed=args.seed, controlnet_steps=args.steps), []
     for turn in range(args.seeds):
         here = args.out / f"seed-{turn}"
-        root = redraw_root(here, args.data, PhantomSettings(), args.seed, turn)
+        root = redraw_root(Place(here, args.data), preset, turn)
         folders = {part: open_pairs(root / part) for part in ("train", "val", "test")}
         folders["train"] = draw_train(here / "train", folders["train"], args.slices, args.seed, turn)
         slices = {part: load_slices(folder) for part, folder in folders.items()}
@@ -102,10 +103,11 @@ def main() -> None:
             flush=True,
         )
         for name, model in (("frozen", backbone), ("random", random_unet(backbone, turn))):
-            run = train_controlnet(here / name / "controlnet", model, folders, 0, args.steps, seed, None)
-            made = here / name / "synthetic", run, model, folders["train"], Recipe(), 1, seed, [], folders["val"]
-            drawn = load_slices(draw_synthetic(*made))
-            found = scores(drawn)
+            trial = Trial(preset, Place(here / name), turn, "given", args.slices, [mixed(1.0)])
+            drawing = Drawing(trial, "plain")
+            train_controlnet(drawing, model, folders, seed)
+            draw_synthetic(drawing, model, folders["train"], folders["val"], seed)
+            found = scores(load_slices(open_pairs(drawing.folder)))
             shares = [f"{100 * a / b:.1f}" for a, b in zip(found["iou"], real["iou"], strict=True) if a and b]
             print(
                 f"seed {turn}: label consistency over {name} weights {100 * found['miou']:.1f}, "
