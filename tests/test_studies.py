@@ -17,14 +17,15 @@ from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.diffusion.shapes import Shapes
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.segmentation.slices import combine, load_slices
-from natural2nanoscale.study import pilot, training_sets, unets
-from natural2nanoscale.study.conditions import ALL, ROTATION, SELF
+from natural2nanoscale.study import pilot, study, training_sets, unets
+from natural2nanoscale.study.conditions import ALL, ROTATION, SELF, real
 from natural2nanoscale.study.experiments import FREE, conditions, control
 from natural2nanoscale.study.presets import EQUAL, PRESETS, Place
 from natural2nanoscale.study.synthetic import deformed_slices
 from natural2nanoscale.study.training_sets import draw_validation, made_once, open_trial
-from natural2nanoscale.study.trial import Drawing, plan_trials
+from natural2nanoscale.study.trial import Cell, Drawing, plan_trials
 from natural2nanoscale.study.workers import carried_out
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -47,6 +48,27 @@ def test_the_same_unet_is_asked_the_same_by_whatever_name(tmp_path):
     assert {cell.condition.name for cell in asked} == {ALL, ROTATION} and len(cells) > len(asked)
     assert len({cell.training for cell in asked if cell.trial.redraw == 0}) == 1
     assert {cell.drawing.name for cell in asked} == {"plain"}
+
+
+def test_who_labels_is_trained_first_and_under_the_same_augmentation(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.RunFolder, "read_log", lambda self: [])
+    preset = replace(PRESETS["worth"], pool=32, experiments=("recipes",), redraws=1)
+    agenda = study.Agenda(RunFolder(tmp_path), plan_trials(preset, Place(tmp_path)))
+
+    def startable():
+        """Names of all that can be started, one drawing after the other."""
+        names = set()
+        for _ in range(20):
+            names |= {task.condition.name if isinstance(task, Cell) else task.folder.name for task in agenda.ready()}
+            agenda.drawn = dict.fromkeys(agenda.drawn, True)
+        return names
+
+    asking = {SELF, f"{SELF} + nnunet", "synthetic-predicted-masks", "synthetic-adapted-predicted-detail-nnunet"}
+    assert not startable() & asking
+    agenda.done |= {cell.key: {} for cell in agenda.cells() if cell.condition.name == "real + nnunet"}
+    assert startable() & asking == {f"{SELF} + nnunet", "synthetic-adapted-predicted-detail-nnunet"}
+    folders = {cell.drawing.folder.name for cell in agenda.cells() if cell.drawing}
+    assert {"synthetic-adapted-predicted-detail", "synthetic-deformed-masks"} <= folders  # the latter by anyone
 
 
 def test_validation_takes_no_more_slices_than_training(data_folder):
@@ -76,7 +98,7 @@ def test_unlabelled_slices_are_the_undrawn_ones_and_their_masks_stay_hidden(data
     monkeypatch.setattr(unets, "teacher_of", lambda *_: Threshold())
     labelled = []
     with pytest.raises(Exception, match="dataset.json"):  # nothing was written
-        unets.label_pool(trial, 0, CPU)
+        unets.label_pool(trial, real("rotation"), 0, CPU)
     assert sorted(stem for stem, _, _ in labelled) == sorted(set(pool.stems) - set(drawn))
     assert all((mask == (image > 127)).all() for _, image, mask in labelled)
 

@@ -19,14 +19,14 @@ class Recipe:
     """How synthetic slices are made: what the ControlNet stands on, and which masks they are drawn from."""
 
     adapted: bool = False  # to the pool's slices without masks, before
-    masks: str = "same"  # Request.masks, or "predicted": the real + rotation U-Net's answers on slices without masks
+    masks: str = "same"  # Request.masks, or "predicted": by the teacher (Condition.teacher), on slices without masks
     detail: bool = False  # SamplingSettings.detail
     check: bool = False  # unsure pixels are ignored, slices that show something else drawn again or left out
     drawn: bool = True  # False: the real slices themselves, deformed with the masks: what geometry alone brings
 
     @property
     def asks(self) -> bool:
-        """Whether the real + rotation U-Net is needed first."""
+        """Whether a U-Net of the real slices is needed first."""
         return self.masks == "predicted" or self.check
 
 
@@ -40,6 +40,7 @@ RECIPES = {
     "adapted": Recipe(adapted=True),
     "adapted, deformed": Recipe(adapted=True, masks="deformed"),
     "adapted, predicted": Recipe(adapted=True, masks="predicted"),
+    "adapted, predicted, detail": Recipe(adapted=True, masks="predicted", detail=True),
     "adapted, predicted, checked": Recipe(adapted=True, masks="predicted", check=True),
 }
 
@@ -52,7 +53,7 @@ class Condition:
     synthetic: float = 0.0
     recipe: str = "plain"  # of RECIPES: how they are made
     copies: float = 0.0  # infinity: as many as the time takes in which the synthetic slices are made
-    pseudo: int = 0  # slices beside them, labelled by the real + rotation U-Net of the same repetition
+    pseudo: int = 0  # slices beside them, labelled by the teacher of the same repetition
     real: bool = True  # with the annotated slices themselves
     augment: str = "none"  # Settings.augment
     angle: float = Settings.angle  # of rotation, in degrees
@@ -76,10 +77,20 @@ class Condition:
         """Whether generation has to be timed before it is known how many copies there are."""
         return self.copies == math.inf
 
+    def trains_as(self, other: Condition) -> bool:
+        """Whether it is the same training set, by whatever name."""
+        nameless = {"name": "", "slices": None, "budget": "", "experiment": ""}
+        return replace(self, **nameless) == replace(other, **nameless)
+
     @property
     def is_asked(self) -> bool:
-        """Whether it is rotation alone, by whatever name: its U-Nets are asked what they see in other slices."""
-        return replace(self, name=ROTATION, slices=None, budget="", experiment="") == real("rotation")
+        """Whether it is rotation alone: its U-Nets are asked what they see in synthetic slices."""
+        return self.trains_as(real("rotation"))
+
+    @property
+    def teacher(self) -> Condition | None:
+        """Whose U-Net labels slices for it: that of the real slices alone with its augmentation; None: nobody's."""
+        return real(self.augment) if self.pseudo or RECIPES[self.recipe].asks else None
 
     @property
     def facts(self) -> dict:

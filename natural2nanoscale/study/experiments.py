@@ -26,7 +26,8 @@ from natural2nanoscale.study.presets import Preset
 
 BEST = "deformed masks"  # the recipe that worth and the demo take
 FREE = "deformed slices"  # the one without a generator
-BESIDE_NNUNET = (FREE, BEST, "deformed masks, detail")  # tried with nnU-Net's augmentation as well
+LEARNED = "adapted, predicted, detail"  # the one that takes most from slices without masks
+BESIDE_NNUNET = (FREE, BEST, LEARNED)  # tried with nnU-Net's augmentation as well
 BESIDE, INSTEAD, ON_TOP = "beside the real slices", "in place of rotated copies", "on top of rotation"
 Plan = Iterator[Contrast | Condition]  # what is compared, the first matters most; and training sets besides
 
@@ -39,10 +40,17 @@ def scarce(preset: Preset, below: int | None) -> Iterator[tuple[int, str]]:
 
 
 def company(preset: Preset, count: int) -> list[Condition]:
-    """What needs no generator: rotation, elastic deformation, nnU-Net's augmentation, and self-training."""
+    """What needs no generator: rotation, elastic deformation, nnU-Net's augmentation, self-training, and real slices
+    deformed as masks are."""
     alone = [real(augment, slices=count) for augment in ("rotation", "elastic", "nnunet")]
-    undrawn = max(0, (preset.pool or 0) - count)
-    return [*alone, Condition(SELF, pseudo=undrawn, augment="rotation", slices=count)]
+    deformed = mixed(preset.scarce_ratio, "rotation", FREE, slices=count)
+    return [*alone, self_training(preset, count, "rotation"), deformed]
+
+
+def self_training(preset: Preset, count: int, augment: str) -> Condition:
+    """The real slices, and all others of the pool as the U-Net of the real ones labels them."""
+    name = SELF if augment == "rotation" else f"{SELF} + {augment}"
+    return Condition(name, pseudo=max(0, (preset.pool or 0) - count), augment=augment, slices=count)
 
 
 def control(preset: Preset, count: int) -> list[Condition]:
@@ -56,14 +64,14 @@ def worth(preset: Preset) -> Plan:
     """What synthetic slices are worth. Synthetic slices among free augmentations and self-training, under a positive
     control."""
     for count, suffix in scarce(preset, preset.pool):
-        rotation, elastic, nnunet, taught = free = company(preset, count)
+        rotation, elastic, nnunet, taught, deformed = free = company(preset, count)
         plain, best = (mixed(preset.scarce_ratio, "rotation", recipe, slices=count) for recipe in ("plain", BEST))
         bent = mixed(preset.scarce_ratio, "elastic", slices=count)
         yield from (*free, plain, best, bent)  # in this order
         yield Contrast(best, rotation, ON_TOP, suffix)
         yield Contrast(plain, rotation, ON_TOP, suffix)
         yield Contrast(bent, elastic, "on top of elastic deformation", suffix)
-        pairs = [(one, rotation) for one in free[1:]] + [(best, one) for one in (taught, elastic, nnunet)]
+        pairs = [(one, rotation) for one in free[1:]] + [(best, one) for one in (deformed, taught, elastic, nnunet)]
         yield from (Contrast(*pair, suffix=suffix) for pair in pairs)
         yield from control(preset, count)
 
@@ -71,7 +79,7 @@ def worth(preset: Preset) -> Plan:
 def recipes(preset: Preset) -> Plan:
     """Recipes. Synthetic slices made in other ways: adapted backbone, deformed, predicted masks, checked slices."""
     for count, suffix in scarce(preset, preset.pool):
-        rotation, _, nnunet, taught = free = company(preset, count)
+        rotation, _, nnunet, taught, deformed = free = company(preset, count)
         shares = dict.fromkeys(("same", "deformed"), preset.scarce_ratio)
         shares["predicted"] = (preset.pool or 2 * count) / count - 1  # one of each slice without masks
         made, strong = (
@@ -79,20 +87,24 @@ def recipes(preset: Preset) -> Plan:
             for augment in ("rotation", "nnunet")
         )
         pairs = [(one, other) for other in (rotation, taught) for one in made.values()]
-        pairs += [(one, made[FREE]) for one in made.values() if one != made[FREE]]
-        pairs += [(one, rotation) for one in free[1:]] + [(strong[name], nnunet) for name in BESIDE_NNUNET]
+        pairs += [(one, deformed) for one in made.values() if one != deformed]
+        pairs += [(one, rotation) for one in free[1:-1]] + [(strong[name], nnunet) for name in BESIDE_NNUNET]
+        taught = self_training(preset, count, "nnunet")
+        pairs += [(taught, nnunet), (strong[LEARNED], taught)]
         yield from (Contrast(*pair, suffix=suffix) for pair in pairs)
         yield from control(preset, count)
+        if preset.pool:
+            yield Condition("all slices + nnunet", augment="nnunet", slices=preset.pool)
 
 
 def demo(preset: Preset) -> Plan:
-    """Training sets. Rotation, elastic deformation and synthetic slices, under a positive control."""
+    """Training sets. Rotation, real slices deformed as masks are and synthetic slices, under a positive control."""
     for count, suffix in scarce(preset, preset.pool and preset.pool + 1):
-        rotation, elastic, *_ = company(preset, count)
+        rotation, *_, deformed = company(preset, count)
         mix = replace(mixed(preset.scarce_ratio, "rotation", BEST, slices=count), name=ROTATED_MIX)
         yield Contrast(mix, rotation, ON_TOP, suffix)
-        yield Contrast(elastic, rotation, suffix=suffix)
-        yield Contrast(mix, elastic, suffix=suffix)
+        yield Contrast(deformed, rotation, suffix=suffix)
+        yield Contrast(mix, deformed, suffix=suffix)
         yield from control(preset, count)
 
 

@@ -23,7 +23,7 @@ from natural2nanoscale.runs import RunFolder, open_run
 from natural2nanoscale.schemas import RESULT_ROW
 from natural2nanoscale.segmentation.slices import load_slices
 from natural2nanoscale.signals import Interrupted
-from natural2nanoscale.study.conditions import RECIPES
+from natural2nanoscale.study.conditions import real
 from natural2nanoscale.study.experiments import conditions
 from natural2nanoscale.study.pilot import fix_steps
 from natural2nanoscale.study.presets import Place, Preset
@@ -32,7 +32,7 @@ from natural2nanoscale.study.summary import study_report
 from natural2nanoscale.study.synthetic import backbone_of, make_synthetic
 from natural2nanoscale.study.training_sets import check_study, open_trial, redraw_root
 from natural2nanoscale.study.trial import KEY, Cell, Drawing, Trial, plan_trials, read_timing
-from natural2nanoscale.study.unets import label_pool, save_teacher, train_cell
+from natural2nanoscale.study.unets import label_pool, save_teacher, teacher_folder, train_cell
 from natural2nanoscale.study.workers import carried_out
 
 MAY_CHANGE = ("experiments", "redraws", "seeds", "scarce")
@@ -147,16 +147,17 @@ class Agenda:
     def ready(self) -> Iterator[Cell | Drawing]:
         """What can be started now, in order; each is started before the next one is asked for."""
         left = self.left()
-        teachers = {(cell.trial.folder, cell.seed) for cell in left if cell.condition.is_asked}
+        real_alone = [cell for cell in left if cell.condition.trains_as(real(cell.condition.augment))]
+        teachers = {teacher_folder(cell.trial, cell.condition, cell.seed) for cell in real_alone}
         for cell in left:
-            trial, drawing = cell.trial.folder, cell.drawing
+            trial, drawing, teacher = cell.trial.folder, cell.drawing, cell.condition.teacher
             if drawing and not self.drawn.get(drawing.folder):
-                waits = drawing.recipe.asks and (trial, 0) in teachers
+                waits = drawing.teacher and teacher_folder(cell.trial, drawing.teacher, 0) in teachers
                 busy = any(folder.parent == trial and not there for folder, there in self.drawn.items())
                 if not waits and not busy:  # recipes that share a ControlNet take turns
                     self.drawn[drawing.folder] = False
                     yield drawing
-            elif cell.size is None or (cell.condition.pseudo and (trial, cell.seed) in teachers):
+            elif cell.size is None or (teacher and teacher_folder(cell.trial, teacher, cell.seed) in teachers):
                 continue  # waits for the time that slices take, or for the U-Net that labels
             elif cell.training not in self.trained:
                 self.trained.add(cell.training)
@@ -199,11 +200,11 @@ def carry_out(task: Cell | Drawing) -> dict | None:
     if task.drawing:
         parts["synthetic"] = open_pairs(task.drawing.folder)
     if condition.pseudo:
-        parts["pseudo"] = label_pool(trial, task.seed, device)
+        parts["pseudo"] = label_pool(trial, condition.teacher, task.seed, device)
     slices = {part: load_slices(folder) for part, folder in parts.items()}
     row, model = train_cell(task, slices, device)
-    if condition.is_asked and any(one.pseudo or RECIPES[one.recipe].asks for one in trial.conditions):
-        save_teacher(trial, task.seed, model, slices["train"])
+    if any(one.teacher and condition.trains_as(one.teacher) for one in trial.conditions):
+        save_teacher(teacher_folder(trial, condition, task.seed), model, slices["train"])
     if condition.synthetic:
         row["quality"] = asdict(quality(folders["pool"], parts["synthetic"]))
     # what a comparison of lines must know: which test slices, and how many annotated ones redraws draw from

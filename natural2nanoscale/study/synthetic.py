@@ -63,7 +63,9 @@ def make_synthetic(drawing: Drawing) -> None:
         made_once(drawing.folder, lambda: deformed_slices(folders["train"], drawing, seed))
         return
     backbone = backbone_of(trial.place)
-    source = label_pool(trial, 0, backbone.device) if recipe.masks == "predicted" else folders["train"]
+    source = folders["train"]
+    if recipe.masks == "predicted":
+        source = label_pool(trial, drawing.teacher, 0, backbone.device)
     train_controlnet(drawing, backbone, folders, seed)
     draw_synthetic(drawing, backbone, source, folders["val"], seed)
     if trial.split == "given":
@@ -102,14 +104,14 @@ def train_controlnet(drawing: Drawing, backbone: Backbone, folders: dict[str, Pa
 
 def draw_synthetic(drawing: Drawing, backbone: Backbone, source: PairFolder, val: PairFolder, seed: int) -> None:
     """Draw slices from the masks of `source`, as the recipe has it, or go on with it. Where it checks them, that is by
-    the real + rotation U-Net, with the validation slices as its measure."""
+    the teacher, with the validation slices as its measure."""
     trial, recipe, check = drawing.trial, drawing.recipe, None
     controlnet, backbone = load_trained(drawing.controlnet, backbone)
     settings = replace(sampling_settings(backbone), detail=recipe.detail)
     learned, masks = read_config(drawing.controlnet)["learned"], "same" if recipe.masks == "predicted" else recipe.masks
     request = Request(read_prompts(), settings, drawing.per_mask(len(source.stems)), seed, learned, masks=masks)
     if recipe.check:
-        teachers = [teacher_of(trial, 0, backbone.device)]
+        teachers = [teacher_of(trial, drawing.teacher, 0, backbone.device)]
         said = {"unet": weights_hash(*teachers), "reference": fingerprint(val), "agreement": AGREEMENT}
         request, check = replace(request, filter=said), slice_check(teachers, val)
     synthesize(drawing.folder, backbone, controlnet, source, request, check=check)

@@ -79,9 +79,9 @@ class Cell:
         """The synthetic slices that it learns from, is asked what it sees in, or needs the time of."""
         condition, trial = self.condition, self.trial
         if condition.synthetic > 0:
-            return Drawing(trial, condition.recipe)
+            return Drawing(trial, condition.recipe, condition.teacher)
         asked = condition.is_asked or condition.timed
-        first = (one.recipe for one in trial.conditions if one.synthetic and not RECIPES[one.recipe].asks)
+        first = (one.recipe for one in trial.conditions if one.synthetic and not one.teacher)
         return next((Drawing(trial, recipe) for recipe in first if asked), None)
 
 
@@ -91,6 +91,7 @@ class Drawing:
 
     trial: Trial
     name: str
+    teacher: Condition | None = None  # Condition.teacher of the training sets that take them
 
     @property
     def recipe(self) -> Recipe:
@@ -98,8 +99,9 @@ class Drawing:
 
     @property
     def folder(self) -> Path:
-        name = "synthetic" if self.name == "plain" else "synthetic-" + re.sub(r"\W+", "-", self.name)
-        return self.trial.folder / name
+        words = ["synthetic", *([] if self.name == "plain" else [self.name])]
+        words += [self.teacher.augment] if self.teacher and not self.teacher.is_asked else []
+        return self.trial.folder / re.sub(r"\W+", "-", " ".join(words))
 
     @property
     def controlnet(self) -> Path:

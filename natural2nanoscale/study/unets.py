@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -97,40 +98,44 @@ def still_improves(rows: list[dict], select_by: str) -> bool:
     return scores[-1] - before > 0.005 * (1 if select_by == "miou" else -before)
 
 
-# ------------------------------------------------------------------- the real + rotation U-Net as a teacher
+# ----------------------------------------------------------------------- a U-Net of the real slices as a teacher
 
 
-def teacher_of(trial: Trial, seed: int, device: torch.device) -> UNet:
-    """The real + rotation U-Net of a repetition, which labels what nobody annotated: as it was saved, or trained."""
-    out = trial.folder / f"teacher-{seed}"
+def teacher_folder(trial: Trial, teacher: Condition, seed: int) -> Path:
+    """Where the U-Net of `Condition.teacher` is kept."""
+    return trial.folder / f"teacher-{teacher.augment}-{seed}"
+
+
+def teacher_of(trial: Trial, teacher: Condition, seed: int, device: torch.device) -> UNet:
+    """The U-Net of `Condition.teacher` in a repetition, which labels what nobody annotated: as it was saved, or
+    trained."""
+    out = teacher_folder(trial, teacher, seed)
     if not (out / "config.json").is_file():
-        of_it = next(condition for condition in trial.conditions if condition.is_asked)
         folders = open_trial(trial)
         slices = {part: load_slices(folders[part]) for part in ("train", "val", "test")}
-        _, model = train_cell(Cell(trial, of_it, seed), slices, device)
-        save_teacher(trial, seed, model, slices["train"])
+        save_teacher(out, train_cell(Cell(trial, teacher, seed), slices, device)[1], slices["train"])
     return load_unet(out, device)[0]
 
 
-def save_teacher(trial: Trial, seed: int, model: UNet, training: Slices) -> None:
+def save_teacher(out: Path, model: UNet, training: Slices) -> None:
     info = UNetInfo(model.width, model.depth, training.classes, training.intensity_window, precision=model.precision)
-    save_unet(trial.folder / f"teacher-{seed}", model, info)
+    save_unet(out, model, info)
 
 
-def label_pool(trial: Trial, seed: int, device: torch.device) -> PairFolder:
-    """The slices of the pool that were not drawn, labelled by the real + rotation U-Net of the same seed.
+def label_pool(trial: Trial, teacher: Condition, seed: int, device: torch.device) -> PairFolder:
+    """The slices of the pool that were not drawn, labelled by the U-Net of `Condition.teacher` of the same seed.
 
     Their own masks stay hidden. They are training slices of the data root, which keeps the gap to held-out ones that
     it was prepared with.
     """
 
-    def answer(teacher: UNet, image: np.ndarray) -> np.ndarray:
-        return predict_mask([teacher], torch.from_numpy(image)[None].to(device))[0].cpu().numpy()
+    def answer(model: UNet, image: np.ndarray) -> np.ndarray:
+        return predict_mask([model], torch.from_numpy(image)[None].to(device))[0].cpu().numpy()
 
     def labelled() -> Pairs:
-        folders, teacher = open_trial(trial), teacher_of(trial, seed, device)
+        folders, model = open_trial(trial), teacher_of(trial, teacher, seed, device)
         info = replace(folders["pool"].info, origin="synthetic", split={"rule": "pseudo-labels", "seed": seed})
         images = ((stem, folders["pool"].image(stem)) for stem in undrawn(folders).stems)
-        return info, ((stem, image, answer(teacher, image)) for stem, image in images)
+        return info, ((stem, image, answer(model, image)) for stem, image in images)
 
-    return made_once(trial.folder / f"pseudo-{seed}", labelled)
+    return made_once(trial.folder / f"pseudo-{teacher.augment}-{seed}", labelled)
