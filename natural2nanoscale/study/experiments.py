@@ -24,10 +24,10 @@ from natural2nanoscale.study.conditions import (
 )
 from natural2nanoscale.study.presets import Preset
 
-BEST = "deformed masks"  # the recipe that worth and the demo take
-FREE = "deformed slices"  # the one without a generator
-LEARNED = "adapted, predicted, detail"  # the one that takes most from slices without masks
-BESIDE_NNUNET = (FREE, BEST, LEARNED)  # tried with nnU-Net's augmentation as well
+BENT = "deformed masks"  # the recipe that shows shapes which nobody drew
+FREE = "deformed slices"  # their geometry, without a generator
+LEARNED = "adapted, predicted, detail"  # the one that takes most from slices without masks, and does best
+BESIDE_NNUNET = (FREE, BENT, LEARNED)  # tried with nnU-Net's augmentation as well
 BESIDE, INSTEAD, ON_TOP = "beside the real slices", "in place of rotated copies", "on top of rotation"
 Plan = Iterator[Contrast | Condition]  # what is compared, the first matters most; and training sets besides
 
@@ -47,10 +47,15 @@ def company(preset: Preset, count: int) -> list[Condition]:
     return [*alone, self_training(preset, count, "rotation"), deformed]
 
 
+def undrawn(preset: Preset, count: int) -> int:
+    """Slices of the pool that are not drawn, whose masks stay hidden."""
+    return max(0, (preset.pool or 0) - count)
+
+
 def self_training(preset: Preset, count: int, augment: str) -> Condition:
     """The real slices, and all others of the pool as the U-Net of the real ones labels them."""
     name = SELF if augment == "rotation" else f"{SELF} + {augment}"
-    return Condition(name, pseudo=max(0, (preset.pool or 0) - count), augment=augment, slices=count)
+    return Condition(name, pseudo=undrawn(preset, count), augment=augment, slices=count)
 
 
 def control(preset: Preset, count: int) -> list[Condition]:
@@ -65,13 +70,16 @@ def worth(preset: Preset) -> Plan:
     control."""
     for count, suffix in scarce(preset, preset.pool):
         rotation, elastic, nnunet, taught, deformed = free = company(preset, count)
-        plain, best = (mixed(preset.scarce_ratio, "rotation", recipe, slices=count) for recipe in ("plain", BEST))
-        bent = mixed(preset.scarce_ratio, "elastic", slices=count)
-        yield from (*free, plain, best, bent)  # in this order
-        yield Contrast(best, rotation, ON_TOP, suffix)
+        plain, bent = (mixed(preset.scarce_ratio, "rotation", recipe, slices=count) for recipe in ("plain", BENT))
+        waved, strong = mixed(preset.scarce_ratio, "elastic", slices=count), self_training(preset, count, "nnunet")
+        best = mixed(undrawn(preset, count) / count, "nnunet", LEARNED, slices=count)
+        yield from (*free, strong, plain, bent, waved, best)  # in this order
+        yield Contrast(best, nnunet, "on top of nnU-Net's augmentation", suffix)
+        yield Contrast(bent, rotation, ON_TOP, suffix)
         yield Contrast(plain, rotation, ON_TOP, suffix)
-        yield Contrast(bent, elastic, "on top of elastic deformation", suffix)
-        pairs = [(one, rotation) for one in free[1:]] + [(best, one) for one in (deformed, taught, elastic, nnunet)]
+        yield Contrast(waved, elastic, "on top of elastic deformation", suffix)
+        pairs = [(one, rotation) for one in (best, *free[1:])] + [(best, strong), (strong, nnunet)]
+        pairs += [(bent, one) for one in (deformed, taught, elastic, nnunet)]
         yield from (Contrast(*pair, suffix=suffix) for pair in pairs)
         yield from control(preset, count)
 
@@ -81,7 +89,7 @@ def recipes(preset: Preset) -> Plan:
     for count, suffix in scarce(preset, preset.pool):
         rotation, _, nnunet, taught, deformed = free = company(preset, count)
         shares = dict.fromkeys(("same", "deformed"), preset.scarce_ratio)
-        shares["predicted"] = (preset.pool or 2 * count) / count - 1  # one of each slice without masks
+        shares["predicted"] = undrawn(preset, count) / count  # one of each slice without masks
         made, strong = (
             {name: mixed(shares[how.masks], augment, name, slices=count) for name, how in RECIPES.items()}
             for augment in ("rotation", "nnunet")
@@ -101,7 +109,7 @@ def demo(preset: Preset) -> Plan:
     """Training sets. Rotation, real slices deformed as masks are and synthetic slices, under a positive control."""
     for count, suffix in scarce(preset, preset.pool and preset.pool + 1):
         rotation, *_, deformed = company(preset, count)
-        mix = replace(mixed(preset.scarce_ratio, "rotation", BEST, slices=count), name=ROTATED_MIX)
+        mix = replace(mixed(preset.scarce_ratio, "rotation", BENT, slices=count), name=ROTATED_MIX)
         yield Contrast(mix, rotation, ON_TOP, suffix)
         yield Contrast(deformed, rotation, suffix=suffix)
         yield Contrast(mix, deformed, suffix=suffix)
