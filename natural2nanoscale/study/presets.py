@@ -96,8 +96,8 @@ PRESETS = {
             block=5,
             phantom=PhantomSettings((896, 512), 233, 25, 65),
         ),
-        # What the main claim rests on. Per redraw one ControlNet (150 s on one core), 64 synthetic slices (40 s) and 8
-        # U-Nets (100 s each): 17 minutes of one core.
+        # What the main claim rests on. Per redraw two ControlNets, one of them over an adapted backbone (450 s on one
+        # core), 94 synthetic slices (100 s) and 11 U-Nets (100 s each): 27 minutes of one core.
         Preset("worth", ("worth",), {"equal": EQUAL}, redraws=10),
         Preset("demo", ("demo",), {"equal": EQUAL}, seeds=2),
         # Per redraw four ControlNets (600 s on one core), 256 + 112 synthetic slices (200 s) and 23 U-Nets (2,100 s):
