@@ -746,7 +746,7 @@ def some_of_the_slices_annotated(path):
 def one_side_counted_from_1(path):
     folder(path / "images", IMAGES, "image_{}")
     folder(path / "masks", MASKS, "mask_{}", first=1)
-    return Odd(refused="is one side numbered from 0 and the other from 1")
+    return Odd(refused="do both sides count from the same number")
 
 
 @case

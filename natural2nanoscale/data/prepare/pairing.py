@@ -93,10 +93,10 @@ def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs
     lonely = [page.stem for page in images if page.stem not in partner], [stem for stem in of_mask if stem not in taken]
     if (lonely[0] or lonely[1]) and not (only_pairs and pairs):
         shown = [", ".join(side[:3]) + (", ..." if len(side) > 3 else "") or "none" for side in lonely]
-        ends = {images[0].stem, masks[-1].stem}, {images[-1].stem, masks[0].stem}
-        shifted = len(lonely[0]) == len(lonely[1]) == 1 and {*lonely[0], *lonely[1]} in ends
-        others = " (is one side numbered from 0 and the other from 1?)" if shifted else ""
-        others = others or (", or leave these out with `--only-pairs`" if pairs else "")
+        count, first, second = len(lonely[0]), [page.stem for page in images], list(of_mask)
+        shifted = lonely in ((first[:count], second[-count:]), (first[-count:], second[:count]))
+        others = ", or leave these out with `--only-pairs`" if pairs else ""
+        others = " (do both sides count from the same number?)" if pairs and shifted else others
         raise InputError(
             f"{len(pairs)} pairs of matching names; {len(lonely[0])} images without a mask ({shown[0]}) and "
             f"{len(lonely[1])} masks without an image ({shown[1]}): give image and mask the same name{others}"
