@@ -59,7 +59,6 @@ def prepare(args: argparse.Namespace) -> tuple:
         held_out_parts,
         learned_by_run,
         learned_from_folder,
-        learned_from_images,
         refuse_unfit,
     )
     from natural2nanoscale.device import select_device, select_dtype
@@ -96,7 +95,7 @@ def prepare(args: argparse.Namespace) -> tuple:
                 "`python -m natural2nanoscale prepare --unlabelled PATH` and what the other parts were prepared with"
             )
         unlabelled = open_images(root / UNLABELLED)
-        learned.append(learned_from_images(unlabelled))
+        learned.append(learned_from_folder(unlabelled))
     if learned:
         refuse_unfit(learned, held_out_parts(root))
 

@@ -127,13 +127,17 @@ PART = {  # config.json of a model's part: what would take for ever to build
 }
 DIFFUSERS_UNET = {"in_channels?": (None, int), "cross_attention_dim?": (None, int, [int])}
 SECONDS = {...: float}
-CANDIDATE = {
-    "strength": (None, Between(float, 0.0, 100.0)),
-    "start": (None, Between(float, 0.0, 1.0)),
-    "ratio": Between(float, 0.0, 1e6),
-    "mode": re.compile("joint|pretrain-finetune"),
-}
-CANDIDATE_ROW = CANDIDATE | {"seed": NATURAL, "validation": float}
+MODE = re.compile("joint|pretrain-finetune")
+CANDIDATE = (
+    {"strength": None, "start": None, "ratio": Between(float, 0.0, 0.0), "mode": MODE},  # real slices alone
+    {
+        "strength": Between(float, 0.0, 100.0),
+        "start": Between(float, 0.001, 1.0),
+        "ratio": Between(float, 1e-6, 1e6),
+        "mode": MODE,
+    },
+)
+CANDIDATE_ROW = tuple(one | {"seed": NATURAL, "validation": float} for one in CANDIDATE)
 CALIBRATION = {
     "controlnet": HASH,
     "data": {"train": HASH, "val": HASH},

@@ -126,8 +126,8 @@ FP32 = ("--precision", "fp32")
 UNET = ("--width", 4, "--depth", 2, "--seeds", 1, "--batch-size", 2, "--max-steps", 1)
 
 
-def draw(world: Path) -> tuple:
-    return ("generate.py", "--data", world / "data", "--controlnet", world / "controlnet", *FP32, "--steps", 1)
+def draw(world: Path, data: str = "data") -> tuple:
+    return ("generate.py", "--data", world / data, "--controlnet", world / "controlnet", *FP32, "--steps", 1)
 
 
 def go_on(world: Path, name: str, steps: int) -> tuple:
@@ -160,10 +160,14 @@ READERS: dict[str, tuple[str, Callable[[Path], tuple]]] = {  # name: files to da
                                                  "--out", w / "out")),
     "convert": ("weights.pth", lambda w: ("n2n", "convert", w / "weights.pth", "--out", w / "out")),
     "prompts": ("prompts.txt", lambda w: (*draw(w), "--prompts", w / "prompts.txt", "--out", w / "out")),
+    "calibration.json": ("chosen/calibration.json", lambda w: ("train_unet.py", "--data", w / "chosen", "--out",
+                                                               w / "out", *UNET)),
+    "calibration.json, drawn by": ("chosen/calibration.json", lambda w: (*draw(w, "chosen"), "--out", w / "out")),
 }  # fmt: skip
 MAY_DIFFER = {
     *("dataset.json", "config.json", "config.json of a U-Net", "config.json, scored", "leaks", "pictures", "prepare"),
     *("prompts", "backbone", "generation.json", "log.jsonl", "masks that were segmented"),
+    *("calibration.json", "calibration.json, drawn by"),
 }
 
 
@@ -180,8 +184,8 @@ def make_world(world: Path) -> None:
     from conftest import blobs, save_tiny_backbone
 
     from natural2nanoscale.data.classes import Classes
-    from natural2nanoscale.data.folders import DatasetInfo, write_pairs
-    from natural2nanoscale.files import save_png
+    from natural2nanoscale.data.folders import DatasetInfo, fingerprint, open_pairs, write_pairs
+    from natural2nanoscale.files import save_png, write_json
 
     info = DatasetInfo("blobs", "prepared", Classes.named("background", "cytoplasm", "nucleus"))
     for seed, (part, count) in enumerate((("train", 3), ("val", 2), ("test", 2))):
@@ -203,6 +207,12 @@ def make_world(world: Path) -> None:
     ):
         assert isolated(lambda words=words: front_door(*words), 120.0)[0] == "taken", words
     shutil.copytree(world / "data/synthetic", world / "begun")
+    shutil.copytree(world / "data", world / "chosen")
+    row = json.loads((world / "chosen/synthetic/manifest.jsonl").read_text().splitlines()[0])
+    parts = {part: fingerprint(open_pairs(world / "chosen" / part)) for part in ("train", "val")}
+    choice = {"strength": row["strength"], "start": row["start"], "ratio": 1.0, "mode": "joint"}
+    calibration = {"controlnet": row["checkpoint"], "data": parts, "choice": choice, "chosen": 0.7, "real": 0.6}
+    write_json(world / "chosen/calibration.json", calibration)
     said = json.loads((world / "begun/dataset.json").read_text())
     (world / "begun/generation.json").write_text(json.dumps(said | {"per_mask": 1, "call": "python generate.py"}))
     (world / "begun/dataset.json").unlink()

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from natural2nanoscale.data.folders import open_images, open_pairs, read_info, write_images
-from natural2nanoscale.data.roots import learned_by_run, learned_from_images, refuse_unfit
+from natural2nanoscale.data.roots import learned_by_run, learned_from_folder, refuse_unfit
 from natural2nanoscale.diffusion import adaptation
 from natural2nanoscale.diffusion.adaptation import adapt
 from natural2nanoscale.diffusion.adapted import ADAPTED, WEIGHTS, WithoutMasks, load_adapted
@@ -142,7 +142,7 @@ def test_what_it_needs_and_what_it_must_not_see(script, data_folder, tiny_backbo
     (data_folder / "unlabelled/dataset.json").write_text(json.dumps(described))
     script(*train)
     assert learned_by_run(tmp_path / "run").transductive
-    refuse_unfit([learned_from_images(open_images(folder.path))], [val])
+    refuse_unfit([learned_from_folder(open_images(folder.path))], [val])
 
 
 def test_slices_from_noise_alone_are_the_pipelines(backbone):

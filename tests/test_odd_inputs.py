@@ -50,9 +50,9 @@ def case(build):
     return build
 
 
-def folder(path: Path, pages, name="cell_{}", suffix="png", **how) -> None:
+def folder(path: Path, pages, name="cell_{}", suffix="png", first=0, **how) -> None:
     path.mkdir(parents=True)
-    for i, page in enumerate(pages):
+    for i, page in enumerate(pages, first):
         file = path / f"{name.format(i)}.{suffix}"
         if suffix == "png":
             Image.fromarray(page).save(file)
@@ -331,6 +331,96 @@ def a_stack_cut_short(path):
     return Odd("em.tif", refused="cannot be read")
 
 
+@case
+def twelve_bits_in_three_halves_of_a_byte(path):
+    """Packed, as cameras write them; tifffile reads such files and writes none."""
+    plain(path, images=False)
+    (path / "images").mkdir()
+    for i, page in enumerate(IMAGES):
+        first, second = page.reshape(-1, 2).astype("u4").T * 16 + 5
+        packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype("u1").tobytes()
+        tags = {256: WIDTH, 257: HEIGHT, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: HEIGHT, 279: len(packed)}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        start = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+        (path / "images" / f"cell_{i}.tif").write_bytes(start + packed)
+    return Odd(flags=("--window", "5,4085"))
+
+
+@case
+def a_page_of_another_size(path):
+    plain(path, images=False)
+    with tifffile.TiffWriter(path / "em.tif") as tif:
+        for i, page in enumerate(IMAGES):
+            tif.write(page[: 30 if i == 2 else None], photometric="minisblack", metadata=None)
+    return Odd("em.tif", refused="pages of different kinds, 48x40 .* and 48x30")
+
+
+@case
+def an_overview_beside_the_stack(path):
+    plain(path, images=False)
+    with tifffile.TiffWriter(path / "em.ome.tif", ome=True) as tif:
+        tif.write(IMAGES, photometric="minisblack", metadata={"axes": "ZYX"})
+        tif.write(IMAGES[0, ::2, ::2], photometric="minisblack", metadata={"axes": "YX"})
+    return Odd("em.ome.tif", refused="holds 2 images of shapes .*save one image per file")
+
+
+@case
+def slices_saved_as_channels(path):
+    tifffile.imwrite(path / "em.tif", IMAGES, imagej=True, metadata={"axes": "CYX"})
+    tifffile.imwrite(path / "labels.tif", MASKS, photometric="minisblack")
+    return Odd("em.tif", "labels.tif", choose=("--axes ZYX",))
+
+
+@case
+def axes_of_length_one(path):
+    np.save(path / "em.npy", IMAGES[..., None])
+    np.save(path / "labels.npy", MASKS[:, None])
+    return Odd("em.npy", "labels.npy")
+
+
+@case
+def one_slice_per_hdf5_file(path):
+    for kind, pages in (("images", IMAGES), ("masks", MASKS)):
+        (path / kind).mkdir()
+        for i, page in enumerate(pages):
+            with h5py.File(path / kind / f"cell_{i}.h5", "w") as file:
+                file["exported_data"] = page
+    return Odd()
+
+
+@case
+def slices_and_masks_in_each_hdf5_file(path):
+    (path / "volumes").mkdir()
+    for i in range(COUNT):
+        with h5py.File(path / "volumes" / f"cell_{i}.h5", "w") as file:
+            file["volumes/labels"], file["volumes/raw"] = MASKS[i], IMAGES[i]
+    return Odd("volumes", "volumes:/volumes/labels", choose=("--images 2",))
+
+
+@case
+def mrc_with_an_extended_header(path):
+    with mrcfile.new(path / "em.mrc") as mrc:
+        mrc.set_data(IMAGES.astype("i2"))
+        mrc.set_extended_header(np.ones(1280, "V1"))
+        mrc.header.exttyp = b"FEI1"
+    tifffile.imwrite(path / "labels.tif", MASKS, photometric="minisblack")
+    return Odd("em.mrc", "labels.tif", flags=("--window=0,255",))
+
+
+@case
+def a_stack_of_masks_that_is_a_page_short(path):
+    tifffile.imwrite(path / "em.tif", IMAGES, photometric="minisblack")
+    tifffile.imwrite(path / "labels.tif", MASKS[1:], photometric="minisblack")
+    return Odd("em.tif", "labels.tif", refused="has 5 page.* but .* has 4, expected one mask per slice")
+
+
+@case
+def a_single_slice(path):
+    with h5py.File(path / "a.h5", "w") as file:
+        file["raw"], file["labels"] = IMAGES[0], MASKS[0]
+    return Odd("a.h5:/raw", "a.h5:/labels", refused="1 slices .* cannot be split into train, val and test")
+
+
 # ---- masks
 
 
@@ -569,6 +659,45 @@ def pages_of_background(path):
     return Odd(labels=some, choose=("note",), note="pass `--blank background`")
 
 
+DISC = np.stack([np.hypot(*np.ogrid[-20:20, -20 - i : 28 - i]) < 12 for i in range(COUNT)]).astype("u1")
+
+
+def soft(spread: int) -> np.ndarray:
+    """Discs of white on black whose greys scatter, as of JPEG."""
+    return (DISC * 255 + np.random.default_rng(0).integers(-spread, spread + 1, DISC.shape)).clip(0, 255)
+
+
+@case
+def black_and_white_by_jpeg(path):
+    written("u1", soft(30), suffix="png")(path)
+    return Odd(labels=DISC, choose=(0,))
+
+
+@case
+def black_and_white_a_little_off(path):
+    written("u1", soft(2), suffix="png")(path)
+    return Odd(labels=DISC, flags=("--classes", "background,cell"), choose=(0,))
+
+
+@case
+def black_and_white_of_two_programs(path):
+    written("u1", DISC * np.array([1, 255, 1, 255, 1], "u1")[:, None, None], suffix="png")(path)
+    return Odd(labels=DISC, choose=(0,))
+
+
+@case
+def a_screenshot_of_coloured_masks(path):
+    colors = np.array([(90, 90, 90), (220, 60, 60), (60, 60, 220)])[MASKS]
+    written("u1", colors + np.random.default_rng(0).integers(0, 8, colors.shape), suffix="png")(path)
+    return Odd(refused="save the masks without smoothing, resizing or JPEG")
+
+
+@case
+def masks_by_columns(path):
+    written("u1", MASKS.transpose(0, 2, 1))(path)
+    return Odd(refused="rows and columns are exchanged, save it transposed")
+
+
 # ---- names
 
 
@@ -587,6 +716,37 @@ CASES["ome_names"] = named("x{}.ome", "x{}")
 CASES["mask_suffix"] = named("x{}", "x{}_mask")
 CASES["zeros_in_front"] = named("im{:03d}", "label_{}")
 CASES["a_word_that_says_nothing"] = named("cell_{}", "cell_{}_tracing")
+
+
+CASES["capitals"] = named("Cell_{}", "CELL_{}")
+
+
+@case
+def accents_of_a_mac(path):
+    folder(path / "my images", IMAGES, "M\u00fcller {}")
+    folder(path / "my masks", MASKS, "Mu\u0308ller {}")
+    return Odd("my images", "my masks")
+
+
+@case
+def files_that_count_the_pages_from_1(path):
+    tifffile.imwrite(path / "em.tif", IMAGES, photometric="minisblack")
+    folder(path / "masks", MASKS, "slice_{:04d}", first=1)
+    return Odd("em.tif", note="counted from 1")
+
+
+@case
+def some_of_the_slices_annotated(path):
+    folder(path / "images", np.concatenate([IMAGES, IMAGES[::-1]]), "z{:03d}")
+    folder(path / "masks", MASKS, "z{:03d}")
+    return Odd(choose=(0,))
+
+
+@case
+def one_side_counted_from_1(path):
+    folder(path / "images", IMAGES, "image_{}")
+    folder(path / "masks", MASKS, "mask_{}", first=1)
+    return Odd(refused="do both sides count from the same number")
 
 
 @case

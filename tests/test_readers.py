@@ -132,7 +132,7 @@ def test_display_tags_touch_no_label(tmp_path, kind, compression, capsys):
     labels = (matrix.pixels("u1")[0] > 128).astype(kind)
     tags = {"photometric": "miniswhite", "extratags": [(274, 3, 1, 6, True)], "compression": compression}
     tifffile.imwrite(tmp_path / "a.tif", labels, metadata=None, **tags)
-    with Reader(10**6) as reader:
+    with Reader(ReadOptions(10**6)) as reader:
         page = reader.pages_of(tmp_path / "a.tif", "a")[0]
         assert np.array_equal(reader.mask(page).values, labels)
         grey = reader.image(page)[0]
@@ -325,11 +325,11 @@ def test_a_volume_larger_than_memory_is_prepared_in_under_1_gb(tmp_path, kind):
     code = (
         "import sys\nfrom pathlib import Path\nfrom natural2nanoscale.data.prepare.convert import prepare\n"
         "from natural2nanoscale.data.prepare.settings import Preparation\n"
-        "from natural2nanoscale.data.prepare.sources import Reader\n"
+        "from natural2nanoscale.data.prepare.sources import Reader, ReadOptions\n"
         "place = Path(sys.argv[1])\n"
         "prepare(Preparation(place, place.parent / 'masks', place.parent / 'data', window=(0, 255), only_pairs=True,\n"
         "                    gap=0, size=(512, 512), tiles=1))\n"
-        "with Reader(10**9) as reader:\n"
+        "with Reader(ReadOptions(10**9)) as reader:\n"
         " for page in reader.pages_of(place, 'slice')[::16]: reader.image(page)\n"
         # not getrusage, whose peak a process takes over from the one that started it
         "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"

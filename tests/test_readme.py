@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = [ROOT / "README.md", *sorted((ROOT / "natural2nanoscale").rglob("README.md"))]
+TUTORIAL = ROOT / "natural2nanoscale/data/TUTORIAL.md"
+READMES = [ROOT / "README.md", *sorted((ROOT / "natural2nanoscale").rglob("README.md")), TUTORIAL]
 MOST_WORDS = 1000  # of the README at the root: it is read in two minutes
 
 

@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import mrcfile
 import numpy as np
 import pytest
 import tifffile
@@ -168,3 +169,18 @@ def test_the_information_bar_and_a_channel(call, tmp_path):
     for i in range(2):
         found, expected = (read(tmp_path / out / "masks" / f"slice_{i:04d}.png") for out in ("out", "cut"))
         assert found.shape == (32, 56) and np.array_equal(found, expected)
+
+
+def test_masks_of_an_mrc_file_whose_rows_begin_below_lie_on_the_upright_slices(call, tmp_path):
+    shutil.rmtree(tmp_path / "run")
+    make_run(tmp_path / "run", (0.0, 255.0), seeds=1)  # takes 16 bits
+    with mrcfile.new(tmp_path / "a.mrc") as file:
+        file.set_data(np.ascontiguousarray(slices(3)[:, ::-1]).astype("u2"))
+    assert "images/s0.png is no MRC file and is taken as stored" in call("--flip-y", out="upright")
+    assert "turned over by --flip-y" in call("--flip-y", images="a.mrc")
+    assert "taken as stored, the first on top" in call(images="a.mrc", out="stored")
+    for i in range(3):
+        upright = read(tmp_path / "upright" / "masks" / f"s{i}.png")
+        assert np.array_equal(read(tmp_path / "out" / "masks" / f"slice_{i:04d}.png"), upright)
+        assert not np.array_equal(read(tmp_path / "stored" / "masks" / f"slice_{i:04d}.png"), upright)
+    assert "goes on as it began" in call(images="a.mrc", expect=2)

@@ -70,19 +70,12 @@ def digests_of(folder: ImageFolder) -> dict[str, str]:
     return {stem: digest or slice_digest(folder.image(stem)) for stem, digest in digests.items() if digest or unchanged}
 
 
-def learned_from_folder(folder: PairFolder) -> Learned:
-    """A folder of real slices that a network is going to learn from."""
-    slices = {f"{folder.path.name}/{stem}": digest for stem, digest in digests_of(folder).items()}
-    how = "{name} holds the slices of {folder} such as {slices}"
-    return Learned(str(folder.path), how, folder.info, slices, frozenset([fingerprint(folder)]))
-
-
-def learned_from_images(folder: ImageFolder) -> Learned:
-    """A folder of slices without masks that a network is going to learn from."""
-    names = {f"{folder.path.name}/{stem}": digest for stem, digest in digests_of(folder).items()}
-    open_ = folder.info.transductive
-    how = "{name} holds the slices of {folder} such as {slices}"
-    return Learned(str(folder.path), how, folder.info, {} if open_ else names, transductive=open_)
+def learned_from_folder(folder: ImageFolder) -> Learned:
+    """A folder of real slices, with masks or without, that a network is going to learn from."""
+    how, open_ = "{name} holds the slices of {folder} such as {slices}", folder.info.transductive
+    slices = {} if open_ else {f"{folder.path.name}/{stem}": digest for stem, digest in digests_of(folder).items()}
+    whole = frozenset([fingerprint(folder)] if isinstance(folder, PairFolder) else [])
+    return Learned(str(folder.path), how, folder.info, slices, whole, transductive=open_)
 
 
 def learned_by_synthetic(folder: PairFolder, training: PairFolder | None = None) -> Learned:

@@ -19,6 +19,7 @@ from natural2nanoscale.device import select_dtype
 from natural2nanoscale.diffusion.adapted import ADAPTED, load_adapted
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone, weights_hash
 from natural2nanoscale.diffusion.batches import TrainingData
+from natural2nanoscale.diffusion.card import DECODER_FILE, card
 from natural2nanoscale.diffusion.controlnet import make_controlnet, part_state, unlock
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.weights import load_module
@@ -26,9 +27,6 @@ from natural2nanoscale.errors import InputError
 from natural2nanoscale.records import read_config
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.schemas import CONTROLNET_CONFIG
-from natural2nanoscale.text import markdown_text
-
-DECODER_FILE = "unet_decoder.safetensors"
 
 
 def run_config(
@@ -71,26 +69,11 @@ def save_trained(
 ) -> None:
     """Write controlnet/ with its card into `folder` and, where the decoder learns, its weights beside it."""
     controlnet.save_pretrained(folder / "controlnet", safe_serialization=True)
-    known = train.info.classes
-    classes = ", ".join(
-        f"{markdown_text(name)} = RGB {color}" for name, color in zip(known.names, known.colors, strict=True)
-    )
-    facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
-    seen = f"colour-coded class masks ({classes})"
-    if settings.condition == "mask+edges":
-        seen += ", darkened at class boundaries and, where these are known, at the edges of the slices,"
-    over = f"the frozen backbone `{backbone.name}` (weights {backbone.fingerprint[:12]})"
-    if settings.adapt:
-        over += f", whose U-Net was adapted for {settings.adapt} steps to slices without masks (../../../{ADAPTED})"
     if settings.unlock_decoder:
-        over += f", whose U-Net takes its decoder from ../{DECODER_FILE}"
         decoder = {name: value.cpu().contiguous() for name, value in part_state(backbone.unet, "decoder").items()}
         save_file(decoder, folder / DECODER_FILE)
-    (folder / "controlnet" / "README.md").write_text(
-        f"# ControlNet for {markdown_text(train.info.name)}\n\nSteered by {seen} over {over}, "
-        f"fine-tuned for {step} steps on {len(train.stems)} slices.\n\n{facts}\n",
-        encoding="utf-8",
-    )
+    text = card(backbone, train, settings, step)
+    (folder / "controlnet" / "README.md").write_text(text, encoding="utf-8")
 
 
 def load_weights(folder: Path, controlnet: ControlNetModel, backbone: Backbone) -> None:

@@ -22,7 +22,7 @@ from natural2nanoscale.data.folders import (
     open_pairs,
     write_pairs,
 )
-from natural2nanoscale.data.roots import Learned, digests_of, learned_by_run, learned_json, refuse_unfit
+from natural2nanoscale.data.roots import Learned, learned_by_run, learned_from_folder, learned_json, refuse_unfit
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import holds_nothing, new_folder, sha256
 from natural2nanoscale.segmentation.evaluation import trained_seeds
@@ -65,8 +65,7 @@ def predicted_pairs(root: Path, run: Path, held_out: Sequence[PairFolder], devic
             "prepare it without --transductive"
         )
     models, name, learned = open_run_of(run, unlabelled.info, device)
-    how = "{name} holds the slices of {folder} such as {slices}"
-    refuse_unfit([learned, Learned(str(path), how, unlabelled.info, digests_of(unlabelled))], held_out)
+    refuse_unfit([learned, learned_from_folder(unlabelled)], held_out)
     digest = hashlib.sha256()
     for stem in unlabelled.stems:
         digest.update(f"{stem} {slice_digest(unlabelled.image(stem))}".encode())

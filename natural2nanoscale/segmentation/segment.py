@@ -13,9 +13,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from natural2nanoscale.data.folders import DatasetInfo, evenly_spaced
-from natural2nanoscale.data.prepare.pairing import crop_bottom, list_pages
+from natural2nanoscale.data.prepare.pairing import cropped, list_pages
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.prepare.survey import pixel_size_of
+from natural2nanoscale.data.readers.base import ReadOptions
 from natural2nanoscale.data.sheets import colored, overlay, sheet
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import make_folder, new_file, save_png, sha256, write_json
@@ -42,14 +43,15 @@ def segment_slices(settings: Segmentation, device: torch.device) -> None:
     networks = [load_unet(folder, device) for folder in folders]
     models, info = [model for model, _ in networks], networks[0][1]
     images, described = images_of(settings.images)
-    with Reader(settings.max_pixels, settings.channel, settings.axes) as reader:
+    options = ReadOptions(settings.max_pixels, settings.channel, settings.axes, flip_y=settings.flip_y)
+    with Reader(options) as reader:
         pages = list_slices(images, settings, reader)
         stamps = {page.stem: stamp(page) for page in pages}  # before they are read: one replaced since is made anew
         pixel_size = slice_pixel_size(described, settings, pages, reader)
         refuse_other_scale(settings, pixel_size, info.pixel_size_nm)
         passed = described and described.intensity_window
         rule = grey_rule(reader.image(pages[0])[0].dtype == np.uint8, info.intensity_window, passed)
-        names = ("channel", "axes", "crop_bottom", "rescale", "flips")
+        names = ("channel", "axes", "crop_bottom", "flip_y", "rescale", "flips")
         how = {n: getattr(settings, n) for n in names if getattr(settings, n) != getattr(Segmentation, n)}
         config = {
             "kind": "masks",
@@ -93,9 +95,7 @@ def list_slices(images: Path, settings: Segmentation, reader: Reader) -> list[Pa
         raise InputError(f"{settings.images} holds several slices that are named {twice[0]!r}: rename one of them")
     if settings.format != "png" and len({page.size for page in pages}) > 1:
         raise InputError(f"--format {settings.format} needs slices of one size, those of {settings.images} differ")
-    if settings.crop_bottom:
-        pages = [page for page, _ in crop_bottom([(page, page) for page in pages], settings.crop_bottom)]
-    return pages
+    return cropped(pages, settings.crop_bottom)
 
 
 def slice_pixel_size(
@@ -186,7 +186,7 @@ def segment_slice(models: Sequence[UNet], grey: np.ndarray, settings: Segmentati
 def show_masks(settings: Segmentation, pages: Sequence[Page], reader: Reader, info: UNetInfo, rule: str) -> None:
     """contact.png: a few slices, their masks and overlays."""
     pictures = []
-    with Reader(settings.max_pixels) as masks:
+    with Reader(ReadOptions(settings.max_pixels)) as masks:
         for page in evenly_spaced(pages, SHOWN):
             grey, mask = read_slice(reader, page, info, rule)[0], read_mask(masks, file_of(settings, page))
             step = max(1, grey.shape[1] // 1024)  # the sheet is small
@@ -210,7 +210,7 @@ def finish(
         print("      or 255: slices of another scale are another task, look at the contact sheet")
     if settings.format != "png":
         files, (width, height) = [file_of(settings, page) for page in pages], pages[0].size
-        with Reader(settings.max_pixels) as masks:
+        with Reader(ReadOptions(settings.max_pixels)) as masks:
             shape = len(pages), height, width
             print(assemble(out, settings.format, lambda i: read_mask(masks, files[i]), shape, pixel_size))
     print(f"masks of class ids in {out}/masks; look at {out}/contact.png; areas per slice and class in areas.csv")

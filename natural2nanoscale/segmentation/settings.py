@@ -141,6 +141,9 @@ class Segmentation:
         None, "what the axes of arrays are where files do not say it, such as ZYX", parse_axes, metavar="AXES"
     )
     crop_bottom: int = setting(0, "cut off the lowest rows, a microscope's information bar", at_least(0))
+    flip_y: bool = setting(
+        False, "rows of MRC files begin below, as for `prepare`; masks are of the slices turned upright, as IMOD's are"
+    )
     format: str = setting(
         "png", "masks/*.png alone, or also masks.ome.tif or masks.ome.zarr", choices=("png", "tiff", "zarr")
     )

@@ -18,7 +18,7 @@ from natural2nanoscale.data.prepare.pairing import (
     apart,
     check_sizes,
     class_folders,
-    crop_bottom,
+    cropped,
     fitting,
     is_folder,
     join_folders,
@@ -157,7 +157,9 @@ def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pai
     single = [len({page.path for page in pages}) == 1 for pages in (slices, labels)]
     by_index = all(single) and not is_folder(settings.images) and not is_folder(settings.masks)
     pairs = pair_pages(slices, labels, by_index, settings.only_pairs)
-    pairs = crop_bottom(pairs, settings.crop_bottom)
+    rows = settings.crop_bottom  # of every slice, and of every mask that is as high as its slice
+    masks_of = [cropped([mask], rows)[0] if mask.size == image.size else mask for image, mask in pairs]
+    pairs = list(zip(cropped([image for image, _mask in pairs], rows), masks_of, strict=True))
     check_sizes(pairs)
     large = set(fitting(settings, [image for image, _mask in pairs]))
     return [pair for pair in pairs if pair[0] in large]

@@ -10,7 +10,7 @@ import numpy as np
 
 from natural2nanoscale.data.classes import IGNORE_ID, MAX_CLASSES, Classes, packed, palette
 from natural2nanoscale.data.prepare.codes import LabelRule, PageCodes
-from natural2nanoscale.data.prepare.remedies import MANY, for_values, objects
+from natural2nanoscale.data.prepare.remedies import MANY, for_values, objects, soft_edges
 from natural2nanoscale.data.prepare.settings import Mapping
 from natural2nanoscale.data.prepare.sources import UNLABELLED, Page
 from natural2nanoscale.errors import InputError
@@ -62,24 +62,36 @@ def _value_rule(pages: list[PageCodes], names: tuple[str, ...], given: Mapping, 
         names = names or ("background", "foreground")
         notes.append("mask value 255 is class 1: the masks hold only 0 and 255")
     elif 255 in rest:
+        _refuse_mixed(pages)
         table[255] = IGNORE_ID
         notes.append(f"mask value 255 is ignored ({total[255]} px)")
     rest = [value for value in rest if value != 255]
     if len(rest) > MANY and not names:
         raise InputError(
             f"the masks hold {len(rest)} different values from {rest[0]} to {rest[-1]}, such as in {pages[0].page}: "
-            f"{objects(rest, given)}, name all classes with --classes, or save the masks "
+            f"{soft_edges(total, given) or objects(rest, given)}, name all classes with --classes, or save the masks "
             "again without smoothing or JPEG if they should hold fewer"
         )
     highest = max((to for to in table.values() if to != IGNORE_ID), default=-1)
     count = len(names) or _free({*rest, *range(highest + 1)})  # --map may name a class that no mask holds
     strays = [value for value in rest if not 0 <= value < count]
     if strays:
-        remedy = for_values(sorted(set(total) - set(given)), strays, names, given)
+        remedy = soft_edges(total, given) or for_values(sorted(set(total) - set(given)), strays, names, given)
         expected = f"0..{count - 1}" if count else "ids that count from 0"
         _refuse_strays([(p.page, p.counts) for p in pages], strays, str, expected, remedy)
     table |= {value: value for value in rest}
     return LabelRule(_classes(names, count, table.values()), tuple(notes), given, table, {})
+
+
+def _refuse_mixed(pages: list[PageCodes]) -> None:
+    """Raise InputError where some masks hold 0 and 255 and all others 0 and 1: two ways to write the same?"""
+    white = [page for page in pages if 255 in page.counts]
+    others = [page for page in pages if 255 not in page.counts]
+    if all(set(page.counts) <= {0, 255} for page in white) and {v for page in others for v in page.counts} == {0, 1}:
+        raise InputError(
+            f"{white[0].page} holds 0 and 255 but {others[0].page} 0 and 1: pass `--map 255=1` if both mean the same, "
+            "or `--map 255=ignore` if 255 marks unlabelled pixels"
+        )
 
 
 def _shift(values: list[int], labels_from: int, names: tuple[str, ...]) -> dict[int, int]:

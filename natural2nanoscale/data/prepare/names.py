@@ -56,3 +56,13 @@ def _keys(names: dict[str, str], words: set[str]) -> dict[str, tuple[str, ...]]:
     """The words of every name without those that only say what kind of file it is."""
     keys = {stem: words_of(name) for stem, name in names.items()}
     return {stem: tuple(word for word in key if word not in words) or key for stem, key in keys.items()}
+
+
+def counted_from(stems: list[str], pages: int) -> int | None:
+    """The number, 0 or 1, that files with these names give to the first page of a stack; None if they number none.
+
+    It is 1 where the highest is `pages`, which then is the last page, and none is 0.
+    """
+    last = [re.search(r"(\d+)\D*$", stem) for stem in stems]
+    numbers = {int(found[1]) for found in last if found}
+    return int(0 not in numbers and max(numbers) == pages) if all(last) else None

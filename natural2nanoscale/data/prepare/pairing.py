@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
@@ -10,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from natural2nanoscale.data.folders import natural_order, stems_of
-from natural2nanoscale.data.prepare.names import IMAGE_WORDS, MASK_WORDS, match_names, words_of
+from natural2nanoscale.data.prepare.names import IMAGE_WORDS, MASK_WORDS, counted_from, match_names, words_of
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader
 from natural2nanoscale.data.readers.opening import SUFFIXES, VENDORS, is_zarr, refuse_suffix, split_container
@@ -26,9 +27,9 @@ def list_pages(path: Path, reader: Reader, role: str) -> list[Page]:
     A lone stack gives slice_0000, slice_0001, ...; a stack in a folder gives <its stem>_0000 and so on.
     """
     file, inner = split_container(path)
-    if is_folder(path):
-        files = _files_of(path, role)
-        return [page for stem, file in files.items() for page in reader.pages_of(file, stem)]
+    if is_folder(file):
+        files, within = _files_of(file, role), f":/{inner}" if inner else ""
+        return [page for stem, one in files.items() for page in reader.pages_of(Path(f"{one}{within}"), stem)]
     if not file.exists():
         raise InputError(f"{file} ({role}) does not exist: name a folder of slices, a stack or a volume ({KINDS})")
     if not file.is_dir() and file.suffix.lower() not in SUFFIXES:
@@ -48,8 +49,9 @@ def can_be_read(file: Path) -> bool:
 
 
 def _files_of(folder: Path, role: str) -> dict[str, Path]:
-    """Readable files of a folder by stem, in natural order; hidden ones are none."""
-    files = stems_of(folder, can_be_read)
+    """Readable files of a folder by stem, in natural order; hidden ones are none. Macs write accents as signs of their
+    own, other systems do not: the stems are those of the latter."""
+    files = {unicodedata.normalize("NFC", stem): file for stem, file in stems_of(folder, can_be_read).items()}
     others = [file for file in sorted(folder.iterdir()) if not (can_be_read(file) or file.is_dir())]
     kinds = Counter(file.suffix.lower() or "no suffix" for file in others if not file.name.startswith("."))
     vendors = [file for file in others if file.suffix.lower() in VENDORS]
@@ -81,6 +83,7 @@ def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs
                 f"per slice: make the stacks equally long{several if len(masks) % len(images) == 0 else ''}"
             )
         return list(zip(images, masks, strict=True))
+    images, masks = _numbered_alike(images, masks), _numbered_alike(masks, images)
     of_mask = {page.stem: page for page in masks}
     partner = {page.stem: page.stem for page in images if page.stem in of_mask}
     if len(partner) < max(len(images), len(masks)):
@@ -90,14 +93,31 @@ def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs
     lonely = [page.stem for page in images if page.stem not in partner], [stem for stem in of_mask if stem not in taken]
     if (lonely[0] or lonely[1]) and not (only_pairs and pairs):
         shown = [", ".join(side[:3]) + (", ..." if len(side) > 3 else "") or "none" for side in lonely]
+        count, first, second = len(lonely[0]), [page.stem for page in images], list(of_mask)
+        shifted = lonely in ((first[:count], second[-count:]), (first[-count:], second[:count]))
+        others = ", or leave these out with `--only-pairs`" if pairs else ""
+        others = " (do both sides count from the same number?)" if pairs and shifted else others
         raise InputError(
             f"{len(pairs)} pairs of matching names; {len(lonely[0])} images without a mask ({shown[0]}) and "
-            f"{len(lonely[1])} masks without an image ({shown[1]}): give image and mask the same name"
-            + (", or leave these out with `--only-pairs`" if pairs else "")
+            f"{len(lonely[1])} masks without an image ({shown[1]}): give image and mask the same name{others}"
         )
     if lonely[0] or lonely[1]:
         print(f"left out without a partner: {len(lonely[0])} images and {len(lonely[1])} masks")
     return pairs
+
+
+def _numbered_alike(stack: list[Page], files: list[Page]) -> list[Page]:
+    """The pages of one side; where they are a stack's and the other side is files, counted as the files are."""
+    lone = len({page.path for page in stack}) == 1 < len(stack) and len({page.path for page in files}) > 1
+    first = counted_from([page.stem for page in files], len(stack)) if lone else None
+    if first is None:
+        return stack
+    print(f"numbers in file names are taken for pages of {stack[0].path}, counted from {first}")
+    stems = [page.stem.rpartition("_") for page in stack]
+    return [
+        replace(page, stem=f"{name}_{int(number) + first:04d}")
+        for page, (name, _, number) in zip(stack, stems, strict=True)
+    ]
 
 
 def _partners_by_common_part(images: list[Page], masks: list[Page], equal: dict[str, str]) -> dict[str, str]:
@@ -188,13 +208,6 @@ def cropped(pages: list[Page], rows: int) -> list[Page]:
     return [lower(page) for page in pages]
 
 
-def crop_bottom(pairs: list[Pair], rows: int) -> list[Pair]:
-    """The pairs without the lowest rows of every slice, and of every mask that is as high as its slice."""
-    images = cropped([image for image, _mask in pairs], rows)
-    masks = [cropped([mask], rows)[0] if mask.size == image.size else mask for image, mask in pairs]
-    return list(zip(images, masks, strict=True))
-
-
 def fitting(settings: Preparation, pages: list[Page]) -> list[Page]:
     """The slices that are large enough for the tiles; InputError unless the others may be left out."""
     if settings.size is None:
@@ -221,7 +234,8 @@ def check_sizes(pairs: list[Pair]) -> None:
     for image, mask in pairs:
         if image.size != mask.size:
             higher = image.size[1] - mask.size[1] if image.size[0] == mask.size[0] else 0
+            bar = f": if these are the rows of an information bar, pass `--crop-bottom {higher}`" * (higher > 0)
+            turned = ": rows and columns are exchanged, save it transposed" * (image.size == mask.size[::-1])
             raise InputError(
-                f"{image} is {image.extent} but its mask {mask} is {mask.extent}, expected equal sizes"
-                + f": if these are the rows of an information bar, pass `--crop-bottom {higher}`" * (higher > 0)
+                f"{image} is {image.extent} but its mask {mask} is {mask.extent}, expected equal sizes{bar}{turned}"
             )

@@ -31,6 +31,15 @@ def objects(values: list[int], given: Mapping) -> str:
     return f"pass {mapped(given, unlabelled | {(1, None): 1})} if they number objects"
 
 
+def soft_edges(counts: dict[int, int], given: Mapping) -> str | None:
+    """For masks of black and white that were smoothed, or saved as JPEG: most pixels are near 0 or 255."""
+    dark, bright = ([n for value, n in counts.items() if low <= value < low + 32] for low in (0, 224))
+    between = sum(counts.values()) - sum(dark) - sum(bright)
+    if given or min(len(dark), len(bright)) < 2 or between > sum(bright):
+        return None
+    return "pass `--map 0-127=0,128-255=1` if they are black and white with soft edges"
+
+
 def for_values(total: list[int], strays: list[int], names: tuple[str, ...], given: Mapping) -> str:
     """Flags for the values of masks that are not given (total, ascending) of which some (strays) are no class id."""
     plain = [value for value in total if value != 255]

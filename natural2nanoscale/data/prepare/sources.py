@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from natural2nanoscale.data.classes import packed, unpacked
 from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.readers.base import ReadOptions, Source
+from natural2nanoscale.data.readers.containers import MRC_SUFFIXES
 from natural2nanoscale.data.readers.opening import open_source, split_container
 from natural2nanoscale.errors import InputError
 
@@ -66,14 +67,11 @@ class Reader:
     """Reads one page at a time and keeps the last source open: the pages of a stack are asked for in order.
 
     alpha: what the transparency of a mask means: "drop" it, "ignore" transparent pixels, or "class" ids; None to ask.
-    more: of ReadOptions.
     What the user should know of how files were understood is printed, each kind of thing once.
     """
 
-    def __init__(
-        self, max_pixels: int, channel: int | None = None, axes: str | None = None, alpha: str | None = None, **more
-    ):
-        self.options, self.alpha = ReadOptions(max_pixels, channel, axes, **more), alpha
+    def __init__(self, options: ReadOptions, alpha: str | None = None):
+        self.options, self.alpha = options, alpha
         self.path: Path | None = None
         self.source: Source | None = None
         self.said: set[str] = set()
@@ -94,6 +92,8 @@ class Reader:
             self.path = path
             for note in self.source.notes:
                 self.say(note.replace(str(path), ""), note if str(path) in note else f"{path}: {note}")
+            if self.options.flip_y and path.suffix.lower() not in MRC_SUFFIXES:
+                self.say("flip", f"{path} is no MRC file and is taken as stored: --flip-y turns MRC alone")
         return self.source
 
     def say(self, kind: str, text: str) -> None:
@@ -199,9 +199,9 @@ class Reader:
 @contextmanager
 def readers_of(settings: Preparation) -> Iterator[tuple[Reader, Reader]]:
     """The readers of slices and of masks."""
-    both = {"max_pixels": settings.max_pixels, "axes": settings.axes, "flip_y": settings.flip_y}
-    masks = Reader(**both, alpha=settings.alpha, labels=True, split_channels=settings.one_hot)
-    with Reader(**both, channel=settings.channel) as images, masks:
+    both = ReadOptions(settings.max_pixels, axes=settings.axes, flip_y=settings.flip_y)
+    masks = Reader(replace(both, labels=True, split_channels=settings.one_hot), settings.alpha)
+    with Reader(replace(both, channel=settings.channel)) as images, masks:
         yield images, masks
 
 

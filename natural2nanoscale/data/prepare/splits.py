@@ -69,10 +69,11 @@ def split_blocks(count: int, val: float, test: float, gap: int) -> list[str | No
     Neighbouring slices of a stack are nearly equal, so a test slice next to a training slice tests nothing.
     """
     gaps = sum([val > 0, test > 0, val + test < 1 - 1e-9]) - 1
-    if count - gaps * gap < 1 + gaps:
+    if count - gaps * gap < 1 + gaps <= count:
         raise InputError(f"{count} slices leave too few after {gaps} gaps of {gap}: pass a smaller --gap")
     labels: list[str | None] = []
-    for part, size in zip(PARTS, part_counts(count - gaps * gap, val, test), strict=True):
+    kept = count if count < 1 + gaps else count - gaps * gap
+    for part, size in zip(PARTS, part_counts(kept, val, test), strict=True):
         if size:
             labels += ([None] * gap if labels else []) + [part] * size
     return labels

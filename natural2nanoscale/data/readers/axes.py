@@ -76,6 +76,9 @@ def find_layout(
         if options.labels:
             raise InputError(f"{what} has {channels} channels: pass `--one-hot` if each is the mask of one class")
         last = f", ..., `--channel {channels - 1}`" if channels > 2 else " or `--channel 1`"
+        slices = "".join(name for name, n in zip(axes.replace("C", "Z"), shape, strict=True) if n > 1)
+        if channels > 4 and len(slices) == 3 and "Z" in slices:  # a stack whose slices were saved as channels
+            last += f", or pass `--axes {slices}` if these are its slices"
         raise InputError(f"{what} has {channels} channels: choose one with `--channel 0`{last}")
     order = [i for i, name in enumerate(axes) if name not in "YXSC"]
     order += [axes.index("C")] if options.split_channels and "C" in axes else []
@@ -102,8 +105,7 @@ def _given(what: object, shape: tuple[int, ...], given: str, said: str | None) -
     if len(given) == len(shape):
         return given
     if len(given) == sum(n > 1 for n in shape):
-        names, spare = iter(given), iter(SPARE)
-        return "".join(next(names if n > 1 else spare) for n in shape)
+        return _spread(given, shape)
     if said is not None and len(shape) < len(given):
         return said
     if len(shape) == 2:
@@ -112,16 +114,23 @@ def _given(what: object, shape: tuple[int, ...], given: str, said: str | None) -
 
 
 def _guessed(what: object, shape: tuple[int, ...]) -> str:
-    """Axes of an array that does not name them: slices first."""
-    lead = 0
-    while len(shape) - lead > 3 and shape[lead] == 1:
-        lead += 1
-    rest = shape[lead:]
-    if len(rest) < 2:
+    """Axes of an array that does not name them: slices first. Axes of length one say nothing."""
+    long = [n for n in shape if n > 1]
+    if len(shape) > 2 and len(long) in (2, 3):
+        named = _spread("ZYX"[-len(long) :], shape)
+    elif len(shape) in (2, 3):
+        named, long = "ZYX"[-len(shape) :], shape
+    elif len(shape) < 2 or len(long) < 2:
         raise InputError(f"{what} has the shape {shape}, expected slices of two axes: name another array")
-    if len(rest) > 3 or (len(rest) == 3 and rest[2] <= 4 < min(rest[:2])):
+    if len(long) > 3 or (len(long) == 3 and long[2] <= 4 < min(long[:2])):
         _ask_axes(what, shape)
-    return SPARE[:lead] + "ZYX"[-len(rest) :]
+    return named
+
+
+def _spread(names: str, shape: tuple[int, ...]) -> str:
+    """Names for the axes that are longer than one; the others get letters that say nothing."""
+    said, spare = iter(names), iter(SPARE)
+    return "".join(next(said if n > 1 else spare) for n in shape)
 
 
 def _example(shape: tuple[int, ...]) -> str:

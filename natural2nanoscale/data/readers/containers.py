@@ -169,7 +169,9 @@ def choose(path: Path, found: list[str], wanted: str = "", separator: str = ":")
         raise InputError(f"{path} holds no array of two or more axes: name another file")
     places = ", ".join(f"`{path}{separator}{name}`" for name in found[:10]) + ", ..." * (len(found) > 10)
     what = f"no array {wanted}" if wanted else f"{len(found)} arrays"
-    raise InputError(f"{path} holds {what}, name one of {places}")
+    several = separator == ":" and len(list(path.parent.glob(f"*{path.suffix}"))) > 1
+    others = f", or that of every file in the folder, such as `{path.parent}:/{found[-1].strip('/')}`" * several
+    raise InputError(f"{path} holds {what}, name one of {places}{others}")
 
 
 def axes_attribute(attributes: dict, ndim: int) -> str | None:

@@ -35,12 +35,18 @@ VENDORS = {
 
 
 def split_container(path: Path) -> tuple[Path, str]:
-    """`file.h5:/volumes/raw` or `vol.zarr/0` -> the file or folder on disk, and the path within; "" for none."""
+    """`file.h5:/volumes/raw` or `vol.zarr/0` -> the file or folder on disk, and the path within; "" for none.
+
+    `folder:/volumes/raw` is that array of every file in the folder.
+    """
     text = str(path)
     for suffix in (*HDF_SUFFIXES, ".npz"):
         head, colon, inner = text.partition(f"{suffix}:")
         if colon:
             return Path(head + suffix), inner
+    head, colon, inner = text.rpartition(":/")
+    if colon and Path(head).is_dir():
+        return Path(head), inner
     for folder in reversed((path, *path.parents)):
         if is_zarr(folder):
             return folder, "" if folder == path else str(path.relative_to(folder))

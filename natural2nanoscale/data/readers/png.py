@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from natural2nanoscale.data.classes import packed
-from natural2nanoscale.data.readers.base import PICTURE_ERRORS, ReadOptions, Source, check_pixels, unreadable
+from natural2nanoscale.data.readers.base import ReadOptions, Source, check_pixels, refusing
 from natural2nanoscale.errors import InputError
 
 KINDS = {"1": "grey", "L": "grey", "P": "grey", "I": "grey", "LA": "alpha", "RGB": "rgb", "RGBA": "rgba"}
@@ -21,9 +21,8 @@ class PngSource(Source):
     def __init__(self, path: Path, options: ReadOptions):
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # checked below, before decoding
         try:
-            self.picture = Image.open(path, formats=["PNG"])
-        except PICTURE_ERRORS as error:
-            raise unreadable(path, error) from error
+            with refusing(path):
+                self.picture = Image.open(path, formats=["PNG"])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
         self.path, self.size, mode = path, self.picture.size, self.picture.mode
@@ -48,11 +47,9 @@ class PngSource(Source):
             self.bits = 8  # indices are never stretched
 
     def read(self, index: int) -> np.ndarray:
-        try:
+        with refusing(self.path):
             self.picture.load()
             pixels = np.asarray(self.picture)
-        except PICTURE_ERRORS as error:
-            raise unreadable(self.path, error) from error
         if self.palette is None and self.bits in (2, 4):  # Pillow stretched these to 0..255
             pixels = (pixels.astype(np.uint16) * (2**self.bits - 1) // 255).astype(np.uint8)
         return pixels.astype(self.dtype)
