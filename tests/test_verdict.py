@@ -12,8 +12,18 @@ from scipy import stats
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.study import comparisons
 from natural2nanoscale.study.comparisons import compare, find_control, share_of
-from natural2nanoscale.study.conditions import ALL, REAL, ROTATED_MIX, ROTATION, SELF, SYNTHETIC, Condition, Contrast
-from natural2nanoscale.study.experiments import EXPERIMENTS
+from natural2nanoscale.study.conditions import (
+    ALL,
+    REAL,
+    ROTATED_MIX,
+    ROTATION,
+    SELF,
+    SYNTHETIC,
+    Condition,
+    Contrast,
+    mixed,
+)
+from natural2nanoscale.study.experiments import EXPERIMENTS, LEARNED
 from natural2nanoscale.study.presets import PRESETS
 from natural2nanoscale.study.statistics import ratio_interval
 from natural2nanoscale.study.summary import study_report
@@ -90,6 +100,15 @@ def test_a_recipe_that_loses_to_a_free_augmentation_is_told_so():
     told = study_verdict(study(-0.02, 0.08, elastic=0.03), WORTH)
     assert "real + synthetic + rotation, loses to real + elastic" in told and "(-5.0, 95" in told
     assert "loses" not in study_verdict(study(0.04, 0.08, elastic=0.03), WORTH)
+
+
+@pytest.mark.parametrize("gain, said", [(0.04, "helped: +4.0"), (-0.04, "did harm: -4.0")])
+def test_what_is_not_over_rotation_has_no_share_of_the_head_room_over_it(gain, said):
+    learned = mixed(15.0, "nnunet", LEARNED, slices=2)
+    made = [row | {"ratio": 15.0} for row in rows_of(learned.name, 0.04 + gain)]
+    told = study_verdict(study(0.02, 0.08) + rows_of("real + nnunet", 0.04) + made, WORTH)
+    assert f"{said} mIoU on top of nnU-Net's augmentation" in told and "+8.0" in told and "over rotation alone" in told
+    assert "% " not in told.replace("95 %", "") and " of the head-room" not in told
 
 
 def test_shares_are_ratios_of_means_with_an_interval_over_redraws():

@@ -84,20 +84,22 @@ def experiment_verdict(preset: Preset, experiment: str, rows: Rows) -> tuple[int
             continue
         control = find_control(rows, slices)
         rank = min(rank, 0 if control else 1 if one.ours.name != SYNTHETIC else 2)  # pure synthetic slices say least
-        share = share_of(control, ours, theirs) if control else None
+        over = "" if one.theirs.name == ROTATION else " over rotation alone"  # which the head-room is measured from
+        share = share_of(control, ours, theirs) if control and not over else None
         where = one.where or f"of {one.ours.name} over {one.theirs.name}"
-        told[slices] = sentence(change, where + one.suffix, control, share and percent_of(share))
+        told[slices] = sentence(change, where + one.suffix, control, share and percent_of(share), over)
         if control:
             told[slices] += company([row for row in rows if row["slices"] == slices], made)
     return rank, " ".join(told.values())
 
 
-def sentence(one: Difference, where: str, control: Control | None, share: str | None) -> str:
-    """Benefit and harm whatever the head-room; without head-room "no benefit" is "cannot tell"."""
+def sentence(one: Difference, where: str, control: Control | None, share: str | None, over: str = "") -> str:
+    """Benefit and harm whatever the head-room; without head-room "no benefit" is "cannot tell". over: what the
+    head-room is measured from, where the difference is to something else."""
     room = points(control.room.mean) if control else ""
     if control and control.room.over_redraws:
         room += f", 95\u00a0% interval {range_of(control.room.over_redraws)}"
-    beside = f"; the head-room is {room}." if control else ". This experiment has no positive control."
+    beside = f"; the head-room{over} is {room}." if control else ". This experiment has no positive control."
     of_room = f", {share} of the head-room ({room})." if share else beside
     if one.over_redraws is None:
         word = "gained" if one.mean > 0 else "lost"
@@ -118,7 +120,7 @@ def sentence(one: Difference, where: str, control: Control | None, share: str | 
             "more steps (--unet-steps)."
         )
     if control:
-        beside = f"; all annotated slices would have gained {room}."
+        beside = f"; all annotated slices would have gained {room}{over}."
     return f"No benefit of synthetic slices was found: {interval}, at most {points(high)}{beside}"
 
 
