@@ -341,7 +341,7 @@ def test_no_network_is_one_sentence():
 def test_another_model_is_refused_before_its_weights_are_fetched(monkeypatch, tmp_path):
     fetched = []
 
-    def snapshot(name: str, allow_patterns: list) -> str:
+    def snapshot(name: str, allow_patterns: list, revision: None) -> str:
         fetched.append(allow_patterns)
         return str(tmp_path)
 
@@ -387,7 +387,7 @@ def test_weights_are_fetched_in_one_variant(monkeypatch, tiny_backbone):
         "text_encoder": ["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"],
     }
 
-    def snapshot(name: str, allow_patterns: list) -> str:
+    def snapshot(name: str, allow_patterns: list, revision: None) -> str:
         fetched.extend(pattern for pattern in allow_patterns if "safetensors" in pattern)
         return str(tiny_backbone)
 

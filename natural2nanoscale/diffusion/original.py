@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from natural2nanoscale.diffusion.parts import as_refusal
 from natural2nanoscale.diffusion.stable_diffusion import (
     TEXT_ENCODER,
     UNET,
@@ -44,11 +44,13 @@ def read_backbone(
     )
     parts = split(path, tensors, {UNET: "U-Net", VAE: "VAE", TEXT_ENCODER: "text encoder"}, remedy)
     scheduler = DDPMScheduler(**configs.scheduler)
-    expected, found = scheduler.alphas_cumprod, tensors.get("alphas_cumprod")
-    if found is not None and (found.shape != expected.shape or (found.float() - expected).abs().max() > 1e-3):
+    expected = scheduler.alphas_cumprod
+    found = tensors.get("alphas_cumprod", expected).float()
+    if found.shape != expected.shape or (found - expected).abs().max() > 1e-3:
+        ends = f"{found.flatten()[-1:].sum():.4f}), expected that of Stable Diffusion 1.5 ({expected[-1]:.4f})"
         raise InputError(
-            f"{path} has a noise schedule of its own (alphas_cumprod ends at {found[-1]:.4f}), expected that of Stable "
-            f"Diffusion 1.5 ({expected[-1]:.4f}): convert it to a diffusers folder, whose scheduler/ can hold it"
+            f"{path} has a noise schedule of its own (alphas_cumprod ends at {ends}: convert it to a diffusers folder, "
+            "whose scheduler/ can hold it"
         )
     with torch.device("meta"):  # no time is lost on random weights
         unet, vae = UNet2DConditionModel(**configs.unet), AutoencoderKL(**configs.vae)
@@ -82,11 +84,9 @@ def refuse_pickle(path: Path) -> None:
 
 def read_safetensors(path: Path) -> Tensors:
     """All tensors of a file, on the CPU; InputError if it is damaged or something else."""
-    try:
+    with as_refusal(f"{path} cannot be read as safetensors", "fetch or copy it once more"):
         open_regular(path).close()
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read as safetensors ({error}): fetch or copy it once more") from error
 
 
 def split(
@@ -119,17 +119,17 @@ def fill(module: torch.nn.Module, converted: dict[str, torch.Tensor | None], sou
     expected = module.state_dict()
     weights = {name: tensor for name, tensor in converted.items() if tensor is not None}
     used = {tensor.data_ptr() for tensor in weights.values()}
-    dropped = [name for name, tensor in source.items() if tensor.data_ptr() not in used]
-    problems = {
-        "missing": sorted(expected.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - expected.keys()) + sorted(dropped),
-        "wrongly shaped": [
-            f"{name} {tuple(tensor.shape)} in place of {tuple(expected[name].shape)}"
-            for name, tensor in weights.items()
-            if name in expected and tensor.shape != expected[name].shape
-        ],
-    }
-    for problem, names in problems.items():
+    dropped = sorted(name for name, tensor in source.items() if tensor.data_ptr() not in used)
+    misshaped = [
+        f"{name} {tuple(tensor.shape)} in place of {tuple(expected[name].shape)}"
+        for name, tensor in weights.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    for problem, names in (
+        ("missing", sorted(expected.keys() - weights.keys())),
+        ("unexpected", sorted(weights.keys() - expected.keys()) + dropped),
+        ("wrongly shaped", misshaped),
+    ):
         if names:
             raise InputError(
                 f"{path} has {len(names)} {problem} tensor(s) for {type(module).__name__}, such as {names[0]}: "

@@ -21,7 +21,7 @@ from natural2nanoscale.diffusion.backbone import Backbone, load_backbone, weight
 from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.controlnet import make_controlnet, part_state, unlock
 from natural2nanoscale.diffusion.settings import FineTuning
-from natural2nanoscale.diffusion.weights import load_module
+from natural2nanoscale.diffusion.parts import load_module
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.records import read_config
 from natural2nanoscale.runs import RunFolder
