@@ -24,7 +24,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["natural2nanoscale.diffusion.training", "pytest"])
 
 
-def no_strip(validation: progress.Validation, controlnet: torch.nn.Module, folder: Path, step: int) -> None:
+def no_strip(validation: progress.Validation, folder: Path, step: int) -> None:
     """In place of a sample strip, which takes most of a short run."""
     folder.mkdir(exist_ok=True)
     (folder / f"{step}-by-{os.environ.get('RANK', 0)}").touch()
@@ -32,7 +32,7 @@ def no_strip(validation: progress.Validation, controlnet: torch.nn.Module, folde
 
 @pytest.fixture(autouse=True)
 def no_strips(monkeypatch):
-    monkeypatch.setattr(progress.Validation, "write_samples", no_strip)
+    monkeypatch.setattr(progress.Validation, "write_strip", no_strip)
 
 
 def process(rank: int, port: int, output: Path, arguments: list[str], number: int | None) -> None:
@@ -50,7 +50,7 @@ def process(rank: int, port: int, output: Path, arguments: list[str], number: in
 
     if number:
         torch.optim.Adam.step = step
-    progress.Validation.write_samples = no_strip
+    progress.Validation.write_strip = no_strip
     sys.argv = ["train_controlnet.py", *(argument.format(rank=rank) for argument in arguments)]
     with (output / f"output-{rank}").open("w") as file:
         sys.stdout = sys.stderr = file

@@ -1,4 +1,4 @@
-"""A fine-tuned ControlNet on disk: diffusers' own format, a card, and the U-Net's decoder where it has learned."""
+"""What fine-tuning leaves on disk: ControlNets in diffusers' own format, with a card, and what else has learned."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from safetensors.torch import load_file, save_file
 from natural2nanoscale.cli import CONTROLNET_RUN, command
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, pair_digests
-from natural2nanoscale.data.roots import Learned, learned_from_folder, learned_json
+from natural2nanoscale.data.roots import TRANSDUCTIVE, Learned, learned_from_folder, learned_json
 from natural2nanoscale.device import select_dtype
-from natural2nanoscale.diffusion.adapted import ADAPTED, load_adapted
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone, weights_hash
 from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.controlnet import make_controlnet, part_state, unlock
-from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.parts import load_module
+from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.records import read_config
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.schemas import CONTROLNET_CONFIG
 from natural2nanoscale.text import markdown_text
 
-DECODER_FILE = "unet_decoder.safetensors"
+ADAPTED = "adapted"  # within a ControlNet's run folder: the run that adapted its backbone
+# parts of the U-Net in checkpoints: what was adapted in those of ADAPTED, the decoder beside the ControlNet
+ADAPTED_FILE, DECODER_FILE = "unet_part.safetensors", "unet_decoder.safetensors"
 
 
 def run_config(
@@ -41,7 +42,7 @@ def run_config(
 ) -> dict:
     """What a ControlNet's run folder says of it, and what a resumed run must agree with.
 
-    before: what `initial` had learned from.
+    before: what else is learned from, as by `initial`.
     """
     train, val = data.train, data.val
     said = asdict(settings)
@@ -67,15 +68,23 @@ def run_config(
 
 
 def save_trained(
-    folder: Path, controlnet: ControlNetModel, backbone: Backbone, train: PairFolder, settings: FineTuning, step: int
+    folder: Path,
+    controlnet: ControlNetModel,
+    backbone: Backbone,
+    train: PairFolder,
+    settings: FineTuning,
+    step: int,
+    transductive: bool = False,
 ) -> None:
-    """Write controlnet/ with its card into `folder` and, where the decoder learns, its weights beside it."""
+    """Write controlnet/ with its card into `folder` and, where the decoder learns, its weights beside it.
+
+    transductive: validation or test slices were among those without masks that something learned.
+    """
     controlnet.save_pretrained(folder / "controlnet", safe_serialization=True)
     known = train.info.classes
     classes = ", ".join(
         f"{markdown_text(name)} = RGB {color}" for name, color in zip(known.names, known.colors, strict=True)
     )
-    facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
     seen = f"colour-coded class masks ({classes})"
     if settings.condition == "mask+edges":
         seen += ", darkened at class boundaries and, where these are known, at the edges of the slices,"
@@ -84,13 +93,27 @@ def save_trained(
         over += f", whose U-Net was adapted for {settings.adapt} steps to slices without masks (../../../{ADAPTED})"
     if settings.unlock_decoder:
         over += f", whose U-Net takes its decoder from ../{DECODER_FILE}"
-        decoder = {name: value.cpu().contiguous() for name, value in part_state(backbone.unet, "decoder").items()}
-        save_file(decoder, folder / DECODER_FILE)
+        save_part(folder / DECODER_FILE, backbone, "decoder")
+    careful = f"\n\n{TRANSDUCTIVE}" * transductive
+    facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
     (folder / "controlnet" / "README.md").write_text(
         f"# ControlNet for {markdown_text(train.info.name)}\n\nSteered by {seen} over {over}, "
-        f"fine-tuned for {step} steps on {len(train.stems)} slices.\n\n{facts}\n",
+        f"fine-tuned for {step} steps on {len(train.stems)} slices.{careful}\n\n{facts}\n",
         encoding="utf-8",
     )
+
+
+def save_part(file: Path, backbone: Backbone, part: str) -> None:
+    """Write a part of the U-Net, as `controlnet.belongs` takes it."""
+    save_file({name: value.cpu().contiguous() for name, value in part_state(backbone.unet, part).items()}, file)
+
+
+def load_part(file: Path, backbone: Backbone, part: str) -> None:
+    """Copy what `save_part` wrote into the U-Net, which is unlocked; InputError for other layers."""
+    weights, wanted = load_file(file), part_state(backbone.unet, part)
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in wanted.items()}:
+        raise InputError(f"{file} holds other layers than the U-Net of {backbone.name}: train it anew")
+    backbone.unet.load_state_dict(weights, strict=False)  # the other layers stay
 
 
 def load_weights(folder: Path, controlnet: ControlNetModel, backbone: Backbone) -> None:
@@ -101,10 +124,14 @@ def load_weights(folder: Path, controlnet: ControlNetModel, backbone: Backbone) 
     saved = ControlNetModel.from_pretrained(folder / "controlnet", local_files_only=True, low_cpu_mem_usage=False)
     controlnet.load_state_dict(saved.state_dict())
     if (folder / DECODER_FILE).is_file():
-        decoder = load_file(folder / DECODER_FILE)
-        if decoder.keys() != part_state(backbone.unet, "decoder").keys():
-            raise InputError(f"{folder / DECODER_FILE} holds other layers than the decoder of {backbone.name}")
-        backbone.unet.load_state_dict(decoder, strict=False)  # the other layers stay
+        load_part(folder / DECODER_FILE, backbone, "decoder")
+
+
+def freeze(backbone: Backbone) -> Backbone:
+    """A backbone whose U-Net has learned, frozen in the dtype of its arithmetic, with the fingerprint of today."""
+    fingerprint = weights_hash(backbone.unet, backbone.vae)
+    backbone.unet.requires_grad_(False).eval().to(backbone.dtype)
+    return replace(backbone, fingerprint=fingerprint)
 
 
 def find_checkpoint(run: Path, name: str = "newest") -> Path:
@@ -167,12 +194,26 @@ def load_trained(run: Path, backbone: Backbone, name: str = "newest") -> tuple[C
     """
     folder = find_checkpoint(run, name)
     backbone = load_adapted(run, backbone)
-    controlnet, dtype = make_controlnet(backbone), backbone.unet.dtype
+    controlnet = make_controlnet(backbone)
     if (folder / DECODER_FILE).is_file():
         backbone = unlock(backbone, "decoder")
     load_weights(folder, controlnet, backbone)
-    backbone.unet.requires_grad_(False).to(dtype)
+    backbone.unet.requires_grad_(False).to(backbone.dtype)
     return controlnet.requires_grad_(False).eval(), backbone
+
+
+def load_adapted(run: Path, backbone: Backbone) -> Backbone:
+    """The backbone as the ControlNet of the folder `run` was trained over it: the given one, or an adapted copy."""
+    settings = read_config(run).get("settings", {})
+    if not settings.get("adapt"):
+        return backbone
+    checkpoint = RunFolder(run / ADAPTED).load_checkpoint()
+    if checkpoint is None or checkpoint.step < settings["adapt"]:
+        raise InputError(f"{run} has not adapted its backbone yet: go on with train_controlnet.py --resume --out {run}")
+    part = settings.get("adapt_part", "all")
+    adapted = unlock(backbone, part)
+    load_part(checkpoint.path / ADAPTED_FILE, adapted, part)
+    return freeze(adapted)
 
 
 def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
@@ -181,14 +222,14 @@ def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
     Raises InputError unless its tensors and its architecture are exactly those that the backbone needs.
     """
     if (folder / "checkpoints").is_dir():
-        checkpoint = find_checkpoint(folder)
-        if (checkpoint / DECODER_FILE).is_file() or (folder / ADAPTED).is_dir():
-            flag = "--adapt" if (folder / ADAPTED).is_dir() else "--unlock-decoder"
-            raise InputError(
-                f"{folder} was trained with {flag}: its ControlNet belongs to a U-Net that a new run would not have, "
-                "expected a run over the backbone as it is, or go on in that one with --resume"
-            )
-        folder = checkpoint / "controlnet"
+        folder = find_checkpoint(folder) / "controlnet"
+    checkpoint = folder.resolve().parent  # where it is one of ours
+    adapted = checkpoint.parent.name == "checkpoints" and (checkpoint.parent.parent / ADAPTED).is_dir()
+    if adapted or (checkpoint / DECODER_FILE).is_file():
+        raise InputError(
+            f"{folder} was trained with {'--adapt' if adapted else '--unlock-decoder'}: it belongs to a U-Net that a "
+            "new run would not have, expected one over the backbone as it is, or go on in its run with --resume"
+        )
     saved = load_module(ControlNetModel, folder)  # weights against their own config
     controlnet = make_controlnet(backbone)
     for key, needed in controlnet.config.items():  # and this config against the backbone
