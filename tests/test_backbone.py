@@ -129,6 +129,9 @@ EDITS = {
     "unexpected tensor.*adapter": {UNET + "adapter.weight": torch.zeros(3)},
     "unexpected tensor.*v_pred": {"v_pred": torch.zeros(3)},
     r"wrongly shaped.*\(7, 2\) in place of \(32, 32\)": {UNET + "time_embed.2.weight": torch.zeros(7, 2)},
+    "cannot be read as AutoencoderKL.*up.1.upsample": {"first_stage_model.decoder.up.1.upsample.conv.bias": None},
+    r"wrongly shaped.*conv_in.weight \(5,\)": {UNET + "input_blocks.0.0.weight": torch.zeros(5)},
+    "noise schedule of its own": {"alphas_cumprod": torch.tensor(0.5)},
     "is an inpainting model": {UNET + "input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)},
     "is Stable Diffusion 2": {
         UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(8, 1024),

@@ -49,14 +49,14 @@ def convert(file: Path, configs: Configs = STABLE_DIFFUSION_15) -> ControlNetMod
         unet = UNet2DConditionModel(**configs.unet)
         controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=HINT_CHANNELS)
     if any(name.startswith("controlnet_cond_embedding.") for name in tensors):
-        fill(controlnet, tensors, tensors, file)
+        fill(controlnet, lambda named, _: named, tensors, file)
         return controlnet.eval()
     remedy = "expected tensors named control_model.* or input_hint_block.*, or as diffusers names them"
     control = split(file, tensors, {CONTROLNET: "ControlNet"}, remedy, (UNET, VAE, TEXT_ENCODER))[CONTROLNET]
     hint = control.get(f"{CONTROLNET}input_hint_block.0.weight")
     if hint is not None and hint.ndim == 4 and hint.shape[1] != 3:
         raise InputError(f"{file} is a ControlNet that reads {hint.shape[1]} channels, expected one that reads 3")
-    fill(controlnet, convert_controlnet_checkpoint(control, controlnet.config), control, file)
+    fill(controlnet, convert_controlnet_checkpoint, control, file)
     return controlnet.eval()
 
 

@@ -6,6 +6,7 @@ The mapping of names is diffusers'; which tensors there must be, and in which sh
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -55,15 +56,16 @@ def read_backbone(
     with torch.device("meta"):  # no time is lost on random weights
         unet, vae = UNet2DConditionModel(**configs.unet), AutoencoderKL(**configs.vae)
     text_encoder = CLIPTextModel(CLIPTextConfig(**configs.text_encoder))
-    fill(unet, convert_ldm_unet_checkpoint(parts[UNET], unet.config), parts[UNET], path)
-    fill(vae, convert_ldm_vae_checkpoint(parts[VAE], vae.config), parts[VAE], path)
     # versions of transformers and of merging tools differ in `text_model.`
     stem = "text_model." if any(name.startswith("text_model.") for name in text_encoder.state_dict()) else ""
-    named = {
-        stem + name.removeprefix(TEXT_ENCODER + "transformer.").removeprefix("text_model."): tensor
-        for name, tensor in parts[TEXT_ENCODER].items()
-    }
-    fill(text_encoder, named, parts[TEXT_ENCODER], path)
+
+    def convert_text_encoder(tensors: Tensors, _: object) -> Tensors:
+        prefix = TEXT_ENCODER + "transformer."
+        return {stem + name.removeprefix(prefix).removeprefix("text_model."): t for name, t in tensors.items()}
+
+    fill(unet, convert_ldm_unet_checkpoint, parts[UNET], path)
+    fill(vae, convert_ldm_vae_checkpoint, parts[VAE], path)
+    fill(text_encoder, convert_text_encoder, parts[TEXT_ENCODER], path)
     return vae, unet, text_encoder, scheduler
 
 
@@ -111,13 +113,14 @@ def split(
     return found
 
 
-def fill(module: torch.nn.Module, converted: dict[str, torch.Tensor | None], source: Tensors, path: Path) -> None:
+def fill(module: torch.nn.Module, convert: Callable[[Tensors, object], dict], source: Tensors, path: Path) -> None:
     """Give the module its weights, as float32 copies; InputError unless names and shapes are exactly its own.
 
-    `converted` was made from `source`; a tensor that the conversion dropped is unexpected too.
+    convert: from the names in `source` to the module's, by its config; a tensor that it drops is unexpected too.
     """
-    expected = module.state_dict()
-    weights = {name: tensor for name, tensor in converted.items() if tensor is not None}
+    expected, kind = module.state_dict(), type(module).__name__
+    with as_refusal(f"{path} cannot be read as {kind}", "expected exactly the tensors of Stable Diffusion 1.5"):
+        weights = {name: tensor for name, tensor in convert(source, module.config).items() if tensor is not None}
     used = {tensor.data_ptr() for tensor in weights.values()}
     dropped = sorted(name for name, tensor in source.items() if tensor.data_ptr() not in used)
     misshaped = [
@@ -132,7 +135,7 @@ def fill(module: torch.nn.Module, converted: dict[str, torch.Tensor | None], sou
     ):
         if names:
             raise InputError(
-                f"{path} has {len(names)} {problem} tensor(s) for {type(module).__name__}, such as {names[0]}: "
+                f"{path} has {len(names)} {problem} tensor(s) for {kind}, such as {names[0]}: "
                 "expected exactly those of Stable Diffusion 1.5"
             )
     refuse_not_finite(weights, path, "the weights are damaged, fetch or copy them once more")
