@@ -77,6 +77,19 @@ def test_it_learns(learn, backbone):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("part", ["all", "decoder", "attention"])
+def test_it_learns_in_bfloat16(learn, backbone, part):
+    """What learns is float32 and computes in bfloat16; in the end all of it is bfloat16 again, and in files float32."""
+    object.__setattr__(backbone, "dtype", torch.bfloat16)
+    backbone.unet.to(torch.bfloat16)
+    adapted, run = learn("run", adapt=2, adapt_part=part)
+    assert {parameter.dtype for parameter in adapted.unet.parameters()} == {torch.bfloat16}
+    checkpoint = RunFolder(run.path / ADAPTED).load_checkpoint()
+    assert {value.dtype for value in load_file(checkpoint.path / ADAPTED_FILE).values()} == {torch.float32}
+    rows = RunFolder(run.path / ADAPTED).read_log()
+    assert all(np.isfinite(row.get(name, 0)) for row in rows for name in ("loss", "validation_loss"))
+
+
 def test_masks_are_never_opened(data_folder, unlabelled):
     for file in (data_folder / "train" / "masks").iterdir():
         file.unlink()

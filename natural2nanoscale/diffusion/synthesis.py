@@ -41,12 +41,10 @@ def synthesize(
 ) -> int:
     """Draw what is requested from the masks of `source` into the pair folder `out`; return how many slices were new.
 
-    What is there as its line says is left alone, what is not is made anew. Until all slices that were ever asked for
-    are there, generation.json holds what dataset.json will say. check: whoever `request.filter` names; an image that
-    agrees less than it asks for is drawn again with other noise, MOST_TRIES times in all, then rejected.
+    What is there as its line says is left alone, what is not is made anew. check: whoever `request.filter` names; an
+    image that agrees less than it asks for is drawn again with other noise, MOST_TRIES times in all, then rejected.
     Raises InputError when `out` was made with other settings, another ControlNet, backbone or source, while another
-    process writes there, and for slices that are not finite or blank, which are never written; Interrupted after a
-    requested stop.
+    process writes there, and for slices that are not finite or blank; Interrupted after a requested stop.
     """
     if (check is None) != (request.filter is None):
         raise ValueError("who checks the slices and what the request says of it belong together")

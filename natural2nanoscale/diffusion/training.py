@@ -47,18 +47,14 @@ def fine_tune(
     initial: ControlNetModel | None = None,
     agreement: Callable[[np.ndarray, np.ndarray], float] | None = None,
 ) -> ControlNetModel:
-    """Train a ControlNet over the backbone; everything is kept in `run`. Returns the trained model.
+    """Train a ControlNet over the backbone, `initial` or else a copy of the U-Net's encoder; return it. Everything is
+    kept in `run`; with `resume` it goes on from the newest checkpoint there, or from step 0 where there is none.
 
-    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `initial` is trained on; without
-    it the ControlNet starts as a copy of the U-Net's encoder. With `resume` it goes on from the newest checkpoint, or
-    from step 0 where none was ever completed. `agreement` gets slices (B,H,W) uint8 drawn from pure noise and the
-    validation masks (B,H,W) uint8 that they were drawn from, and says how well they agree, at least 0, the more the
-    better; the weights with the best agreement so far are kept as checkpoints/best.
-
+    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `agreement` gets slices (B,H,W)
+    uint8 drawn from pure noise and the validation masks (B,H,W) uint8 that they were drawn from, and says how well they
+    agree, at least 0, the more the better; the weights with the best agreement are kept as checkpoints/best.
     In a process group each process takes its share of a step's slices; the first one alone looks and writes.
-
-    Raises Interrupted after a requested stop, once the state is saved, and InputError when the loss is no longer
-    finite.
+    Raises Interrupted after a requested stop, once the state is saved, and InputError for a loss that is not finite.
     """
     controlnet = (initial or make_controlnet(backbone, settings.seed)).train()
     groups = [{"params": list(controlnet.parameters()), "lr": settings.learning_rate}]
@@ -76,8 +72,8 @@ def fine_tune(
         print(f"{run.path} is at step {step} of {settings.total_steps(slices)}: nothing is left to do")
         return controlnet.eval()
     print(planned(learner, data, settings))
-    trained = sum(parameter.nbytes for parameter in learner.parameters)
-    print(f"disk: {disk_need(3 * trained, settings.keep)}")  # the weights and Adam's two moments
+    needed = 3 * sum(parameter.nbytes for parameter in learner.parameters)  # the weights and Adam's two moments
+    print(f"disk: {disk_need(needed, settings.keep)}")
 
     def save_model(folder: Path) -> None:
         transductive = learned_by_run(run.path).transductive
@@ -101,9 +97,9 @@ def adapt(
 ) -> Backbone:
     """The backbone with a U-Net of which `settings.adapt_part` has learned `images` for `settings.adapt` steps.
 
-    Plain denoising, with random prompts and nothing that steers; the learning rate falls linearly to zero. What is done
-    of it is kept in the folder ADAPTED of the ControlNet's `run`, and found there; `data` says the prompts, and which
-    validation slices show how it goes. The given backbone stays as it is. Raises like `fine_tune`.
+    Plain denoising with random prompts; the learning rate falls linearly to zero. What is done of it is kept in the
+    folder ADAPTED of the ControlNet's `run`, and found there; of `data` it takes the prompts and the validation slices
+    that show how it goes. The given backbone stays as it is. Raises like `fine_tune`.
     """
     part, data = settings.adapt_part, replace(data, train=images)
     plain = {"condition": "mask", "prompt_dropout": PROMPT_DROPOUT, "compile": False}
