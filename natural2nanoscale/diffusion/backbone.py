@@ -131,10 +131,8 @@ def load_backbone(
 
 
 def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
-    """The settings with the backbone's window, learning rate and weight of noisy timesteps where they name none.
-
-    Raises InputError for a window that does not fit the backbone's grid.
-    """
+    """The settings with the backbone's window, learning rates and weight of noisy timesteps where they name none;
+    InputError for a window that does not fit the backbone's grid."""
     crop, grid = settings.crop or backbone.recommended.crop, backbone.grid
     if crop[0] % grid or crop[1] % grid:
         up = tuple(-(-length // grid) * grid for length in crop)

@@ -94,8 +94,8 @@ def augmented_window(
     """A window of a slice: (H,W) float32 grey values in 0..255, (H,W) uint8 class ids, (H,W) bool: what is no mirror
     image, and (H,W) uint8 of the slice's edge map `edges` (H,W), which noise leaves alone, or None.
 
-    Window v of slice `index` is a function of (seed, index, v) alone. The first ones stand unrotated on a
-    grid that holds every pixel of the slice; the others are drawn (paper 4.4: crop, rotation, noise).
+    A function of (seed, index, variant) alone. The first variants stand unrotated on a grid that holds every pixel of
+    the slice; the others are drawn (paper 4.4: crop, rotation, noise).
     """
     size, generator = settings.crop[::-1], generator_for(settings.seed, "window", index, variant)
     angle, center = draw_window(generator, image.shape, size, settings.rotation)
@@ -127,11 +127,10 @@ def variants_visited(shapes: Sequence[tuple[int, int]], settings: FineTuning, st
 
 class LatentCache:
     """Posterior mean and std of the latents of augmented windows, on the backbone's device; the windows' masks, edges
-    and what carries loss, on the host.
+    and what carries loss, on the host. Both moments, so that the posterior's noise is fresh at every visit.
 
-    Keeping both moments, not one drawn sample, keeps the posterior's noise fresh at every visit. With
-    `latent_variants` = 0 nothing is kept: each visit of epoch e encodes window e. Where a slice is smaller than the
-    window, the mirror images that fill it up carry no loss; the corners of rotated windows of larger ones do.
+    With `latent_variants` = 0 nothing is kept: each visit of epoch e encodes window e. Where a slice is smaller than
+    the window, the mirror images that fill it up carry no loss; the corners of rotated windows of larger ones do.
     """
 
     def __init__(self, backbone: Backbone, folder: PairFolder, settings: FineTuning, step: int = 0):

@@ -16,11 +16,8 @@ from natural2nanoscale.seeds import seed_for
 
 
 def make_controlnet(backbone: Backbone, seed: int = 0) -> ControlNetModel:
-    """A ControlNet whose encoder is a copy of the frozen U-Net's, in float32 on the backbone's device.
-
-    Its outputs pass through zero convolutions, so before training the backbone's output is unchanged.
-    Only the hint layers, which read the mask, start at random: from `seed`.
-    """
+    """A ControlNet whose encoder is a copy of the U-Net's, float32, on the backbone's device. Its outputs pass through
+    zero convolutions, so it changes nothing yet; only the hint layers, which read the mask, start at random."""
     channels = backbone.recommended.conditioning_embedding_out_channels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "hint layers"))
@@ -178,9 +175,8 @@ class Denoiser:
 def denoising_loss(denoiser: Denoiser, batch: Batch) -> torch.Tensor:
     """Mean squared error between predicted and true noise: w(t) || eps - eps_theta(z_t, t, prompt, mask) ||^2.
 
-    All randomness is handed in. With a v-prediction scheduler the target is the velocity. w(t) = 1 / SNR(t) within
-    [1, max_weight]: above 1 it makes up for what the plain loss hardly sees, the error in brightness and contrast that
-    is decided where noise prevails.
+    With a v-prediction scheduler the target is the velocity. w(t) = 1 / SNR(t) within [1, max_weight]: above 1 it makes
+    up for what the plain loss hardly sees, errors in brightness and contrast, which are decided where noise prevails.
     """
     scheduler, timesteps = denoiser.scheduler, batch.timesteps
     noisy_latents = scheduler.add_noise(batch.latents, batch.noise, timesteps)

@@ -39,9 +39,7 @@ from it with `train_controlnet.py --controlnet-init`.
 def convert(file: Path, configs: Configs = STABLE_DIFFUSION_15) -> ControlNetModel:
     """A file's ControlNet, in float32. Its tensors are named `control_model.*`, as its authors do, and the rest of a
     whole model may stand beside them; or the same without that prefix, or as diffusers names them, and nothing else.
-
-    Raises InputError unless they are exactly those of a ControlNet over `configs.unet` that reads three channels.
-    """
+    InputError unless they are exactly those of a ControlNet over `configs.unet` that reads three channels."""
     tensors = read_pickle(file) if file.suffix in PICKLES else read_safetensors(file)
     if any(name.startswith("input_hint_block.") for name in tensors):
         tensors = {CONTROLNET + name: tensor for name, tensor in tensors.items()}
@@ -61,10 +59,8 @@ def convert(file: Path, configs: Configs = STABLE_DIFFUSION_15) -> ControlNetMod
 
 
 def read_pickle(file: Path) -> Tensors:
-    """The tensors of a torch.save file, by torch's reader that builds tensors and plain containers and nothing else.
-
-    The only place that reads a pickle. Raises InputError, with the type's name, for a file that needs any other type.
-    """
+    """The tensors of a torch.save file, by torch's reader that builds tensors and plain containers, nothing else: the
+    only place that reads a pickle. InputError, with the type's name, for a file that needs any other type."""
     expected = "expected tensors alone, as torch.save writes them, or a .safetensors file"
     with as_refusal(f"{file} cannot be read", expected), open_regular(file) as opened:
         try:

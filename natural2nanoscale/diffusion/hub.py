@@ -102,10 +102,8 @@ class Silence(Exception):
 
 
 def ask(name: str, revision: str | None) -> huggingface_hub.ModelInfo:
-    """What the hub says of `name`; whatever error its client raises, or Silence.
-
-    Asked in a thread, as neither a name server nor a proxy that keeps silent obeys the client's timeout.
-    """
+    """What the hub says of `name`, or its client's error, or Silence. Asked in a thread, as neither a name server nor a
+    proxy that keeps silent obeys the client's timeout."""
     seconds, answers = patience(name), []
 
     def wait() -> None:

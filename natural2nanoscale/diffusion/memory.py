@@ -49,8 +49,7 @@ def blank_batch(backbone: Backbone, batch: int, height: int, width: int) -> list
 
 def step_cost(backbone: Backbone, controlnet: ControlNetModel | None, slices: int, settings: FineTuning) -> Cost:
     """Memory and time of one batch of a training set of `slices`, by running blank ones: weights, what the backward
-    pass keeps, gradients, and room for Adam's two moments. Uncompiled, and without the arithmetic of the optimiser.
-    """
+    pass keeps, gradients, and room for Adam's two moments. Uncompiled, and without the optimiser's arithmetic."""
     width, height = settings.crop
     inputs = blank_batch(backbone, min(slices, settings.batch_size), height, width)
     learn = [p for model in filter(None, (backbone.unet, controlnet)) for p in model.parameters() if p.requires_grad]
@@ -72,10 +71,8 @@ def step_cost(backbone: Backbone, controlnet: ControlNetModel | None, slices: in
 def plan(
     backbone: Backbone, controlnet: ControlNetModel | None, slices: int, windows: int, steps: int, settings: FineTuning
 ) -> str:
-    """One line: what learns, for how long, and in how much memory. `windows`: those whose latents will be cached.
-
-    It runs two blank batches, so a device that is too small says so here, before anything else has taken time.
-    """
+    """One line: what learns, for how long, and in how much memory. windows: those whose latents will be cached. It runs
+    two blank batches, so a device that is too small says so here, before anything else has taken time."""
     parts = filter(None, (controlnet, backbone.unet, backbone.vae, backbone.text_encoder))
     weights = [(p.numel(), p.requires_grad) for part in parts for p in part.parameters()]
     learn, frozen = (sum(count for count, learns in weights if learns is flag) for flag in (True, False))

@@ -35,9 +35,7 @@ def read_backbone(
     path: Path, configs: Configs
 ) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel, DDPMScheduler]:
     """One `.safetensors` file with U-Net, VAE and text encoder, of any float type -> the parts in float32, on the CPU.
-
-    Raises InputError unless its tensors are those of `configs`, each of them, and besides them known extras only.
-    """
+    InputError unless its tensors are those of `configs`, each of them, and besides them known extras only."""
     tensors = read_safetensors(path)
     remedy = (
         "expected tensors named {}*, as its authors name them (of a diffusers folder name the folder; of a "
@@ -94,11 +92,9 @@ def read_safetensors(path: Path) -> Tensors:
 def split(
     path: Path, tensors: Tensors, parts: dict[str, str], remedy: str, beside: tuple[str, ...] = ()
 ) -> dict[str, Tensors]:
-    """Tensors by prefix, without known extras. `parts`: prefixes and their names; `remedy`: what the error says where a
-    part is not there, with {} for its prefix; `beside`: what else there may be.
-
-    Raises InputError for a relative of Stable Diffusion 1.5, for a part that is not there and for unknown tensors.
-    """
+    """Tensors by prefix, without known extras. parts: prefixes and their names; beside: prefixes of what else there may
+    be. InputError for a relative of Stable Diffusion 1.5, for unknown tensors, and for a part that is not there, with
+    `remedy`, in which {} is its prefix."""
     refuse_other_file(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     found = {p: {n: t for n, t in tensors.items() if n.startswith(p) and not is_extra(n)} for p in parts}
     for prefix, part in parts.items():
@@ -114,10 +110,8 @@ def split(
 
 
 def fill(module: torch.nn.Module, convert: Callable[[Tensors, object], dict], source: Tensors, path: Path) -> None:
-    """Give the module its weights, as float32 copies; InputError unless names and shapes are exactly its own.
-
-    convert: from the names in `source` to the module's, by its config; a tensor that it drops is unexpected too.
-    """
+    """Give the module its weights, as float32 copies; InputError unless names and shapes are exactly its own. convert:
+    from the names in `source` to the module's, by its config; a tensor that it drops is unexpected too."""
     expected, kind = module.state_dict(), type(module).__name__
     with as_refusal(f"{path} cannot be read as {kind}", "expected exactly the tensors of Stable Diffusion 1.5"):
         weights = {name: tensor for name, tensor in convert(source, module.config).items() if tensor is not None}

@@ -40,10 +40,8 @@ def run_config(
     initial: ControlNetModel | None = None,
     before: Sequence[Learned] = (),
 ) -> dict:
-    """What a ControlNet's run folder says of it, and what a resumed run must agree with.
-
-    before: what else is learned from, as by `initial`.
-    """
+    """What a ControlNet's run folder says of it, and what a resumed run must agree with; `before`: what else is learned
+    from, as by `initial`."""
     train, val = data.train, data.val
     said = asdict(settings)
     if not settings.adapt:  # runs from before there was such a thing go on
@@ -76,10 +74,8 @@ def save_trained(
     step: int,
     transductive: bool = False,
 ) -> None:
-    """Write controlnet/ with its card into `folder` and, where the decoder learns, its weights beside it.
-
-    transductive: validation or test slices were among those without masks that something learned.
-    """
+    """Write controlnet/ with its card into `folder` and, where the decoder learns, its weights beside it; transductive:
+    validation or test slices were among those without masks that something learned."""
     controlnet.save_pretrained(folder / "controlnet", safe_serialization=True)
     known = train.info.classes
     classes = ", ".join(
@@ -117,10 +113,8 @@ def load_part(file: Path, backbone: Backbone, part: str) -> None:
 
 
 def load_weights(folder: Path, controlnet: ControlNetModel, backbone: Backbone) -> None:
-    """Copy what `save_trained` wrote into the existing parameters, whose memory format stays as it is.
-
-    A saved decoder needs an unlocked backbone; one of other layers is an InputError.
-    """
+    """Copy what `save_trained` wrote into the existing parameters, whose memory format stays as it is. A saved decoder
+    needs an unlocked backbone."""
     saved = ControlNetModel.from_pretrained(folder / "controlnet", local_files_only=True, low_cpu_mem_usage=False)
     controlnet.load_state_dict(saved.state_dict())
     if (folder / DECODER_FILE).is_file():
@@ -187,11 +181,8 @@ def backbone_of_run(
 
 
 def load_trained(run: Path, backbone: Backbone, name: str = "newest") -> tuple[ControlNetModel, Backbone]:
-    """A run's ControlNet, float32, and the backbone that it steers; both frozen, on the backbone's device.
-
-    name: as in find_checkpoint. The backbone is the given one, or a copy that was adapted before, or whose decoder was
-    trained along.
-    """
+    """A run's ControlNet, float32, and the backbone that it steers, both frozen: the given one, or a copy that was
+    adapted before, or whose decoder was trained along. name: as in find_checkpoint."""
     folder = find_checkpoint(run, name)
     backbone = load_adapted(run, backbone)
     controlnet = make_controlnet(backbone)
@@ -218,9 +209,7 @@ def load_adapted(run: Path, backbone: Backbone) -> Backbone:
 
 def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
     """The ControlNet of a diffusers folder, or the newest one of a run folder, as make_controlnet would give it.
-
-    Raises InputError unless its tensors and its architecture are exactly those that the backbone needs.
-    """
+    InputError unless its tensors and its architecture are exactly those that the backbone needs."""
     if (folder / "checkpoints").is_dir():
         folder = find_checkpoint(folder) / "controlnet"
     checkpoint = folder.resolve().parent  # where it is one of ours
