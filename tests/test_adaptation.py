@@ -162,11 +162,15 @@ def test_gradient_checkpointing_gives_the_same(learn, monkeypatch):
         assert torch.allclose(value, again.unet.state_dict()[name], atol=1e-5), name
 
 
-def test_processes_that_would_adapt_from_different_states_are_refused(learn, monkeypatch):
+def test_processes_that_would_adapt_from_different_states_are_refused(learn, monkeypatch, tmp_path):
     monkeypatch.setattr("natural2nanoscale.distributed.world_size", lambda: 2)
     monkeypatch.setattr("natural2nanoscale.distributed.same", lambda number: False)
     with pytest.raises(InputError, match="the processes differ"):
         learn("run")
+    monkeypatch.setattr("natural2nanoscale.distributed.is_main", lambda: False)
+    with pytest.raises(SystemExit):  # the first process has said why, and writes alone
+        learn("other")
+    assert not any((tmp_path / "other").iterdir())
 
 
 def test_controlnet_over_it_resumes_and_generation_takes_it_along(

@@ -108,7 +108,9 @@ def adapt(
     learning = [parameter for parameter in unlocked.unet.parameters() if parameter.requires_grad]
     groups = [{"params": learning, "lr": settings.adapt_learning_rate}]
     learner = Learner(unlocked, None, groups, settings)
-    run = RunFolder(make_folder(run.path / ADAPTED), within=run)
+    run = RunFolder(run.path / ADAPTED, within=run)
+    if distributed.is_main():  # on other machines there may be no run
+        make_folder(run.path)
     checkpoint = restore(run, learner)
     if checkpoint:
         load_part(checkpoint.path / ADAPTED_FILE, unlocked, part)
