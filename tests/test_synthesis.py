@@ -211,7 +211,7 @@ def test_a_folder_from_before_a_setting_goes_on(draw, tmp_path):
 
 
 def test_the_tint_of_slices_beyond_all_bounds_stands_in_their_lines(draw, tmp_path, monkeypatch):
-    """Pixel values are about [-1,1]; what a poor ControlNet overdoes is cut off in the slice, and so in its tint."""
+    """Pixel values are about [-1,1]; a line whose tint was beyond what its readers take would be damaged to them."""
     bright = torch.zeros(4, 3, 32, 64)
     bright[:, 0], bright[:, 1, :5] = 9.0, -9.0
     monkeypatch.setattr(sampling, "sample", lambda *inputs: bright)

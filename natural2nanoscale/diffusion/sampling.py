@@ -130,4 +130,4 @@ def draw_slices(
             "--strength or --guidance; else the ControlNet or the backbone is damaged"
         )
     pixel_values = pixel_values[:, :, :height, :width]
-    return decode_gray(pixel_values).cpu().numpy(), tint(pixel_values.clamp(-1, 1)).cpu().numpy()
+    return decode_gray(pixel_values).cpu().numpy(), tint(pixel_values).cpu().numpy()

@@ -124,7 +124,7 @@ def draw_missing(
             refuse_blank(batch, slices)
             kept, agreements = check(slices, np.stack(masks)) if check else (masks, [1.0] * len(batch))
             for i, (image, mask, ids, agreement) in enumerate(zip(batch, masks, kept, agreements, strict=True)):
-                row = folder.row(image) | {"tint": round(float(tints[i]), 2)}
+                row = folder.row(image) | {"tint": min(round(float(tints[i]), 2), 255.0)}  # as its readers take it
                 pictures = {"images": slices[i], "masks": ids}
                 if check:
                     row["agreement"], pictures["conditioning"] = round(float(agreement), 4), mask
