@@ -21,7 +21,7 @@ from natural2nanoscale.cli import (
     shard,
     this_call,
 )
-from natural2nanoscale.diffusion.settings import FAST, SamplingSettings
+from natural2nanoscale.diffusion.settings import FAST, SamplingSettings, read_prompts
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.guard import main_guard
 
@@ -81,11 +81,11 @@ def main(args: argparse.Namespace) -> None:
     from natural2nanoscale.data.roots import data_root, held_out_parts, learned_by_run, learned_json, refuse_unfit
     from natural2nanoscale.device import select_device
     from natural2nanoscale.diffusion.backbone import weights_hash
-    from natural2nanoscale.diffusion.prompts import read_prompts
+    from natural2nanoscale.diffusion.request import Request
     from natural2nanoscale.diffusion.saving import backbone_of_run, load_trained, trained_config, trained_info
     from natural2nanoscale.diffusion.shapes import has_slices, refuse_sliceless
     from natural2nanoscale.diffusion.synthesis import synthesize
-    from natural2nanoscale.diffusion.synthetic_folder import Request, begun_with
+    from natural2nanoscale.diffusion.synthetic_folder import begun_with
     from natural2nanoscale.phantom.volume import write_default
 
     # what needs neither data nor weights
@@ -109,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
     refuse_sliceless(source, kind, settings)
     if not has_slices(source, kind):
         given["start"] = 1.0
-    filtered, check = open_filter(args, held_out, device)
+    filtered, check, teachers = open_filter(args, held_out, device)
 
     # the weights
     backbone = backbone_of_run(args.controlnet, config, device, args.precision, args.backbone, args.tokenizer)
@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> None:
     )
     doubt = f"; drawn again where they agree less than {args.filter_agreement:g} with {args.filter}" if check else ""
     print(f"masks: {args.masks}{doubt}")
-    learned, call = learned_json([learned, *sources], trained), this_call("--shard")
+    learned, call = learned_json([learned, *sources, *teachers], trained), this_call("--shard")
     request = Request(prompts, settings, args.per_mask, args.seed, learned, call, args.shard, kind, filtered)
     try:
         made = synthesize(out, backbone, controlnet, source, request, args.batch_size, check)
@@ -145,7 +145,7 @@ def tell(args: argparse.Namespace, out: Path, train: PairFolder, made: int, cali
     """Print how the slices of a complete folder look, and what comes next; where `calibrated`, it knows their ratio."""
     from natural2nanoscale.data.folders import open_pairs
     from natural2nanoscale.data.quality import quality
-    from natural2nanoscale.diffusion.manifest import MANIFEST, lines_of
+    from natural2nanoscale.diffusion.synthetic_folder import MANIFEST, lines_of
 
     folder = open_pairs(out)
     rejected = folder.info.split.get("rejected", 0)
@@ -209,13 +209,14 @@ def open_source(
 
 def open_filter(
     args: argparse.Namespace, held_out: list[PairFolder], device: torch.device
-) -> tuple[dict | None, Check | None]:
-    """What a request says of --filter, and the check itself."""
+) -> tuple[dict | None, Check | None, list[Learned]]:
+    """What a request says of --filter, the check itself, and what is learned from by it."""
     if not args.filter:
-        return None, None
+        return None, None, []
+    from natural2nanoscale.data.roots import learned_by_run
     from natural2nanoscale.segmentation.labelling import slice_filter
 
-    return slice_filter(args.filter, args.filter_agreement, held_out, device)
+    return *slice_filter(args.filter, args.filter_agreement, held_out, device), [learned_by_run(args.filter)]
 
 
 def what_is_seen(args: argparse.Namespace, config: dict) -> str:

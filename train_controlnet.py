@@ -16,7 +16,7 @@ from natural2nanoscale.cli import (
     resumable,
     settings_from,
 )
-from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning
+from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, read_prompts
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.guard import main_guard
 
@@ -64,7 +64,6 @@ def prepare(args: argparse.Namespace) -> tuple:
     from natural2nanoscale.device import select_device, select_dtype
     from natural2nanoscale.diffusion.backbone import backbone_name, load_backbone, settle
     from natural2nanoscale.diffusion.batches import TrainingData
-    from natural2nanoscale.diffusion.prompts import read_prompts
     from natural2nanoscale.diffusion.saving import load_initial, run_config
     from natural2nanoscale.files import refuse_non_empty
     from natural2nanoscale.phantom.volume import write_default
@@ -154,10 +153,9 @@ def train(args: argparse.Namespace, run, backbone, data, settings: FineTuning, i
     import torch
 
     from natural2nanoscale import distributed
-    from natural2nanoscale.diffusion.adaptation import adapt
-    from natural2nanoscale.diffusion.adapted import WithoutMasks
+    from natural2nanoscale.diffusion.batches import WithoutMasks
     from natural2nanoscale.diffusion.memory import out_of_memory_advice
-    from natural2nanoscale.diffusion.training import fine_tune
+    from natural2nanoscale.diffusion.training import adapt, fine_tune
     from natural2nanoscale.segmentation.judge import train_judge
 
     device, agreement = backbone.device, None

@@ -58,6 +58,8 @@ SETTINGS = {
     "finetune_after?": (None, NATURAL),
     "seed?": NATURAL,
     "seeds?": Between(int, 1, 10_000),
+    "adapt?": NATURAL,
+    "adapt_part?": re.compile("all|decoder|attention"),
 }
 CONFIG = {
     "kind?": LINE,

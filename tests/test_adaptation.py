@@ -1,6 +1,7 @@
 """`train_controlnet.py --adapt`: the U-Net learns slices without masks, and generation takes what it learned along."""
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +11,18 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from natural2nanoscale.data.folders import open_images, open_pairs, read_info, write_images
-from natural2nanoscale.data.roots import learned_by_run, learned_from_folder, refuse_unfit
-from natural2nanoscale.diffusion import adaptation
-from natural2nanoscale.diffusion.adaptation import adapt
-from natural2nanoscale.diffusion.adapted import ADAPTED, WEIGHTS, WithoutMasks, load_adapted
+from natural2nanoscale.data.roots import TRANSDUCTIVE, learned_by_run, learned_from_folder, refuse_unfit
+from natural2nanoscale.diffusion import training
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone, weights_hash
-from natural2nanoscale.diffusion.batches import TrainingData
+from natural2nanoscale.diffusion.batches import TrainingData, WithoutMasks
 from natural2nanoscale.diffusion.controlnet import belongs, decode_latents
 from natural2nanoscale.diffusion.sampling import sample, sampling_scheduler
+from natural2nanoscale.diffusion.saving import ADAPTED, ADAPTED_FILE, load_adapted
 from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
+from natural2nanoscale.diffusion.training import adapt
+from natural2nanoscale.errors import InputError
 from natural2nanoscale.runs import RunFolder
+from natural2nanoscale.signals import Interrupted
 
 CPU = torch.device("cpu")
 
@@ -62,7 +65,7 @@ def test_only_the_chosen_part_learns(learn, backbone, part):
     # Adam's first step is as long as the learning rate
     assert max(moves.values()) == pytest.approx(1e-3, rel=1e-2)
     assert {name for name, moved in moves.items() if moved > 0} <= {name for name in moves if belongs(name, part)}
-    saved = load_file(next((run.path / ADAPTED / "checkpoints").iterdir()) / WEIGHTS)
+    saved = load_file(next((run.path / ADAPTED / "checkpoints").iterdir()) / ADAPTED_FILE)
     assert saved.keys() == {name for name in before if belongs(name, part)} and len(saved) > 5
     assert adapted.fingerprint == weights_hash(adapted.unet, adapted.vae) != backbone.fingerprint
     assert not any(parameter.requires_grad for parameter in adapted.unet.parameters())
@@ -72,6 +75,19 @@ def test_it_learns(learn, backbone):
     _, run = learn("run", adapt=60, batch_size=8)
     losses = [row["loss"] for row in RunFolder(run.path / ADAPTED).read_log() if "loss" in row]
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("part", ["all", "decoder", "attention"])
+def test_it_learns_in_bfloat16(learn, backbone, part):
+    """What learns is float32 and computes in bfloat16; in the end all of it is bfloat16 again, and in files float32."""
+    object.__setattr__(backbone, "dtype", torch.bfloat16)
+    backbone.unet.to(torch.bfloat16)
+    adapted, run = learn("run", adapt=2, adapt_part=part)
+    assert {parameter.dtype for parameter in adapted.unet.parameters()} == {torch.bfloat16}
+    checkpoint = RunFolder(run.path / ADAPTED).load_checkpoint()
+    assert {value.dtype for value in load_file(checkpoint.path / ADAPTED_FILE).values()} == {torch.float32}
+    rows = RunFolder(run.path / ADAPTED).read_log()
+    assert all(np.isfinite(row.get(name, 0)) for row in rows for name in ("loss", "validation_loss"))
 
 
 def test_masks_are_never_opened(data_folder, unlabelled):
@@ -85,20 +101,76 @@ def test_masks_are_never_opened(data_folder, unlabelled):
 
 def test_stopped_adaptation_goes_on_bit_for_bit(learn, monkeypatch):
     whole, _ = learn("whole", adapt=6, checkpoint_every=2)
-    save, times = adaptation.Progress.save, iter(range(99))
+    save, times = training.Progress.save, iter(range(99))
 
     def stopped(self):
         save(self)
         if next(times) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(adaptation.Progress, "save", stopped)
+    monkeypatch.setattr(training.Progress, "save", stopped)
     with pytest.raises(KeyboardInterrupt):
         learn("parts", adapt=6, checkpoint_every=2)
     parts, run = learn("parts", adapt=6, checkpoint_every=2)
     assert parts.fingerprint == whole.fingerprint
     again, _ = learn("parts", adapt=6, checkpoint_every=2)  # nothing is left to do
     assert again.fingerprint == whole.fingerprint
+
+
+def test_its_log_has_each_step_once_also_after_a_kill_before_the_first_checkpoint(learn, monkeypatch):
+    def killed(self):
+        if self.counts.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Progress, "save", killed)
+    monkeypatch.setattr("natural2nanoscale.diffusion.progress.LOG_EVERY", 1)
+    with pytest.raises(KeyboardInterrupt):
+        learn("run", adapt=4)
+    monkeypatch.undo()
+    monkeypatch.setattr("natural2nanoscale.diffusion.progress.LOG_EVERY", 1)
+    _, run = learn("run", adapt=4)
+    steps = [row["step"] for row in RunFolder(run.path / ADAPTED).read_log() if "loss" in row]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_signal_in_its_last_step_stops_the_run(learn, monkeypatch):
+    """What comes after the adaptation is not begun: the signal was meant for the whole run."""
+    sample = training.Progress._sample
+
+    def signalled(self):
+        signal.raise_signal(signal.SIGUSR1)
+        sample(self)
+
+    monkeypatch.setattr(training.Progress, "_sample", signalled)
+    with pytest.raises(Interrupted, match="at step 2 of 2 of the adaptation: go on with --resume") as stop:
+        learn("run", adapt=2)
+    assert stop.value.number == signal.SIGUSR1
+    monkeypatch.undo()
+    _, run = learn("run", adapt=2)
+    assert RunFolder(run.path / ADAPTED).load_checkpoint().step == 2
+
+
+def test_gradient_checkpointing_gives_the_same(learn, monkeypatch):
+    seen, loss = [], training.denoising_loss
+    monkeypatch.setattr(
+        training, "denoising_loss", lambda *given: seen.append(given[0].unet.is_gradient_checkpointing) or loss(*given)
+    )
+    plain, _ = learn("plain", adapt=2)
+    again, _ = learn("again", adapt=2, gradient_checkpointing=True)
+    assert seen == 2 * [False] + 2 * [True]
+    for name, value in plain.unet.state_dict().items():
+        assert torch.allclose(value, again.unet.state_dict()[name], atol=1e-5), name
+
+
+def test_processes_that_would_adapt_from_different_states_are_refused(learn, monkeypatch, tmp_path):
+    monkeypatch.setattr("natural2nanoscale.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("natural2nanoscale.distributed.same", lambda number: False)
+    with pytest.raises(InputError, match="the processes differ"):
+        learn("run")
+    monkeypatch.setattr("natural2nanoscale.distributed.is_main", lambda: False)
+    with pytest.raises(SystemExit):  # the first process has said why, and writes alone
+        learn("other")
+    assert not any((tmp_path / "other").iterdir())
 
 
 def test_controlnet_over_it_resumes_and_generation_takes_it_along(
@@ -119,12 +191,19 @@ def test_controlnet_over_it_resumes_and_generation_takes_it_along(
     adapted = load_adapted(tmp_path / "whole", backbone)
     assert read_info(data_folder / "synthetic").split["backbone"] == adapted.fingerprint != backbone.fingerprint
     # neither without what was adapted, nor with a bit of it changed
-    weights = next((tmp_path / "whole" / ADAPTED / "checkpoints").iterdir()) / WEIGHTS
+    weights = next((tmp_path / "whole" / ADAPTED / "checkpoints").iterdir()) / ADAPTED_FILE
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     assert "damaged" in script(*generate, expect=2).stderr
+    file = tmp_path / "whole/config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"settings": config["settings"] | {"adapt": "x"}}))
+    assert "settings.adapt is" in script(*generate, expect=2).stderr
+    file.write_text(json.dumps(config))
     init = ("--controlnet-init", tmp_path / "whole", "--out", tmp_path / "other")
     plain = ("train_controlnet.py", "--data", data_folder, "--backbone", tiny_backbone)
     assert "trained with --adapt" in script(*plain, *init, expect=2).stderr
+    inner = ("--controlnet-init", tmp_path / "whole/checkpoints/step-000004/controlnet", "--out", tmp_path / "other")
+    assert "trained with --adapt" in script(*plain, *inner, expect=2).stderr
 
 
 def test_what_it_needs_and_what_it_must_not_see(script, data_folder, tiny_backbone, tmp_path):
@@ -143,6 +222,44 @@ def test_what_it_needs_and_what_it_must_not_see(script, data_folder, tiny_backbo
     script(*train)
     assert learned_by_run(tmp_path / "run").transductive
     refuse_unfit([learned_from_folder(open_images(folder.path))], [val])
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_reports_and_cards_say_where_held_out_slices_were_adapted_to(
+    script, data_folder, unlabelled, tiny_backbone, tmp_path, seen
+):
+    file = unlabelled.path / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"transductive": seen}))
+    data, run, unet = ("--data", data_folder), tmp_path / "run", tmp_path / "unet"
+    short = ("--max-steps", 1, "--latent-variants", 1)
+    script("train_controlnet.py", *data, "--backbone", tiny_backbone, "--adapt", 1, *short, "--out", run)
+    # a run that starts from a ControlNet, and its card, know what that had seen
+    init = run / "checkpoints/step-000001/controlnet"
+    assert (TRANSDUCTIVE in (init / "README.md").read_text()) is seen
+    script("generate.py", *data, "--controlnet", run, "--steps", 1)
+    assert read_info(data_folder / "synthetic").learned.get("transductive", False) is seen
+    small = ("--width", 4, "--depth", 2, "--seeds", 1, "--batch-size", 2, "--max-steps", 1)
+    printed = script("train_unet.py", *data, "--synthetic-ratio", 1, *small, "--out", unet).stdout
+    for said in (printed, (unet / "report.md").read_text(), (unet / "README.md").read_text()):
+        assert (TRANSDUCTIVE in said) is seen
+    script("train_unet.py", *data, *small, "--out", tmp_path / "real")  # which learned nothing of it
+    assert TRANSDUCTIVE not in (tmp_path / "real/report.md").read_text()
+    # whoever checks the slices has learned, too
+    filtered = ("--filter", unet, "--filter-agreement", 0, "--out", tmp_path / "filtered")
+    script("train_controlnet.py", *data, "--backbone", tiny_backbone, *short, "--out", tmp_path / "plain")
+    script("generate.py", *data, "--controlnet", tmp_path / "plain", "--steps", 1, *filtered)
+    assert read_info(tmp_path / "filtered").learned.get("transductive", False) is seen
+
+
+def test_out_of_memory_names_a_smaller_part(script, data_folder, unlabelled, tiny_backbone, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(training, "denoising_loss", full)
+    train = ("train_controlnet.py", "--data", data_folder, "--backbone", tiny_backbone, "--adapt", 1, "--out")
+    assert "--adapt-part attention" in script(*train, tmp_path / "run", expect=2).stderr
+    error = script(*train, tmp_path / "less", "--adapt-part", "attention", expect=2).stderr
+    assert "out of memory" in error and "--adapt-part" not in error
 
 
 def test_slices_from_noise_alone_are_the_pipelines(backbone):

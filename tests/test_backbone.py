@@ -129,6 +129,9 @@ EDITS = {
     "unexpected tensor.*adapter": {UNET + "adapter.weight": torch.zeros(3)},
     "unexpected tensor.*v_pred": {"v_pred": torch.zeros(3)},
     r"wrongly shaped.*\(7, 2\) in place of \(32, 32\)": {UNET + "time_embed.2.weight": torch.zeros(7, 2)},
+    "cannot be read as AutoencoderKL.*up.1.upsample": {"first_stage_model.decoder.up.1.upsample.conv.bias": None},
+    r"wrongly shaped.*conv_in.weight \(5,\)": {UNET + "input_blocks.0.0.weight": torch.zeros(5)},
+    "noise schedule of its own": {"alphas_cumprod": torch.tensor(0.5)},
     "is an inpainting model": {UNET + "input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)},
     "is Stable Diffusion 2": {
         UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(8, 1024),
@@ -341,7 +344,7 @@ def test_no_network_is_one_sentence():
 def test_another_model_is_refused_before_its_weights_are_fetched(monkeypatch, tmp_path):
     fetched = []
 
-    def snapshot(name: str, allow_patterns: list) -> str:
+    def snapshot(name: str, allow_patterns: list, revision: None) -> str:
         fetched.append(allow_patterns)
         return str(tmp_path)
 
@@ -387,7 +390,7 @@ def test_weights_are_fetched_in_one_variant(monkeypatch, tiny_backbone):
         "text_encoder": ["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"],
     }
 
-    def snapshot(name: str, allow_patterns: list) -> str:
+    def snapshot(name: str, allow_patterns: list, revision: None) -> str:
         fetched.extend(pattern for pattern in allow_patterns if "safetensors" in pattern)
         return str(tiny_backbone)
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import blobs
 from safetensors.torch import load_file
 
+from natural2nanoscale.data.folders import read_info, write_images
 from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion import progress
 from natural2nanoscale.runs import RunFolder
@@ -24,7 +26,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["natural2nanoscale.diffusion.training", "pytest"])
 
 
-def no_strip(validation: progress.Validation, controlnet: torch.nn.Module, folder: Path, step: int) -> None:
+def no_strip(validation: progress.Validation, folder: Path, step: int) -> None:
     """In place of a sample strip, which takes most of a short run."""
     folder.mkdir(exist_ok=True)
     (folder / f"{step}-by-{os.environ.get('RANK', 0)}").touch()
@@ -32,7 +34,7 @@ def no_strip(validation: progress.Validation, controlnet: torch.nn.Module, folde
 
 @pytest.fixture(autouse=True)
 def no_strips(monkeypatch):
-    monkeypatch.setattr(progress.Validation, "write_samples", no_strip)
+    monkeypatch.setattr(progress.Validation, "write_strip", no_strip)
 
 
 def process(rank: int, port: int, output: Path, arguments: list[str], number: int | None) -> None:
@@ -50,7 +52,7 @@ def process(rank: int, port: int, output: Path, arguments: list[str], number: in
 
     if number:
         torch.optim.Adam.step = step
-    progress.Validation.write_samples = no_strip
+    progress.Validation.write_strip = no_strip
     sys.argv = ["train_controlnet.py", *(argument.format(rank=rank) for argument in arguments)]
     with (output / f"output-{rank}").open("w") as file:
         sys.stdout = sys.stderr = file
@@ -123,6 +125,22 @@ def test_two_processes_are_one_of_the_double_batch(two, script, common, tmp_path
     assert codes == [0, 0]
     (_, expected), (_, found) = load(one, 6), load(pair, 6)
     assert (expected - start).abs().max() > 2e-5 and (found - expected).abs().max() < 1e-6
+
+
+def test_two_processes_adapt_as_one_does(two, script, common, data_folder, tmp_path):
+    slices = [(stem, image) for stem, image, _ in blobs(2, 32, 64, seed=9)]
+    write_images(data_folder / "unlabelled", read_info(data_folder / "train"), slices)
+    few = ("--adapt", 3, "--adapt-lr", 1e-5, "--max-steps", 1)
+    script("train_controlnet.py", *common, 2, "--out", tmp_path / "one", *few)
+    codes, (told, silent) = two("--out", tmp_path / "pair", *few)
+    assert codes == [0, 0] and "3 steps of 2 slices" in told and silent == ""
+    moments = []
+    for run in ("one", "pair"):
+        saved = RunFolder(tmp_path / run / "adapted").load_checkpoint()
+        assert saved.step == 3
+        found = [value.flatten() for name, value in sorted(saved.tensors.items()) if name.endswith("exp_avg")]
+        moments.append(torch.cat(found))
+    assert moments[0].norm() > 1e-4 and (moments[0] - moments[1]).norm() < 1e-3 * moments[0].norm()
 
 
 def test_lost_process_ends_the_run_with_its_newest_checkpoint(two, script, common, tmp_path):

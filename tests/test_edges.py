@@ -12,14 +12,14 @@ from natural2nanoscale.data.classes import color_table, palette
 from natural2nanoscale.data.edges import class_boundaries, image_edges
 from natural2nanoscale.data.encoders import EDGE_SHADE, encode_gray, encode_mask
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.diffusion import progress, training
+from natural2nanoscale.diffusion import training
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
-from natural2nanoscale.diffusion.batches import TrainingData
+from natural2nanoscale.diffusion.batches import LatentCache, TrainingData, augmented_window
 from natural2nanoscale.diffusion.controlnet import decode_latents, latent_moments
-from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows
+from natural2nanoscale.diffusion.sampling import Drawn, draw_slices
 from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
-from natural2nanoscale.diffusion.synthesis import Drawn, draw_slices
 from natural2nanoscale.diffusion.training import fine_tune
+from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.runs import RunFolder
 
 CPU = torch.device("cpu")
@@ -101,11 +101,12 @@ def test_colours_with_and_without_lines():
 def test_windows_show_the_edges_of_their_slice(tiny_backbone, data_folder):
     image, edges = texture()[0].to(torch.uint8).numpy(), image_edges(texture())[0]
     settings = FineTuning((32, 32), 1e-3, condition="mask+edges", latent_variants=3)
-    plain = augmented_windows(image, image, settings, 0, range(6))
-    windows = augmented_windows(image, image, settings, 0, range(6), edges.numpy())
-    assert plain[3] is None and all(torch.equal(a, b) for a, b in zip(plain[:3], windows[:3], strict=True))
+    plain = [augmented_window(image, image, settings, 0, i) for i in range(6)]
+    windows = [augmented_window(image, image, settings, 0, i, edges.numpy()) for i in range(6)]
+    for one, other in zip(plain, windows, strict=True):
+        assert one[3] is None and all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
     assert torch.equal(windows[3][3], edges[8:40, 24:56])  # the fourth of 2 x 2 unrotated windows
-    assert not torch.equal(windows[3][4], windows[3][5])  # the others are drawn
+    assert not torch.equal(windows[4][3], windows[5][3])  # the others are drawn
 
     backbone, folder = load_backbone(str(tiny_backbone), CPU), open_pairs(data_folder / "train")
     cached = LatentCache(backbone, folder, settings)
@@ -116,8 +117,8 @@ def test_windows_show_the_edges_of_their_slice(tiny_backbone, data_folder):
 
 def test_training_draws_what_it_drew_without_edges(tiny_backbone, data_folder, tmp_path, monkeypatch):
     """Latents, noise, timesteps and prompts stay the same bit for bit; some of the samples lose their edges."""
-    monkeypatch.setattr(progress.Validation, "loss", lambda *_: 0.0)
-    monkeypatch.setattr(progress.Validation, "write_samples", lambda *_: None)
+    monkeypatch.setattr(Validation, "loss", lambda *_: 0.0)
+    monkeypatch.setattr(Validation, "write_strip", lambda *_: None)
     seen = []
 
     def watched(denoiser, batch):

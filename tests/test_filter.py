@@ -15,10 +15,10 @@ from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.folders import open_pairs, write_images
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.diffusion.backbone import load_backbone
+from natural2nanoscale.diffusion.request import Request
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.diffusion.shapes import deform
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.synthetic_folder import Request
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import save_png
 from natural2nanoscale.segmentation.labelling import slice_check

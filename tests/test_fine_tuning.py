@@ -15,13 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from natural2nanoscale.checkpoints import SavingTimer
 from natural2nanoscale.data.folders import open_pairs, read_gray, read_info
-from natural2nanoscale.diffusion import latents, synthesis
+from natural2nanoscale.diffusion import batches, synthesis
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone
+from natural2nanoscale.diffusion.batches import (
+    LatentCache,
+    TrainingData,
+    augmented_window,
+    variants_kept,
+    variants_visited,
+)
 from natural2nanoscale.diffusion.controlnet import Batch, Denoiser, denoising_loss, predict_noise
-from natural2nanoscale.diffusion.latents import LatentCache, augmented_windows, variants_kept, variants_visited
-from natural2nanoscale.diffusion.prompts import read_prompts
-from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings
-from natural2nanoscale.diffusion.synthesis import Drawn, draw_slices
+from natural2nanoscale.diffusion.sampling import Drawn, draw_slices
+from natural2nanoscale.diffusion.settings import FineTuning, SamplingSettings, read_prompts
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.files import save_png
 from natural2nanoscale.runs import RunFolder
@@ -46,7 +51,7 @@ def train(script, data_folder, tiny_backbone, tmp_path):
 @pytest.fixture
 def no_strips(monkeypatch):
     """Sample strips take most of a short run."""
-    monkeypatch.setattr(Validation, "write_samples", lambda *_: None)
+    monkeypatch.setattr(Validation, "write_strip", lambda *_: None)
 
 
 def test_eight_steps_equal_four_and_four_more(train, tmp_path):
@@ -228,7 +233,8 @@ def test_windows_reach_every_pixel_and_keep_the_labels(tiny_backbone):
     mask[:, 50:] = 2
     mask[30:] = 255
     settings = FineTuning(crop=(32, 32), learning_rate=1e-3, noise=0.0)
-    windows, ids, *_ = augmented_windows(image.astype(np.uint8), mask, settings, 0, range(10))
+    drawn = [augmented_window(image.astype(np.uint8), mask, settings, 0, i)[:2] for i in range(10)]
+    windows, ids = map(torch.stack, zip(*drawn, strict=True))
     assert windows.shape == ids.shape == (10, 32, 32)
     assert set(ids.unique().tolist()) <= {0, 2, 255}
     # the first 3 x 2 windows are a grid of plain crops that holds every pixel
@@ -251,13 +257,13 @@ def test_cached_latents_are_those_of_encoding_every_step(tiny_backbone, data_fol
 
 def test_only_windows_that_will_be_visited_are_encoded(tiny_backbone, data_folder, monkeypatch):
     backbone, folder = load_backbone(str(tiny_backbone), torch.device("cpu")), open_pairs(data_folder / "train")
-    encoded, moments = [], latents.latent_moments
+    encoded, moments = [], batches.latent_moments
 
     def counted(backbone, pixels):
         encoded.append(len(pixels))
         return moments(backbone, pixels)
 
-    monkeypatch.setattr(latents, "latent_moments", counted)
+    monkeypatch.setattr(batches, "latent_moments", counted)
     settings = FineTuning((32, 32), 1e-3, max_steps=5)  # four slices, two a step: two epochs and a half
     assert variants_visited(folder.shapes, settings) == [0, 1, 2]
     short = LatentCache(backbone, folder, settings)
@@ -354,7 +360,8 @@ def test_padding_carries_no_loss(small_backbone, data_folder):
     middle = (..., slice(2, 6), slice(4, 12))
     assert loss.item() == pytest.approx(F.mse_loss(prediction[middle], noise[middle]).item(), rel=1e-5)
     # and so is the validation's
-    validation = Validation(backbone, open_pairs(data_folder / "val"), ["a"], settings)
+    data = TrainingData(*(open_pairs(data_folder / part) for part in ("train", "val")), ["a"])
+    validation = Validation(backbone, None, data, settings)
     assert torch.equal(validation.share, expected)
 
 
@@ -364,7 +371,7 @@ def test_windows_of_large_slices_are_rotated_too():
     image = np.repeat(np.arange(128, dtype=np.uint8)[:, None], 256, axis=1)
     count = variants_kept([image.shape, (20, 20)], settings)
     assert count == 64
-    windows = augmented_windows(image, np.zeros_like(image), settings, 0, range(count))[0]
+    windows = torch.stack([augmented_window(image, np.zeros_like(image), settings, 0, i)[0] for i in range(count)])
     level = (windows - windows[:, :, :1]).abs().amax(dim=(1, 2)) < 1e-3
     assert level[:32].all() and level[32:].sum() <= 2
     assert variants_kept([(20, 20)], settings) == settings.latent_variants == 16
@@ -445,7 +452,8 @@ def test_training_starts_from_another_controlnet(train, data_folder, small_backb
     disturbed(load_backbone(str(small_backbone), torch.device("cpu"))).save_pretrained(tmp_path / "wider")
     assert "but the backbone" in refusal(tmp_path / "wider")
     train("unlocked", "--max-steps", 1, "--unlock-decoder", 0.1)
-    assert "was trained with --unlock-decoder" in refusal(tmp_path / "unlocked")
+    for init in ("unlocked", "unlocked/checkpoints/step-000001/controlnet"):
+        assert "was trained with --unlock-decoder" in refusal(tmp_path / init)
     damaged = shutil.copytree(folder / "controlnet", tmp_path / "damaged")
     some = load_file(damaged / "diffusion_pytorch_model.safetensors")
     del some["controlnet_mid_block.bias"]

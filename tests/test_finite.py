@@ -132,7 +132,7 @@ def test_no_mask_of_an_answer_that_is_not_finite():
 
 
 def test_blank_slices_are_refused():
-    from natural2nanoscale.diffusion.synthetic_folder import Image
+    from natural2nanoscale.diffusion.request import Image
 
     image = Image("a", 0, 1, "p")
     refuse_blank([image], np.arange(16, dtype=np.uint8).reshape(1, 4, 4))

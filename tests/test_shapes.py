@@ -11,8 +11,9 @@ from scipy import ndimage
 
 from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, open_pairs, write_pairs
-from natural2nanoscale.diffusion import drawing
+from natural2nanoscale.diffusion import sampling
 from natural2nanoscale.diffusion.backbone import load_backbone
+from natural2nanoscale.diffusion.request import Request
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.diffusion.shapes import (
     Shapes,
@@ -23,7 +24,6 @@ from natural2nanoscale.diffusion.shapes import (
     squared_distances,
 )
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.synthetic_folder import Request
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import save_png
 
@@ -219,7 +219,7 @@ def test_slices_that_sampling_starts_at_are_deformed_alike(draw, data_folder, tm
     seen = []
     source = open_pairs(data_folder / "train")
     monkeypatch.setattr("natural2nanoscale.diffusion.synthesis.draw_slices", lambda *given: seen.append(given[2]) or
-                        drawing.draw_slices(*given))  # fmt: skip
+                        sampling.draw_slices(*given))  # fmt: skip
     draw(tmp_path / "out", 1, masks="deformed", start=0.5)
     for drawn, row in zip(seen, rows_of(tmp_path / "out"), strict=True):
         mask, image = deform(source.mask(row["source"]), source.image(row["source"]), row["deformation_seed"])

@@ -12,11 +12,12 @@ import torch
 from backbones import disturbed
 
 from natural2nanoscale.data.folders import open_pairs, read_generation
-from natural2nanoscale.diffusion import drawing, synthesis
+from natural2nanoscale.diffusion import sampling, synthesis, synthetic_folder
 from natural2nanoscale.diffusion.backbone import load_backbone
+from natural2nanoscale.diffusion.request import Request
 from natural2nanoscale.diffusion.settings import SamplingSettings
-from natural2nanoscale.diffusion.synthesis import finish, synthesize
-from natural2nanoscale.diffusion.synthetic_folder import Request
+from natural2nanoscale.diffusion.synthesis import synthesize
+from natural2nanoscale.diffusion.synthetic_folder import SyntheticFolder
 from natural2nanoscale.errors import InputError
 
 
@@ -80,13 +81,13 @@ def test_one_call_completes_what_shards_have_left(draw, tmp_path):
 
 
 def test_two_shards_may_both_find_the_folder_complete(draw, tmp_path, monkeypatch):
-    finished = []
+    finished, finish = [], SyntheticFolder.finish
 
     def twice(*arguments: object) -> bool:
         finished.append((finish(*arguments), finish(*arguments)))
         return True
 
-    monkeypatch.setattr(synthesis, "finish", twice)
+    monkeypatch.setattr(SyntheticFolder, "finish", twice)
     draw(tmp_path / "out", shard=(1, 2))
     draw(tmp_path / "out", shard=(2, 2))
     assert finished == [(False, False), (True, True)]
@@ -156,21 +157,21 @@ def test_slices_without_a_picture_are_never_written(draw, tmp_path, monkeypatch,
 
 
 def test_slices_that_are_not_finite_are_never_written(draw, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "sample", lambda *inputs: torch.full((4, 3, 32, 64), float("nan")))
+    monkeypatch.setattr(sampling, "sample", lambda *inputs: torch.full((4, 3, 32, 64), float("nan")))
     with pytest.raises(InputError, match="not finite"):
         draw(tmp_path / "out")
     assert not list((tmp_path / "out/images").iterdir()) and not (tmp_path / "out/dataset.json").exists()
 
 
 def test_a_line_stands_only_for_slices_whose_two_files_stand(draw, tmp_path, monkeypatch):
-    save, failing = synthesis.save_png, "slice_0002_s000.png"
+    save, failing = synthetic_folder.save_png, "slice_0002_s000.png"
 
     def full_disk(path, pixels: np.ndarray) -> None:
         if path.name == failing and path.parent.name == "images":
             raise InputError("no space left")
         save(path, pixels)
 
-    monkeypatch.setattr(synthesis, "save_png", full_disk)
+    monkeypatch.setattr(synthetic_folder, "save_png", full_disk)
     with pytest.raises(InputError, match="no space left"):
         draw(tmp_path / "out", 1)
     files = {row["file"] for row in rows_of(tmp_path / "out/manifest.jsonl")}
@@ -195,6 +196,27 @@ def test_another_sampler_draws_other_pictures_of_the_same_noise(draw, tmp_path):
     other = {"sampler": "", "sha256": "", "tint": 0}
     rows = [[row | other for row in rows_of(tmp_path / name / "manifest.jsonl")] for name in folders]
     assert rows[0] == rows[1] == rows[2]
+
+
+def test_a_folder_from_before_a_setting_goes_on(draw, tmp_path):
+    """Whatever it does not say was as it is by default."""
+    draw(tmp_path / "out")
+    for name in ("dataset.json", "manifest.jsonl"):
+        file = tmp_path / "out" / name
+        text = file.read_text()
+        assert '"detail": false,' in text
+        file.write_text(text.replace('"detail": false,', ""))
+    assert draw(tmp_path / "out") == 0
+    assert draw(tmp_path / "out", per_mask=2) == 4
+
+
+def test_the_tint_of_slices_beyond_all_bounds_stands_in_their_lines(draw, tmp_path, monkeypatch):
+    """Pixel values are about [-1,1]; a line whose tint was beyond what its readers take would be damaged to them."""
+    bright = torch.zeros(4, 3, 32, 64)
+    bright[:, 0], bright[:, 1, :5] = 9.0, -9.0
+    monkeypatch.setattr(sampling, "sample", lambda *inputs: bright)
+    assert draw(tmp_path / "out") == 4 and draw(tmp_path / "out") == 0
+    assert all(0 < row["tint"] <= 255 for row in rows_of(tmp_path / "out/manifest.jsonl"))
 
 
 def test_a_shard_is_dealt_evenly_and_a_longer_request_moves_no_image():

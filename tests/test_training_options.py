@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from natural2nanoscale import device as measure
 from natural2nanoscale.data.folders import open_pairs
-from natural2nanoscale.diffusion import drawing, memory, progress, training, validation
+from natural2nanoscale.diffusion import memory, progress, sampling, training, validation
 from natural2nanoscale.diffusion.backbone import encode_prompts, load_backbone, weights_hash
 from natural2nanoscale.diffusion.batches import TrainingData
 from natural2nanoscale.diffusion.controlnet import (
@@ -45,7 +45,7 @@ def backbone(tiny_backbone):
 def no_strips(monkeypatch):
     """Validation loss and sample strips take most of a short run and have tests of their own."""
     monkeypatch.setattr(progress.Validation, "loss", lambda *_: 0.0)
-    monkeypatch.setattr(progress.Validation, "write_samples", lambda *_: None)
+    monkeypatch.setattr(progress.Validation, "write_strip", lambda *_: None)
 
 
 @pytest.fixture
@@ -89,10 +89,18 @@ def test_epochs_count_what_is_accumulated():
 
 
 @pytest.mark.parametrize("unlocked", [0.0, 0.1])
-def test_gradient_checkpointing_gives_the_same_gradients(tune, unlocked):
+def test_gradient_checkpointing_gives_the_same_gradients(tune, unlocked, monkeypatch):
+    seen = []
+
+    def watched(denoiser, batch):
+        seen.append((denoiser.unet.is_gradient_checkpointing, denoiser.controlnet.is_gradient_checkpointing))
+        return denoising_loss(denoiser, batch)
+
+    monkeypatch.setattr(training, "denoising_loss", watched)
     plain = gradients(tune("plain", unlock_decoder=unlocked))
     again = gradients(tune("again", unlock_decoder=unlocked, gradient_checkpointing=True))
     assert plain.norm() > 0 and torch.allclose(plain, again, rtol=1e-5, atol=1e-8)
+    assert seen == [(False, False), (True, True)]
 
 
 def test_compiled_prediction_is_used_and_gradients_have_their_own_memory(tune, monkeypatch):
@@ -154,7 +162,7 @@ def test_plan_times_a_step_and_leaves_no_trace(backbone, monkeypatch):
     expected = "1000 steps of 6 slices in about 3000000000 bytes and the cache and 1.7 h"
     assert expected in plan(backbone, controlnet, 9, 9, 1000, settings)
     assert all(p.grad is None for p in (*controlnet.parameters(), *backbone.unet.parameters()))
-    assert controlnet.is_gradient_checkpointing and weights_hash(controlnet, backbone.unet) == before
+    assert not controlnet.is_gradient_checkpointing and weights_hash(controlnet, backbone.unet) == before
     # where the system does not tell, the plan says so
     monkeypatch.undo()
     monkeypatch.setattr(measure, "resource", None)
@@ -221,7 +229,7 @@ def test_out_of_memory_names_what_helps(script, data_folder, tiny_backbone, tmp_
         script(*common, tmp_path / "three")
     error = script("train_controlnet.py", "--max-steps", 2, "--resume", "--out", tmp_path / "three", expect=2).stderr
     assert "go on with --resume --gradient-checkpointing, or start again" in error
-    monkeypatch.setattr(drawing, "sample", full)
+    monkeypatch.setattr(sampling, "sample", full)
     make = ("generate.py", "--data", data_folder, "--controlnet", tmp_path / "three", "--steps", 5)
     error = script(*make, expect=2).stderr
     assert "out of memory" in error and "--batch-size 1" in error and "prepare --size" in error

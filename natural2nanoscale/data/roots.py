@@ -16,6 +16,10 @@ from natural2nanoscale.records import read_config, read_lines
 from natural2nanoscale.schemas import SOURCE_ROW
 
 SHOWN = 3  # slices that a refusal names
+TRANSDUCTIVE = (  # what reports and cards say where it is so
+    "The unlabelled slices that were learned from included validation or test slices (transductive): scores on these "
+    "say less about slices that were never seen."
+)
 
 
 def data_root(

@@ -14,16 +14,17 @@ from transformers.utils import logging as transformers_logging
 
 from natural2nanoscale.diffusion.hub import MODEL_PARTS, cached, from_hub, revision_of
 from natural2nanoscale.diffusion.original import read_backbone, refuse_pickle
+from natural2nanoscale.diffusion.parts import as_refusal, load_module, load_scheduler, load_tokenizer
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.stable_diffusion import (
+    HINT_CHANNELS,
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_15,
     Configs,
     refuse_other_folder,
 )
-from natural2nanoscale.diffusion.weights import load_module
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.records import read_json
 from natural2nanoscale.schemas import RECOMMENDED
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
@@ -39,14 +40,12 @@ class Recommended:
     max_weight: float = 1.0  # of noisy timesteps in the loss; 1 is the plain loss of the paper
     strength: float = 1.0  # SamplingSettings.strength and .start
     start: float = 1.0
-    # layers that read the mask: one entry per halving of the VAE, plus one
-    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    conditioning_embedding_out_channels: tuple[int, ...] = HINT_CHANNELS
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """The frozen parts, in eval mode. Nothing in here receives a gradient step, but for the decoder in the copy that
-    `controlnet.unlock_decoder` makes."""
+    """The frozen parts, in eval mode. Nothing in here takes a gradient step, but for the copy that `unlock` makes."""
 
     name: str
     vae: AutoencoderKL
@@ -56,12 +55,13 @@ class Backbone:
     scheduler: DDPMScheduler
     recommended: Recommended
     fingerprint: str  # sha256 over the U-Net's and the VAE's weights
+    dtype: torch.dtype = torch.float32  # of the U-Net's arithmetic; a part of it that learns is float32 in any case
     revision: str | None = None  # of the hub, where it comes from there
 
     @property
     def precision(self) -> str:
         """What the U-Net computes in: "float32" or "bfloat16"."""
-        return str(self.unet.dtype).removeprefix("torch.")
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +105,7 @@ def load_backbone(
     path, revision = EMBEDDED if name == "embedded" else Path(name), None
     if path.is_file():
         refuse_pickle(path)
-        tokenizer = _load_tokenizer(tokenizer_folder or _find_tokenizer(path))  # before gigabytes are read
+        tokenizer = load_tokenizer(tokenizer_folder or _find_tokenizer(path))  # before gigabytes are read
         vae, unet, text_encoder, scheduler = read_backbone(path, configs)
         recommended = Recommended()
     else:
@@ -114,24 +114,12 @@ def load_backbone(
         refuse_other_folder(folder)
         missing = [part for part in MODEL_PARTS if not (folder / part).is_dir()]
         if missing:
-            expected = f"expected a diffusers folder with {', '.join(MODEL_PARTS)}"
-            raise InputError(f"backbone {folder} has no {missing[0]}/, {expected}")
-        tokenizer = _load_tokenizer(tokenizer_folder or folder / "tokenizer")
-        try:
-            scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-        except Exception as error:  # of any kind, as the library raises it for damaged files
-            raise InputError(
-                f"scheduler/ of backbone {folder} cannot be loaded ({reason(error)}): copy it again"
-            ) from error
-        if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise InputError(
-                f"backbone {name} predicts {scheduler.config.prediction_type!r} by its scheduler's config, expected "
-                "'epsilon' or 'v_prediction'"
-            )
-        vae = load_module(AutoencoderKL, folder / "vae")
-        unet = load_module(UNet2DConditionModel, folder / "unet")
-        text_encoder = load_module(CLIPTextModel, folder / "text_encoder")
-        recommended = _recommended(folder)
+            said = f"backbone {folder} has no {missing[0]}/, expected a diffusers folder with"
+            raise InputError(f"{said} {', '.join(MODEL_PARTS)}")
+        tokenizer = load_tokenizer(tokenizer_folder or folder / "tokenizer")
+        scheduler, recommended = load_scheduler(folder / "scheduler"), _recommended(folder)
+        kinds = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+        vae, unet, text_encoder = (load_module(kind, folder / part) for part, kind in kinds.items())
     _check_fit(name, vae, unet, text_encoder, tokenizer)
     for part in (vae, unet, text_encoder):
         part.requires_grad_(False).eval().to(device)
@@ -139,14 +127,12 @@ def load_backbone(
     unet.to(dtype)
     for part in (vae, unet):  # the faster memory format on CPU and on GPU alike
         part.to(memory_format=torch.channels_last)
-    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, recommended, fingerprint, revision)
+    return Backbone(name, vae, unet, text_encoder, tokenizer, scheduler, recommended, fingerprint, dtype, revision)
 
 
 def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
-    """The settings with the backbone's window, learning rate and weight of noisy timesteps where they name none.
-
-    Raises InputError for a window that does not fit the backbone's grid.
-    """
+    """The settings with the backbone's window, learning rates and weight of noisy timesteps where they name none;
+    InputError for a window that does not fit the backbone's grid."""
     crop, grid = settings.crop or backbone.recommended.crop, backbone.grid
     if crop[0] % grid or crop[1] % grid:
         up = tuple(-(-length // grid) * grid for length in crop)
@@ -160,7 +146,7 @@ def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
 
 
 def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:
-    """Prompts -> encoder_hidden_states (P,L,C) in the U-Net's dtype; L is the tokenizer's full length."""
+    """Prompts -> encoder_hidden_states (P,L,D) in the backbone's dtype; L is the tokenizer's full length."""
     tokens = backbone.tokenizer(
         prompts,
         padding="max_length",
@@ -170,7 +156,7 @@ def encode_prompts(backbone: Backbone, prompts: list[str]) -> torch.Tensor:
     )
     with torch.no_grad():
         hidden = backbone.text_encoder(tokens.input_ids.to(backbone.device)).last_hidden_state
-    return hidden.to(backbone.unet.dtype)
+    return hidden.to(backbone.dtype)
 
 
 def weights_hash(*modules: torch.nn.Module) -> str:
@@ -196,43 +182,24 @@ def _find_tokenizer(file: Path) -> Path:
     )
 
 
-def _load_tokenizer(folder: Path | str) -> CLIPTokenizer:
-    """From a folder, without network. Raises InputError when it makes no difference between words."""
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        one, two = tokenizer(["dark nucleus", "bright cytoplasm"]).input_ids
-    except Exception as error:  # the library raises errors of all kinds for damaged files, bare ones too
-        said = reason(error)
-        raise InputError(f"no tokenizer can be loaded from {folder} ({said}): expected CLIP's files") from error
-    if one == two:
-        raise InputError(
-            f"the tokenizer {folder} takes two prompts for the same, expected a CLIP vocabulary: its "
-            "vocab.json and merges.txt, or tokenizer.json, are incomplete"
-        )
-    return tokenizer
-
-
 def _check_fit(
     name: str, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> None:
     """Raise InputError unless the parts belong to one model."""
-    text = text_encoder.config
-    if unet.config.cross_attention_dim != text.hidden_size:
-        raise InputError(
-            f"backbone {name}: the U-Net attends to {unet.config.cross_attention_dim} features but the text "
-            f"encoder gives {text.hidden_size}, expected parts of one model"
+    text, attended = text_encoder.config, unet.config.cross_attention_dim
+    channels = unet.config.in_channels, unet.config.out_channels, vae.config.latent_channels
+    problem = None
+    if attended != text.hidden_size:
+        problem = f"attends to {attended} features but the text encoder gives {text.hidden_size}: expected parts of one"
+    elif len(set(channels)) > 1:
+        problem = "makes {1} channels of {0} but the VAE's latents have {2}: expected parts of one".format(*channels)
+    elif len(tokenizer) > text.vocab_size or tokenizer.model_max_length > text.max_position_embeddings:
+        problem = (
+            f"is told {text.vocab_size} tokens in up to {text.max_position_embeddings} but the tokenizer has "
+            f"{len(tokenizer)} in up to {tokenizer.model_max_length}: expected the tokenizer of this"
         )
-    if not unet.config.in_channels == unet.config.out_channels == vae.config.latent_channels:
-        raise InputError(
-            f"backbone {name}: the U-Net makes {unet.config.out_channels} channels of {unet.config.in_channels} but "
-            f"the VAE's latents have {vae.config.latent_channels}, expected as many"
-        )
-    if len(tokenizer) > text.vocab_size or tokenizer.model_max_length > text.max_position_embeddings:
-        raise InputError(
-            f"backbone {name}: the tokenizer has {len(tokenizer)} tokens in sequences of up to "
-            f"{tokenizer.model_max_length}, the text encoder reads {text.vocab_size} in up to "
-            f"{text.max_position_embeddings}: expected the tokenizer of this model, with its tokenizer_config.json"
-        )
+    if problem:
+        raise InputError(f"backbone {name}: the U-Net {problem} model, each in its folder with its config")
 
 
 def _recommended(folder: Path) -> Recommended:
@@ -240,10 +207,8 @@ def _recommended(folder: Path) -> Recommended:
     file = folder / "natural2nanoscale.json"
     if not file.is_file():
         return Recommended()
-    try:
+    with as_refusal(f"{file} cannot be read", "remove it, or copy the backbone again"):
         values = read_json(file, RECOMMENDED, links=True)["recommended"]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({reason(error)}): remove it, or copy the backbone again") from error
     known = {field.name for field in fields(Recommended)}
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
     return Recommended(**values)

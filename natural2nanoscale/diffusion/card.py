@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from natural2nanoscale.data.folders import PairFolder
-from natural2nanoscale.diffusion.adapted import ADAPTED
+from natural2nanoscale.data.roots import TRANSDUCTIVE
 from natural2nanoscale.diffusion.backbone import Backbone
+from natural2nanoscale.diffusion.parts import ADAPTED, DECODER_FILE
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.text import markdown_text
 
-DECODER_FILE = "unet_decoder.safetensors"
 ELSEWHERE = """
 ## In other programs
 
@@ -45,8 +45,9 @@ is, without a preprocessor. It knows ControlNets over Stable Diffusion, not thos
 """
 
 
-def card(backbone: Backbone, train: PairFolder, settings: FineTuning, step: int) -> str:
-    """Markdown: what steers the ControlNet, over which backbone, its settings, and how other programs load it."""
+def card(backbone: Backbone, train: PairFolder, settings: FineTuning, step: int, transductive: bool = False) -> str:
+    """Markdown: what steers the ControlNet, over which backbone, its settings, and how other programs load it;
+    transductive: as in `save_trained`."""
     known, missing = train.info.classes, []
     colors = zip(map(markdown_text, known.names), known.colors, strict=True)
     seen = f"colour-coded class masks ({', '.join(f'{name} = RGB {color}' for name, color in colors)})"
@@ -60,6 +61,7 @@ def card(backbone: Backbone, train: PairFolder, settings: FineTuning, step: int)
         over += f", whose U-Net takes its decoder from ../{DECODER_FILE}"
     if settings.adapt or settings.unlock_decoder:
         missing.append("what the U-Net has learned")
+    careful = f"\n\n{TRANSDUCTIVE}" * transductive
     facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
     elsewhere = ELSEWHERE.format(
         multiple=backbone.downsampling,
@@ -72,5 +74,5 @@ def card(backbone: Backbone, train: PairFolder, settings: FineTuning, step: int)
         elsewhere += f"\nBoth lack {' and '.join(missing)}: `generate.py` draws better slices.\n"
     return (
         f"# ControlNet for {markdown_text(train.info.name)}\n\nSteered by {seen} over {over}, "
-        f"fine-tuned for {step} steps on {len(train.stems)} slices.\n\n{facts}\n{elsewhere}"
+        f"fine-tuned for {step} steps on {len(train.stems)} slices.{careful}\n\n{facts}\n{elsewhere}"
     )

@@ -16,16 +16,12 @@ from natural2nanoscale.seeds import seed_for
 
 
 def make_controlnet(backbone: Backbone, seed: int = 0) -> ControlNetModel:
-    """A ControlNet whose encoder is a copy of the frozen U-Net's, in float32 on the backbone's device.
-
-    Its outputs pass through zero convolutions, so before training the backbone's output is unchanged.
-    Only the hint layers, which read the mask, start at random: from `seed`.
-    """
+    """A ControlNet whose encoder is a copy of the U-Net's, float32, on the backbone's device. Its outputs pass through
+    zero convolutions, so it changes nothing yet; only the hint layers, which read the mask, start at random."""
+    channels = backbone.recommended.conditioning_embedding_out_channels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "hint layers"))
-        controlnet = ControlNetModel.from_unet(
-            backbone.unet, conditioning_embedding_out_channels=backbone.recommended.conditioning_embedding_out_channels
-        )
+        controlnet = ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=channels)
     return controlnet.float().to(backbone.device).to(memory_format=torch.channels_last)
 
 
@@ -59,20 +55,16 @@ def part_state(unet: UNet2DConditionModel, part: str) -> dict[str, torch.Tensor]
 
 def latent_moments(backbone: Backbone, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """pixel_values (B,3,H,W) in [-1,1] -> mean and std (B,C,H/f,W/f) of the scaled latents' posterior."""
+    scale = backbone.vae.config.scaling_factor
     with torch.no_grad():
         posterior = backbone.vae.encode(pixel_values.contiguous(memory_format=torch.channels_last)).latent_dist
-    shift = getattr(backbone.vae.config, "shift_factor", None) or 0.0
-    scale = backbone.vae.config.scaling_factor
-    return (posterior.mean - shift) * scale, posterior.std * scale
+    return posterior.mean * scale, posterior.std * scale
 
 
 def decode_latents(backbone: Backbone, latents: torch.Tensor) -> torch.Tensor:
     """Scaled latents (B,C,H/f,W/f) -> pixel_values (B,3,H,W) float32, about [-1,1]."""
-    shift = getattr(backbone.vae.config, "shift_factor", None) or 0.0
-    with torch.no_grad():
-        latents = latents.float() / backbone.vae.config.scaling_factor + shift
-        latents = latents.contiguous(memory_format=torch.channels_last)
-        # one by one: the decoder's activations at full resolution are the largest of all
+    latents = (latents.float() / backbone.vae.config.scaling_factor).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():  # one by one: the decoder's activations at full resolution are the largest of all
         return torch.cat([backbone.vae.decode(one).sample for one in latents.split(1)])
 
 
@@ -85,38 +77,36 @@ def predict_noise(
     controlnet_cond: torch.Tensor | None,
     conditioning_scale: float = 1.0,
 ) -> torch.Tensor:
-    """The U-Net's output for noisy latents (B,C,h,w), steered by controlnet_cond (B,3,H,W) in [0,1].
+    """The U-Net's output for noisy latents (B,C,h,w), steered by controlnet_cond (B,3,H,W) in [0,1], or by nothing.
 
-    timesteps (B,) or scalar; encoder_hidden_states (B,L,D) in the U-Net's dtype. Returns (B,C,h,w): the noise, or
-    the velocity where the scheduler says so. What learns is float32 and runs in the U-Net's dtype by autocast; what is
-    frozen has its dtype throughout and needs none. Without a ControlNet nothing steers, and the U-Net computes in the
-    dtype of encoder_hidden_states. The answer is float32.
+    timesteps (B,) or scalar; encoder_hidden_states (B,L,D), whose dtype is that of the arithmetic. What learns is
+    float32 and takes part by autocast; what is frozen has that dtype throughout and needs none. Returns (B,C,h,w)
+    float32: the noise, or the velocity where the scheduler says so.
     """
-    device = noisy_latents.device.type
-    if controlnet is None:
-        dtype = encoder_hidden_states.dtype
-        if device == "cpu" and torch.is_grad_enabled():  # torch 2.13: a group norm that learns crashes the process
-            noisy_latents.requires_grad_()  # where its input, channels last, needs no gradient
-        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            return unet(noisy_latents, timesteps, encoder_hidden_states, return_dict=False)[0].float()
-    dtype, own = unet.conv_in.weight.dtype, controlnet.conv_in.weight.dtype
-    with torch.autocast(device, dtype=dtype, enabled=own != dtype):
-        down_block_res_samples, mid_block_res_sample = controlnet(
-            noisy_latents.to(own),
-            timesteps,
-            encoder_hidden_states=encoder_hidden_states,
-            controlnet_cond=controlnet_cond.to(own),
-            conditioning_scale=conditioning_scale,
-            return_dict=False,
-        )
-    with torch.autocast(device, dtype=dtype, enabled=unet.conv_out.weight.dtype != dtype):
+    device, dtype, residuals = noisy_latents.device.type, encoder_hidden_states.dtype, {}
+    if controlnet is not None:
+        own = controlnet.conv_in.weight.dtype
+        with torch.autocast(device, dtype=dtype, enabled=own != dtype):
+            down_block_res_samples, mid_block_res_sample = controlnet(
+                noisy_latents.to(own),
+                timesteps,
+                encoder_hidden_states=encoder_hidden_states,
+                controlnet_cond=controlnet_cond.to(own),
+                conditioning_scale=conditioning_scale,
+                return_dict=False,
+            )
+        residuals["down_block_additional_residuals"] = [sample.to(dtype) for sample in down_block_res_samples]
+        residuals["mid_block_additional_residual"] = mid_block_res_sample.to(dtype)
+    elif device == "cpu" and torch.is_grad_enabled():  # torch 2.13: a group norm that learns crashes the process where
+        noisy_latents.requires_grad_()  # its input, channels last, needs no gradient
+    learns = controlnet is None or unet.conv_out.weight.dtype != dtype  # of the U-Net's parts, see `belongs`
+    with torch.autocast(device, dtype=dtype, enabled=learns and dtype != torch.float32):
         return unet(
             noisy_latents.to(dtype),
             timesteps,
             encoder_hidden_states=encoder_hidden_states,
-            down_block_additional_residuals=[sample.to(dtype) for sample in down_block_res_samples],
-            mid_block_additional_residual=mid_block_res_sample.to(dtype),
             return_dict=False,
+            **residuals,
         )[0].float()
 
 
@@ -136,27 +126,26 @@ def computed_once(
     unet: UNet2DConditionModel,
     controlnet: ControlNetModel | None,
     encoder_hidden_states: torch.Tensor,
-    controlnet_cond: torch.Tensor,
+    controlnet_cond: torch.Tensor | None,
 ) -> Iterator[None]:
     """Within it what no timestep changes is not computed anew at each: the mask's embedding, and the keys and values
     of the prompt in every cross-attention. Arguments as for `predict_noise`, which then does not look at them."""
-    dtype, replaced, models = unet.conv_in.weight.dtype, [], [unet]
+    dtype, layers = encoder_hidden_states.dtype, []  # (owner, name, input) of the layers that are replaced
     if controlnet is not None:
-        replaced = [(controlnet, "controlnet_cond_embedding", controlnet_cond.to(controlnet.conv_in.weight.dtype))]
-        models.append(controlnet)
-    for model in models:
+        layers.append((controlnet, "controlnet_cond_embedding", controlnet_cond.to(controlnet.conv_in.weight.dtype)))
+    for model in filter(None, (unet, controlnet)):
         for name, layer in model.named_modules():
             if name.endswith("attn2"):  # by diffusers' names; attn1 attends to the image itself
-                replaced += [(layer, "to_k", encoder_hidden_states), (layer, "to_v", encoder_hidden_states)]
-    layers = [getattr(owner, name) for owner, name, _ in replaced]
-    with torch.autocast(controlnet_cond.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        constants = [Constant(layer(given)) for layer, (_, _, given) in zip(layers, replaced, strict=True)]
+                layers += [(layer, "to_k", encoder_hidden_states), (layer, "to_v", encoder_hidden_states)]
+    before = [getattr(owner, name) for owner, name, _ in layers]
+    with torch.autocast(unet.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        constants = [Constant(layer(given)) for layer, (_, _, given) in zip(before, layers, strict=True)]
     try:
-        for (owner, name, _), constant in zip(replaced, constants, strict=True):
+        for (owner, name, _), constant in zip(layers, constants, strict=True):
             setattr(owner, name, constant)
         yield
     finally:
-        for (owner, name, _), layer in zip(replaced, layers, strict=True):
+        for (owner, name, _), layer in zip(layers, before, strict=True):
             setattr(owner, name, layer)
 
 
@@ -186,9 +175,8 @@ class Denoiser:
 def denoising_loss(denoiser: Denoiser, batch: Batch) -> torch.Tensor:
     """Mean squared error between predicted and true noise: w(t) || eps - eps_theta(z_t, t, prompt, mask) ||^2.
 
-    All randomness is handed in. With a v-prediction scheduler the target is the velocity. w(t) = 1 / SNR(t) within
-    [1, max_weight]: above 1 it makes up for what the plain loss hardly sees, the error in brightness and contrast that
-    is decided where noise prevails.
+    With a v-prediction scheduler the target is the velocity. w(t) = 1 / SNR(t) within [1, max_weight]: above 1 it makes
+    up for what the plain loss hardly sees, errors in brightness and contrast, which are decided where noise prevails.
     """
     scheduler, timesteps = denoiser.scheduler, batch.timesteps
     noisy_latents = scheduler.add_noise(batch.latents, batch.noise, timesteps)

@@ -10,10 +10,11 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
-from natural2nanoscale.diffusion.backbone import Recommended
 from natural2nanoscale.diffusion.original import Tensors, fill, read_safetensors, split
+from natural2nanoscale.diffusion.parts import as_refusal
 from natural2nanoscale.diffusion.stable_diffusion import (
     CONTROLNET,
+    HINT_CHANNELS,
     STABLE_DIFFUSION_15,
     TEXT_ENCODER,
     UNET,
@@ -22,7 +23,7 @@ from natural2nanoscale.diffusion.stable_diffusion import (
 )
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import new_folder
-from natural2nanoscale.records import open_regular, reason
+from natural2nanoscale.records import open_regular
 
 PICKLES = (".ckpt", ".pth", ".pt")
 CARD = """# ControlNet converted from {file}
@@ -38,51 +39,35 @@ from it with `train_controlnet.py --controlnet-init`.
 def convert(file: Path, configs: Configs = STABLE_DIFFUSION_15) -> ControlNetModel:
     """A file's ControlNet, in float32. Its tensors are named `control_model.*`, as its authors do, and the rest of a
     whole model may stand beside them; or the same without that prefix, or as diffusers names them, and nothing else.
-
-    Raises InputError unless they are exactly those of a ControlNet over `configs.unet` that reads three channels.
-    """
+    InputError unless they are exactly those of a ControlNet over `configs.unet` that reads three channels."""
     tensors = read_pickle(file) if file.suffix in PICKLES else read_safetensors(file)
-    in_diffusers_names = any(name.startswith("controlnet_cond_embedding.") for name in tensors)
     if any(name.startswith("input_hint_block.") for name in tensors):
         tensors = {CONTROLNET + name: tensor for name, tensor in tensors.items()}
-    if in_diffusers_names:
-        control = tensors
-    else:
-        remedy = "expected tensors named control_model.* or input_hint_block.*, or as diffusers names them"
-        control = split(file, tensors, {CONTROLNET: "ControlNet"}, remedy, (UNET, VAE, TEXT_ENCODER))[CONTROLNET]
-    hint = control.get(f"{CONTROLNET}input_hint_block.0.weight")
-    if hint is not None and hint.shape[1] != 3:
-        raise InputError(f"{file} is a ControlNet that reads {hint.shape[1]} channels, expected one that reads 3")
     with torch.device("meta"):
-        controlnet = ControlNetModel.from_unet(
-            UNet2DConditionModel(**configs.unet),
-            conditioning_embedding_out_channels=Recommended().conditioning_embedding_out_channels,
-        )
-    named = control if in_diffusers_names else convert_controlnet_checkpoint(control, controlnet.config)
-    fill(controlnet, named, control, file)
+        unet = UNet2DConditionModel(**configs.unet)
+        controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=HINT_CHANNELS)
+    if any(name.startswith("controlnet_cond_embedding.") for name in tensors):
+        fill(controlnet, lambda named, _: named, tensors, file)
+        return controlnet.eval()
+    remedy = "expected tensors named control_model.* or input_hint_block.*, or as diffusers names them"
+    control = split(file, tensors, {CONTROLNET: "ControlNet"}, remedy, (UNET, VAE, TEXT_ENCODER))[CONTROLNET]
+    hint = control.get(f"{CONTROLNET}input_hint_block.0.weight")
+    if hint is not None and hint.ndim == 4 and hint.shape[1] != 3:
+        raise InputError(f"{file} is a ControlNet that reads {hint.shape[1]} channels, expected one that reads 3")
+    fill(controlnet, convert_controlnet_checkpoint, control, file)
     return controlnet.eval()
 
 
 def read_pickle(file: Path) -> Tensors:
-    """The tensors of a torch.save file, by torch's reader that builds tensors and plain containers and nothing else.
-
-    The only place that reads a pickle. Raises InputError, with the type's name, for a file that needs any other type.
-    """
-    try:
-        with open_regular(file) as opened:
+    """The tensors of a torch.save file, by torch's reader that builds tensors and plain containers, nothing else: the
+    only place that reads a pickle. InputError, with the type's name, for a file that needs any other type."""
+    expected = "expected tensors alone, as torch.save writes them, or a .safetensors file"
+    with as_refusal(f"{file} cannot be read", expected), open_regular(file) as opened:
+        try:
             saved = torch.load(opened, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its text, which tells how to read the file anyway, is not passed on
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign:
-            raise InputError(
-                f"{file} needs {foreign[1]}, expected tensors alone: what else it holds could run code here; ask its "
-                "authors for a .safetensors file"
-            ) from None
-        raise InputError(f"{file} cannot be read, expected tensors as torch.save writes them") from None
-    except Exception as error:  # damaged pickles and archives fail in many ways, each of which means the same
-        raise InputError(
-            f"{file} cannot be read ({reason(error)}), expected tensors as torch.save writes them"
-        ) from error
+        except pickle.UnpicklingError as error:  # its text, which tells how to read the file anyway, is not passed on
+            foreign = re.search(r"GLOBAL (\S+)", str(error))
+            raise ValueError(f"it needs {foreign[1]}, which could run code" if foreign else "it is damaged") from None
     tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
     if not isinstance(tensors, dict):
         raise InputError(f"{file} holds a {type(tensors).__name__}, expected tensors by name")

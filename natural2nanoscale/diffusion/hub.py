@@ -9,12 +9,12 @@ from urllib.request import getproxies
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 
+from natural2nanoscale.diffusion.parts import choose_weights
 from natural2nanoscale.diffusion.stable_diffusion import STABLE_DIFFUSION, refuse_other_folder
-from natural2nanoscale.diffusion.weights import WEIGHTS_FILE, variant_of
 from natural2nanoscale.errors import InputError
 
-MODEL_PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 WEIGHTS = ("vae", "unet", "text_encoder")  # the parts that have some
+MODEL_PARTS = (*WEIGHTS, "tokenizer", "scheduler")
 # Seconds to wait for the hub's first answer. A closed network fails at once; one that keeps silent is waited for: long
 # by those who asked for a hub id or have a proxy, who have a network; not so by a first start on an offline machine.
 PATIENCE, PATIENCE_WITH_NETWORK = 1.5, 10.0
@@ -25,7 +25,7 @@ def from_hub(choice: str) -> Path:
     show to be another model is refused before its weights are fetched. It is called after the revision that it holds.
     Raises InputError where it is to be had neither way."""
     name, _, revision = choice.partition("@")
-    pinned = {"revision": revision} if revision else {}
+    pinned = {"revision": revision or None}
     neither = InputError(
         f"--backbone {choice} is neither a folder, nor a .safetensors file, nor a hub id: check the path, or pass "
         "--backbone embedded for the small backbone of this package"
@@ -33,24 +33,21 @@ def from_hub(choice: str) -> Path:
     if name.endswith((".safetensors", ".ckpt", ".pth", ".pt", ".bin")):
         raise neither
     try:
-        folder = cached(name, "unet/config.json", revision or None)
+        folder = cached(name, "unet/config.json", **pinned)
+        if folder and is_complete(folder):
+            return folder
+        answer = ask(name, **pinned)
+        configs = huggingface_hub.snapshot_download(name, allow_patterns=["*/config.json"], **pinned)
+        refuse_other_folder(Path(configs))
+        patterns = [f"{part}/*.{kind}" for part in MODEL_PARTS for kind in ("json", "txt")]
+        patterns += weights_of(name, [sibling.rfilename for sibling in answer.siblings or ()])
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **pinned))
     except HFValidationError:
         raise neither from None
-    if folder is not None and is_complete(folder):
-        return folder
-    answer = _ask(name, revision or None)
-    reason = answer if isinstance(answer, str) else None
-    try:
-        if reason is None:
-            configs = huggingface_hub.snapshot_download(name, allow_patterns=["*/config.json"], **pinned)
-            refuse_other_folder(Path(configs))
-            patterns = [f"{part}/*.{kind}" for part in MODEL_PARTS for kind in ("json", "txt")]
-            patterns += _weights(name, [sibling.rfilename for sibling in answer.siblings or ()])
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **pinned))
     except InputError:
         raise
     except Exception as error:  # the hub client raises many kinds; each of them means: not to be had now
-        reason = type(error).__name__
+        reason = str(error) if isinstance(error, Silence) else type(error).__name__
     include = f"--revision {revision} " * bool(revision)
     include += " ".join(f"--include '{pattern}'" for pattern in ("*/*.json", "*/*.txt", "*model.safetensors"))
     raise InputError(
@@ -58,7 +55,7 @@ def from_hub(choice: str) -> Path:
         f"network run `hf download {name} {include} --exclude 'safety_checker/*' --local-dir weights`, copy the "
         "folder `weights` here and pass --backbone weights; "
         "or pass --backbone embedded for the small backbone of this package"
-    ) from None
+    )
 
 
 def revision_of(folder: Path) -> str | None:
@@ -79,21 +76,19 @@ def is_complete(folder: Path) -> bool:
     )
 
 
-def _weights(name: str, files: list[str]) -> list[str]:
+def weights_of(name: str, files: list[str]) -> list[str]:
     """Those of a repository's files that hold the parts' weights, in one variant each."""
-    chosen = []
+    found = []
     for part in WEIGHTS:
         names = [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")]
-        try:
-            variant = variant_of(names)
-        except LookupError:
+        chosen = choose_weights(names)[1]
+        if not chosen:
             raise InputError(
                 f"{name} has no safetensors weights in {part}/ on the hub, found {', '.join(names) or 'nothing'}: "
                 "expected a repository that has, as other kinds can run code when opened"
-            ) from None
-        matches = {n: WEIGHTS_FILE.fullmatch(n) for n in names}
-        chosen += [f"{part}/{n}" for n, match in matches.items() if match and match[1] == variant]
-    return chosen
+            )
+        found += [f"{part}/{file}" for file in chosen]
+    return found
 
 
 def patience(name: str) -> float:
@@ -102,25 +97,26 @@ def patience(name: str) -> float:
     return PATIENCE_WITH_NETWORK if network else PATIENCE
 
 
-def _ask(name: str, revision: str | None = None) -> huggingface_hub.ModelInfo | str:
-    """What the hub says of `name`, or why it does not answer.
+class Silence(Exception):
+    """The hub does not answer in time."""
 
-    Asked in a thread, as neither a name server nor a proxy that keeps silent obeys the client's timeout.
-    """
-    seconds = patience(name)
-    answers: list[huggingface_hub.ModelInfo | str] = [f"no answer within {seconds:g} s"]
 
-    def ask() -> None:
+def ask(name: str, revision: str | None) -> huggingface_hub.ModelInfo:
+    """What the hub says of `name`, or its client's error, or Silence. Asked in a thread, as neither a name server nor a
+    proxy that keeps silent obeys the client's timeout."""
+    seconds, answers = patience(name), []
+
+    def wait() -> None:
         try:
-            answers.append(
-                huggingface_hub.HfApi().model_info(
-                    name, timeout=seconds, **({"revision": revision} if revision else {})
-                )
-            )
+            answers.append(huggingface_hub.HfApi().model_info(name, timeout=seconds, revision=revision))
         except Exception as error:
-            answers.append(type(error).__name__)
+            answers.append(error)
 
-    thread = Thread(target=ask, daemon=True)
+    thread = Thread(target=wait, daemon=True)
     thread.start()
     thread.join(seconds)
-    return answers[-1]
+    if not answers:
+        raise Silence(f"no answer within {seconds:g} s")
+    if isinstance(answers[0], Exception):
+        raise answers[0]
+    return answers[0]

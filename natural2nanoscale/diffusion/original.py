@@ -6,15 +6,16 @@ The mapping of names is diffusers'; which tensors there must be, and in which sh
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from natural2nanoscale.diffusion.parts import as_refusal
 from natural2nanoscale.diffusion.stable_diffusion import (
     TEXT_ENCODER,
     UNET,
@@ -34,9 +35,7 @@ def read_backbone(
     path: Path, configs: Configs
 ) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel, DDPMScheduler]:
     """One `.safetensors` file with U-Net, VAE and text encoder, of any float type -> the parts in float32, on the CPU.
-
-    Raises InputError unless its tensors are those of `configs`, each of them, and besides them known extras only.
-    """
+    InputError unless its tensors are those of `configs`, each of them, and besides them known extras only."""
     tensors = read_safetensors(path)
     remedy = (
         "expected tensors named {}*, as its authors name them (of a diffusers folder name the folder; of a "
@@ -44,24 +43,27 @@ def read_backbone(
     )
     parts = split(path, tensors, {UNET: "U-Net", VAE: "VAE", TEXT_ENCODER: "text encoder"}, remedy)
     scheduler = DDPMScheduler(**configs.scheduler)
-    expected, found = scheduler.alphas_cumprod, tensors.get("alphas_cumprod")
-    if found is not None and (found.shape != expected.shape or (found.float() - expected).abs().max() > 1e-3):
+    expected = scheduler.alphas_cumprod
+    found = tensors.get("alphas_cumprod", expected).float()
+    if found.shape != expected.shape or (found - expected).abs().max() > 1e-3:
+        ends = f"{found.flatten()[-1:].sum():.4f}), expected that of Stable Diffusion 1.5 ({expected[-1]:.4f})"
         raise InputError(
-            f"{path} has a noise schedule of its own (alphas_cumprod ends at {found[-1]:.4f}), expected that of Stable "
-            f"Diffusion 1.5 ({expected[-1]:.4f}): convert it to a diffusers folder, whose scheduler/ can hold it"
+            f"{path} has a noise schedule of its own (alphas_cumprod ends at {ends}: convert it to a diffusers folder, "
+            "whose scheduler/ can hold it"
         )
     with torch.device("meta"):  # no time is lost on random weights
         unet, vae = UNet2DConditionModel(**configs.unet), AutoencoderKL(**configs.vae)
     text_encoder = CLIPTextModel(CLIPTextConfig(**configs.text_encoder))
-    fill(unet, convert_ldm_unet_checkpoint(parts[UNET], unet.config), parts[UNET], path)
-    fill(vae, convert_ldm_vae_checkpoint(parts[VAE], vae.config), parts[VAE], path)
     # versions of transformers and of merging tools differ in `text_model.`
     stem = "text_model." if any(name.startswith("text_model.") for name in text_encoder.state_dict()) else ""
-    named = {
-        stem + name.removeprefix(TEXT_ENCODER + "transformer.").removeprefix("text_model."): tensor
-        for name, tensor in parts[TEXT_ENCODER].items()
-    }
-    fill(text_encoder, named, parts[TEXT_ENCODER], path)
+
+    def convert_text_encoder(tensors: Tensors, _: object) -> Tensors:
+        prefix = TEXT_ENCODER + "transformer."
+        return {stem + name.removeprefix(prefix).removeprefix("text_model."): t for name, t in tensors.items()}
+
+    fill(unet, convert_ldm_unet_checkpoint, parts[UNET], path)
+    fill(vae, convert_ldm_vae_checkpoint, parts[VAE], path)
+    fill(text_encoder, convert_text_encoder, parts[TEXT_ENCODER], path)
     return vae, unet, text_encoder, scheduler
 
 
@@ -82,21 +84,17 @@ def refuse_pickle(path: Path) -> None:
 
 def read_safetensors(path: Path) -> Tensors:
     """All tensors of a file, on the CPU; InputError if it is damaged or something else."""
-    try:
+    with as_refusal(f"{path} cannot be read as safetensors", "fetch or copy it once more"):
         open_regular(path).close()
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read as safetensors ({error}): fetch or copy it once more") from error
 
 
 def split(
     path: Path, tensors: Tensors, parts: dict[str, str], remedy: str, beside: tuple[str, ...] = ()
 ) -> dict[str, Tensors]:
-    """Tensors by prefix, without known extras. `parts`: prefixes and their names; `remedy`: what the error says where a
-    part is not there, with {} for its prefix; `beside`: what else there may be.
-
-    Raises InputError for a relative of Stable Diffusion 1.5, for a part that is not there and for unknown tensors.
-    """
+    """Tensors by prefix, without known extras. parts: prefixes and their names; beside: prefixes of what else there may
+    be. InputError for a relative of Stable Diffusion 1.5, for unknown tensors, and for a part that is not there, with
+    `remedy`, in which {} is its prefix."""
     refuse_other_file(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     found = {p: {n: t for n, t in tensors.items() if n.startswith(p) and not is_extra(n)} for p in parts}
     for prefix, part in parts.items():
@@ -111,28 +109,27 @@ def split(
     return found
 
 
-def fill(module: torch.nn.Module, converted: dict[str, torch.Tensor | None], source: Tensors, path: Path) -> None:
-    """Give the module its weights, as float32 copies; InputError unless names and shapes are exactly its own.
-
-    `converted` was made from `source`; a tensor that the conversion dropped is unexpected too.
-    """
-    expected = module.state_dict()
-    weights = {name: tensor for name, tensor in converted.items() if tensor is not None}
+def fill(module: torch.nn.Module, convert: Callable[[Tensors, object], dict], source: Tensors, path: Path) -> None:
+    """Give the module its weights, as float32 copies; InputError unless names and shapes are exactly its own. convert:
+    from the names in `source` to the module's, by its config; a tensor that it drops is unexpected too."""
+    expected, kind = module.state_dict(), type(module).__name__
+    with as_refusal(f"{path} cannot be read as {kind}", "expected exactly the tensors of Stable Diffusion 1.5"):
+        weights = {name: tensor for name, tensor in convert(source, module.config).items() if tensor is not None}
     used = {tensor.data_ptr() for tensor in weights.values()}
-    dropped = [name for name, tensor in source.items() if tensor.data_ptr() not in used]
-    problems = {
-        "missing": sorted(expected.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - expected.keys()) + sorted(dropped),
-        "wrongly shaped": [
-            f"{name} {tuple(tensor.shape)} in place of {tuple(expected[name].shape)}"
-            for name, tensor in weights.items()
-            if name in expected and tensor.shape != expected[name].shape
-        ],
-    }
-    for problem, names in problems.items():
+    dropped = sorted(name for name, tensor in source.items() if tensor.data_ptr() not in used)
+    misshaped = [
+        f"{name} {tuple(tensor.shape)} in place of {tuple(expected[name].shape)}"
+        for name, tensor in weights.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    for problem, names in (
+        ("missing", sorted(expected.keys() - weights.keys())),
+        ("unexpected", sorted(weights.keys() - expected.keys()) + dropped),
+        ("wrongly shaped", misshaped),
+    ):
         if names:
             raise InputError(
-                f"{path} has {len(names)} {problem} tensor(s) for {type(module).__name__}, such as {names[0]}: "
+                f"{path} has {len(names)} {problem} tensor(s) for {kind}, such as {names[0]}: "
                 "expected exactly those of Stable Diffusion 1.5"
             )
     refuse_not_finite(weights, path, "the weights are damaged, fetch or copy them once more")

@@ -1,4 +1,4 @@
-"""What learns in a fine-tuning, what is shown of it as it does, and what is saved."""
+"""What learns in a training, what is shown of it as it does, and what is saved."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from natural2nanoscale.charts import plot_progress
 from natural2nanoscale.checkpoints import SavingTimer, State
 from natural2nanoscale.diffusion.backbone import Backbone
 from natural2nanoscale.diffusion.batches import TrainingData
-from natural2nanoscale.diffusion.controlnet import make_controlnet, unlock
 from natural2nanoscale.diffusion.memory import moved
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.validation import Validation
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.finite import SkippedSteps
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.signals import Interrupted, StopSignal
 
@@ -38,59 +38,25 @@ class Counts:
     seconds: float = 0.0  # of training, over all calls
 
 
-@dataclass(frozen=True)
 class Learner:
-    """The ControlNet that learns, over a backbone whose decoder may learn with it."""
-
-    controlnet: ControlNetModel
-    backbone: Backbone
-    parameters: list[torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
-
-    @classmethod
-    def begin(cls, backbone: Backbone, settings: FineTuning, initial: ControlNetModel | None) -> Learner:
-        """From `initial`, or from a copy of the U-Net's encoder."""
-        controlnet = (initial or make_controlnet(backbone, settings.seed)).train()
-        groups = [{"params": list(controlnet.parameters())}]
-        if settings.unlock_decoder:
-            backbone = unlock(backbone, "decoder")
-            decoder = [parameter for parameter in backbone.unet.parameters() if parameter.requires_grad]
-            groups.append({"params": decoder, "lr": settings.unlock_decoder * settings.learning_rate})
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        return cls(controlnet, backbone, parameters, torch.optim.Adam(groups, lr=settings.learning_rate, fused=True))
-
-
-class Looks:
-    """What is looked at while a ControlNet learns: strips of samples, validation loss and, with a judge, agreement."""
+    """The networks of a training, those of their weights that learn, and its state, which checkpoints hold."""
 
     def __init__(
-        self,
-        learner: Learner,
-        data: TrainingData,
-        settings: FineTuning,
-        samples: Path,
-        agreement: Callable[[np.ndarray, np.ndarray], float] | None = None,
+        self, backbone: Backbone, controlnet: ControlNetModel | None, groups: list[dict], settings: FineTuning
     ):
-        """samples: the folder of the strips; agreement: as `training.fine_tune` takes it."""
-        given = learner.backbone, data.val, data.prompts, settings
-        self.controlnet, self.samples, self.agreement = learner.controlnet, samples, agreement
-        self.validation = Validation(*given)
-        self.judged = Validation(*given, JUDGED_MASKS) if agreement else None
-
-    def strip(self, step: int) -> None:
-        """Write a strip real | mask | synthetic."""
-        self.validation.write_samples(self.controlnet, self.samples, step)
-
-    def __call__(self, step: int) -> dict:
-        """A strip, and what the log says of it."""
-        backbone, row = self.validation.backbone, {"validation_loss": self.validation.loss(self.controlnet)}
-        with moved([backbone.vae], backbone.device):
-            self.strip(step)
-            if self.judged:
-                # from masks that nothing learned from, and pure noise: no slice that the judge knows
-                score = self.agreement(self.judged.draw(self.controlnet), self.judged.masks.cpu().numpy())
-                row["mask_agreement"] = round(score, 5)
-        return row
+        """groups: of parameters, as Adam takes them, each with its learning rate."""
+        self.backbone, self.controlnet = backbone, controlnet
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.counts = Counts()
+        self.losses = torch.zeros(2, device=backbone.device)  # sum and number since the log's last line
+        self.skipped = SkippedSteps(self.optimizer, backbone.device)
+        self.state = State(self.counts, optimizer=self.optimizer, losses=self.losses, skipped=self.skipped.counts)
+        for model in filter(None, (backbone.unet, controlnet)):
+            if settings.gradient_checkpointing:
+                model.enable_gradient_checkpointing()
+            else:
+                model.disable_gradient_checkpointing()
 
 
 class Progress:
@@ -102,26 +68,29 @@ class Progress:
     def __init__(
         self,
         run: RunFolder,
-        state: State,
+        learner: Learner,
+        data: TrainingData,
         settings: FineTuning,
-        total: int,
-        looks: Callable[[int], dict],
         save_model: Callable[[Path], None],
+        agreement: Callable[[np.ndarray, np.ndarray], float] | None = None,
         label: str = "ControlNet",
     ):
-        """state: of a Counts and of `losses` (2,), the sum and number of those since the log's last line. looks: called
-        with the step every so often for what the log says then; its `strip(0)` shows the beginning."""
-        self.run, self.state, self.settings, self.total = run, state, settings, total
-        self.looks, self.save_model, self.label, self.main = looks, save_model, label, distributed.is_main()
+        """agreement: as `training.fine_tune` takes it."""
+        self.run, self.learner, self.settings, self.save_model = run, learner, settings, save_model
+        self.counts, self.agreement, self.label, self.main = learner.counts, agreement, label, distributed.is_main()
+        self.total = settings.total_steps(len(data.train.stems))
+        looked_at = learner.backbone, learner.controlnet, data, settings
+        self.validation = Validation(*looked_at)
+        self.judged = Validation(*looked_at, JUDGED_MASKS) if agreement else None
 
     def __enter__(self) -> Progress:
-        counts = self.state.counts
-        self.started = time.monotonic() - counts.seconds
-        self.timer = SavingTimer(self.settings.checkpoint_minutes, first=counts.step == 0)
-        if self.main and counts.step == 0:
-            self.looks.strip(0)
+        self.started = time.monotonic() - self.counts.seconds
+        self.timer = SavingTimer(self.settings.checkpoint_minutes, first=self.counts.step == 0)
+        if self.main and self.counts.step == 0:
+            self.validation.write_strip(self.run.path / "samples", 0)
         self.stop = StopSignal().__enter__()
-        self.bar = tqdm(total=self.total, initial=counts.step, desc=self.label, unit="step", disable=not self.main)
+        step = {"initial": self.counts.step, "total": self.total, "unit": "step"}
+        self.bar = tqdm(**step, desc=self.label, disable=not self.main)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -130,7 +99,7 @@ class Progress:
 
     def look(self, epoch: int) -> None:
         """Log the loss every so often; less often draw samples, take the validation loss and the mask agreement."""
-        step, every = self.state.counts.step, self.settings.checkpoint_every
+        step, every = self.counts.step, self.settings.checkpoint_every
         self.bar.update()
         self.ended = step == self.total
         self.signal, due = distributed.highest(self.stop.number, self.main and self.timer.due())
@@ -143,19 +112,21 @@ class Progress:
 
     def save(self) -> None:
         """Write a checkpoint where one is due; leave by Interrupted where a stop was asked for."""
-        counts = self.state.counts
         if self.main and self.saving:
-            self.run.save(self.state, self.save_model, keep=self.settings.keep)
+            self.run.save(self.learner.state, self.save_model, keep=self.settings.keep)
             self.timer.saved()
-        if self.signal and not self.ended:
+        whole = self.run.within or self.run
+        part = whole is not self.run  # after which another one begins, so that a signal counts at its end as well
+        if part and self.ended:
+            (self.signal,) = distributed.highest(self.stop.number)
+        if self.signal and (part or not self.ended):
             distributed.any_process(False)  # nobody leaves before the state is saved: torchrun would end the rest
-            out = (self.run.within or self.run).path
-            whose = "" if self.run.within is None else f" of the {self.label}"
-            message = f"at step {counts.step} of {self.total}{whose}: go on with --resume --out {out}"
+            place = f"at step {self.counts.step} of {self.total}" + f" of the {self.label}" * part
+            message = f"{place}: go on with --resume --out {whole.path}"
             raise distributed.agreed(Interrupted(message, self.signal))
 
     def _read_loss(self, epoch: int, logging: bool) -> None:
-        counts, losses = self.state.counts, self.state.parts["losses"]
+        counts, losses = self.counts, self.learner.losses
         loss = (losses[0] / losses[1].clamp(min=1)).item()  # of the steps that were made
         if not np.isfinite(loss):  # before anything is saved
             raise distributed.agreed(
@@ -170,8 +141,14 @@ class Progress:
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
     def _sample(self) -> None:
-        counts = self.state.counts
-        row = {"step": counts.step} | self.looks(counts.step)
+        counts, backbone = self.counts, self.learner.backbone
+        row = {"step": counts.step, "validation_loss": self.validation.loss()}
+        with moved([backbone.vae], backbone.device):
+            self.validation.write_strip(self.run.path / "samples", counts.step)
+            if self.agreement:
+                # from masks that nothing learned from, and pure noise: no slice that the judge knows
+                score = self.agreement(self.judged.draw(), self.judged.masks.cpu().numpy())
+                row["mask_agreement"] = round(score, 5)
         self.run.log(row)
         curves = [["loss", "validation_loss"], ["mask_agreement"]]
         plot_progress(self.run.path / "progress.png", self.run.read_log(), curves)

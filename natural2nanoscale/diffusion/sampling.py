@@ -1,13 +1,20 @@
-"""The guided sampling loop over diffusers' schedulers: a pure function of its noise (paper 4.2.3)."""
+"""The guided sampling loop over diffusers' schedulers, and slices drawn by it from their masks (paper 4.2.3)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from natural2nanoscale.data.edges import image_edges
+from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask, tint
 from natural2nanoscale.diffusion.backbone import Backbone
-from natural2nanoscale.diffusion.controlnet import computed_once, decode_latents, predict_noise
+from natural2nanoscale.diffusion.controlnet import computed_once, decode_latents, latent_moments, predict_noise
 from natural2nanoscale.diffusion.settings import SamplingSettings
+from natural2nanoscale.errors import InputError
+from natural2nanoscale.seeds import generator_for
 
 Scheduler = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 
@@ -33,23 +40,19 @@ def sample(
     generators: list[torch.Generator] | None = None,
     real_latents: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Draw slices from masks, or without a ControlNet from noise and prompt alone.
+    """Draw slices from masks, or without a ControlNet from noise and prompt alone: a pure function of its noise.
 
     noise (B,C,h,w): standard normal start; controlnet_cond (B,3,H,W) in [0,1] with H, W multiples of
     `backbone.grid`; prompt_embeds (B,L,D), negative_embeds (1,L,D) of the empty prompt; generators: one
     per image, CPU, asked only when eta > 0; real_latents (B,C,h,w) of the masks' own slices, needed only when
     `settings.start` is below 1. Returns pixel_values (B,3,H,W), about [-1,1].
     """
-    unet, device = backbone.unet, backbone.device
-    scheduler = sampling_scheduler(backbone, settings.sampler)
-    scheduler.set_timesteps(settings.steps, device=device)
-    guided = settings.guidance > 1.0
-    batch = noise.shape[0]
+    unet, device, guided = backbone.unet, backbone.device, settings.guidance > 1.0
     embeds, cond = prompt_embeds, controlnet_cond
     if guided:  # both halves in one batch: without the prompt, and with it
-        embeds = torch.cat([negative_embeds.expand(batch, -1, -1), prompt_embeds])
-        cond = torch.cat([cond, cond])
-
+        embeds, cond = torch.cat([negative_embeds.expand_as(embeds), embeds]), torch.cat([cond, cond])
+    scheduler = sampling_scheduler(backbone, settings.sampler)
+    scheduler.set_timesteps(settings.steps, device=device)
     first = settings.steps - settings.steps_taken
     timesteps = scheduler.timesteps[first:]
     if settings.sampler != "ddim":
@@ -70,3 +73,61 @@ def sample(
                 options = {"eta": settings.eta, "variance_noise": fresh.to(latents)}
             latents = scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
     return decode_latents(backbone, latents)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What slices of one size are drawn from: masks (H,W) uint8, their own slices (H,W) uint8 where settings look at
+    them, prompts (B,L,D) with the empty one (1,L,D), and the seed of each one's noise."""
+
+    masks: list[np.ndarray]
+    images: list[np.ndarray]
+    prompt_embeds: torch.Tensor
+    negative_embeds: torch.Tensor
+    seeds: list[int]
+
+
+def draw_slices(
+    backbone: Backbone,
+    controlnet: ControlNetModel,
+    drawn: Drawn,
+    colors: tuple[tuple[int, int, int], ...],
+    settings: SamplingSettings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slices (B,H,W) uint8 from masks of one size, and the `tint` (B,) that they had before they became grey. Each
+    one's noise is a function of its seed alone.
+
+    The masks' own slices are looked at only when `settings.start` is below 1, `settings.condition` asks for their edges
+    or `settings.detail` for what the VAE loses of them: that is added, as it has lost as much of the drawn slice. Sizes
+    off the backbone's grid are filled up by mirror images, and cropped back. InputError for what is not finite.
+    """
+    height, width = drawn.masks[0].shape
+    down, right = -height % backbone.grid, -width % backbone.grid
+
+    def pad(slices: list[np.ndarray]) -> torch.Tensor:
+        filled = [np.pad(pixels, ((0, down), (0, right)), mode="symmetric") for pixels in slices]
+        return torch.from_numpy(np.stack(filled)).to(backbone.device)
+
+    masks, edges, real, real_latents = pad(drawn.masks), None, None, None
+    if settings.condition == "mask+boundaries":
+        edges = torch.zeros_like(masks)
+    elif settings.condition == "mask+edges":
+        grays = torch.from_numpy(np.stack(drawn.images)).to(backbone.device)
+        edges = pad(list(image_edges(grays).cpu().numpy()))
+    if settings.start < 1 or settings.detail:
+        real = encode_gray(pad(drawn.images))
+        real_latents = latent_moments(backbone, real)[0]
+    shape = backbone.unet.config.in_channels, *(length // backbone.downsampling for length in masks.shape[1:])
+    generators = [generator_for(seed, "noise") for seed in drawn.seeds]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    given = encode_mask(masks, colors, edges), drawn.prompt_embeds, drawn.negative_embeds
+    pixel_values = sample(backbone, controlnet, noise, *given, settings, generators, real_latents)
+    if settings.detail:
+        pixel_values = pixel_values + real - decode_latents(backbone, real_latents)
+    if not pixel_values.isfinite().all():
+        raise InputError(
+            "the slices that were drawn are not finite, and are not written: try --precision fp32, or a lower "
+            "--strength or --guidance; else the ControlNet or the backbone is damaged"
+        )
+    pixel_values = pixel_values[:, :, :height, :width]
+    return decode_gray(pixel_values).cpu().numpy(), tint(pixel_values).cpu().numpy()

@@ -1,4 +1,4 @@
-"""A fine-tuned ControlNet on disk: diffusers' own format, a card, and the U-Net's decoder where it has learned."""
+"""What fine-tuning leaves on disk: ControlNets in diffusers' own format, with a card, and what else has learned."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, fingerprint, pair_digests
 from natural2nanoscale.data.roots import Learned, learned_from_folder, learned_json
 from natural2nanoscale.device import select_dtype
-from natural2nanoscale.diffusion.adapted import ADAPTED, load_adapted
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone, weights_hash
 from natural2nanoscale.diffusion.batches import TrainingData
-from natural2nanoscale.diffusion.card import DECODER_FILE, card
+from natural2nanoscale.diffusion.card import card
 from natural2nanoscale.diffusion.controlnet import make_controlnet, part_state, unlock
+from natural2nanoscale.diffusion.parts import ADAPTED, ADAPTED_FILE, DECODER_FILE, load_module
 from natural2nanoscale.diffusion.settings import FineTuning
-from natural2nanoscale.diffusion.weights import load_module
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.records import read_config
 from natural2nanoscale.runs import RunFolder
@@ -37,10 +36,8 @@ def run_config(
     initial: ControlNetModel | None = None,
     before: Sequence[Learned] = (),
 ) -> dict:
-    """What a ControlNet's run folder says of it, and what a resumed run must agree with.
-
-    before: what `initial` had learned from.
-    """
+    """What a ControlNet's run folder says of it, and what a resumed run must agree with; `before`: what else is learned
+    from, as by `initial`."""
     train, val = data.train, data.val
     said = asdict(settings)
     if not settings.adapt:  # runs from before there was such a thing go on
@@ -65,29 +62,50 @@ def run_config(
 
 
 def save_trained(
-    folder: Path, controlnet: ControlNetModel, backbone: Backbone, train: PairFolder, settings: FineTuning, step: int
+    folder: Path,
+    controlnet: ControlNetModel,
+    backbone: Backbone,
+    train: PairFolder,
+    settings: FineTuning,
+    step: int,
+    transductive: bool = False,
 ) -> None:
-    """Write controlnet/ with its card into `folder` and, where the decoder learns, its weights beside it."""
+    """Write controlnet/ with its card into `folder` and, where the decoder learns, its weights beside it; transductive:
+    validation or test slices were among those without masks that something learned."""
     controlnet.save_pretrained(folder / "controlnet", safe_serialization=True)
     if settings.unlock_decoder:
-        decoder = {name: value.cpu().contiguous() for name, value in part_state(backbone.unet, "decoder").items()}
-        save_file(decoder, folder / DECODER_FILE)
-    text = card(backbone, train, settings, step)
+        save_part(folder / DECODER_FILE, backbone, "decoder")
+    text = card(backbone, train, settings, step, transductive)
     (folder / "controlnet" / "README.md").write_text(text, encoding="utf-8")
 
 
-def load_weights(folder: Path, controlnet: ControlNetModel, backbone: Backbone) -> None:
-    """Copy what `save_trained` wrote into the existing parameters, whose memory format stays as it is.
+def save_part(file: Path, backbone: Backbone, part: str) -> None:
+    """Write a part of the U-Net, as `controlnet.belongs` takes it."""
+    save_file({name: value.cpu().contiguous() for name, value in part_state(backbone.unet, part).items()}, file)
 
-    A saved decoder needs an unlocked backbone; one of other layers is an InputError.
-    """
+
+def load_part(file: Path, backbone: Backbone, part: str) -> None:
+    """Copy what `save_part` wrote into the U-Net, which is unlocked; InputError for other layers."""
+    weights, wanted = load_file(file), part_state(backbone.unet, part)
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in wanted.items()}:
+        raise InputError(f"{file} holds other layers than the U-Net of {backbone.name}: train it anew")
+    backbone.unet.load_state_dict(weights, strict=False)  # the other layers stay
+
+
+def load_weights(folder: Path, controlnet: ControlNetModel, backbone: Backbone) -> None:
+    """Copy what `save_trained` wrote into the existing parameters, whose memory format stays as it is. A saved decoder
+    needs an unlocked backbone."""
     saved = ControlNetModel.from_pretrained(folder / "controlnet", local_files_only=True, low_cpu_mem_usage=False)
     controlnet.load_state_dict(saved.state_dict())
     if (folder / DECODER_FILE).is_file():
-        decoder = load_file(folder / DECODER_FILE)
-        if decoder.keys() != part_state(backbone.unet, "decoder").keys():
-            raise InputError(f"{folder / DECODER_FILE} holds other layers than the decoder of {backbone.name}")
-        backbone.unet.load_state_dict(decoder, strict=False)  # the other layers stay
+        load_part(folder / DECODER_FILE, backbone, "decoder")
+
+
+def freeze(backbone: Backbone) -> Backbone:
+    """A backbone whose U-Net has learned, frozen in the dtype of its arithmetic, with the fingerprint of today."""
+    fingerprint = weights_hash(backbone.unet, backbone.vae)
+    backbone.unet.requires_grad_(False).eval().to(backbone.dtype)
+    return replace(backbone, fingerprint=fingerprint)
 
 
 def find_checkpoint(run: Path, name: str = "newest") -> Path:
@@ -143,35 +161,44 @@ def backbone_of_run(
 
 
 def load_trained(run: Path, backbone: Backbone, name: str = "newest") -> tuple[ControlNetModel, Backbone]:
-    """A run's ControlNet, float32, and the backbone that it steers; both frozen, on the backbone's device.
-
-    name: as in find_checkpoint. The backbone is the given one, or a copy that was adapted before, or whose decoder was
-    trained along.
-    """
+    """A run's ControlNet, float32, and the backbone that it steers, both frozen: the given one, or a copy that was
+    adapted before, or whose decoder was trained along. name: as in find_checkpoint."""
     folder = find_checkpoint(run, name)
     backbone = load_adapted(run, backbone)
-    controlnet, dtype = make_controlnet(backbone), backbone.unet.dtype
+    controlnet = make_controlnet(backbone)
     if (folder / DECODER_FILE).is_file():
         backbone = unlock(backbone, "decoder")
     load_weights(folder, controlnet, backbone)
-    backbone.unet.requires_grad_(False).to(dtype)
+    backbone.unet.requires_grad_(False).to(backbone.dtype)
     return controlnet.requires_grad_(False).eval(), backbone
+
+
+def load_adapted(run: Path, backbone: Backbone) -> Backbone:
+    """The backbone as the ControlNet of the folder `run` was trained over it: the given one, or an adapted copy."""
+    settings = read_config(run).get("settings", {})
+    if not settings.get("adapt"):
+        return backbone
+    checkpoint = RunFolder(run / ADAPTED).load_checkpoint()
+    if checkpoint is None or checkpoint.step < settings["adapt"]:
+        raise InputError(f"{run} has not adapted its backbone yet: go on with train_controlnet.py --resume --out {run}")
+    part = settings.get("adapt_part", "all")
+    adapted = unlock(backbone, part)
+    load_part(checkpoint.path / ADAPTED_FILE, adapted, part)
+    return freeze(adapted)
 
 
 def load_initial(folder: Path, backbone: Backbone) -> ControlNetModel:
     """The ControlNet of a diffusers folder, or the newest one of a run folder, as make_controlnet would give it.
-
-    Raises InputError unless its tensors and its architecture are exactly those that the backbone needs.
-    """
+    InputError unless its tensors and its architecture are exactly those that the backbone needs."""
     if (folder / "checkpoints").is_dir():
-        checkpoint = find_checkpoint(folder)
-        if (checkpoint / DECODER_FILE).is_file() or (folder / ADAPTED).is_dir():
-            flag = "--adapt" if (folder / ADAPTED).is_dir() else "--unlock-decoder"
-            raise InputError(
-                f"{folder} was trained with {flag}: its ControlNet belongs to a U-Net that a new run would not have, "
-                "expected a run over the backbone as it is, or go on in that one with --resume"
-            )
-        folder = checkpoint / "controlnet"
+        folder = find_checkpoint(folder) / "controlnet"
+    checkpoint = folder.resolve().parent  # where it is one of ours
+    adapted = checkpoint.parent.name == "checkpoints" and (checkpoint.parent.parent / ADAPTED).is_dir()
+    if adapted or (checkpoint / DECODER_FILE).is_file():
+        raise InputError(
+            f"{folder} was trained with {'--adapt' if adapted else '--unlock-decoder'}: it belongs to a U-Net that a "
+            "new run would not have, expected one over the backbone as it is, or go on in its run with --resume"
+        )
     saved = load_module(ControlNetModel, folder)  # weights against their own config
     controlnet = make_controlnet(backbone)
     for key, needed in controlnet.config.items():  # and this config against the backbone

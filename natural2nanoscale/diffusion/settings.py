@@ -1,11 +1,15 @@
-"""How a ControlNet is fine-tuned and how slices are drawn; apart from torch, so that help is quick."""
+"""How a ControlNet is fine-tuned and slices are drawn, and by which prompts; apart from torch: help is quick."""
 
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 
 from natural2nanoscale.cli import at_least, setting, size
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.records import LARGEST, open_regular
+
+nonnegative = at_least(0.0, float)
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class FineTuning:
         MISSING, "training window, width and height in pixels (default: the backbone's)", size, metavar="WxH"
     )
     learning_rate: float = setting(
-        MISSING, "learning rate (default: the backbone's)", at_least(0.0, float), "--lr", metavar="LR"
+        MISSING, "learning rate (default: the backbone's)", nonnegative, "--lr", metavar="LR"
     )
     epochs: int = setting(600, "passes over the training slices", at_least(1))
     max_steps: int | None = setting(None, "optimiser steps, in place of --epochs", at_least(1))
@@ -24,10 +28,10 @@ class FineTuning:
     accumulate: int = setting(1, "batches per step; their gradients add up", at_least(1))
     processes: int = 1  # that the run began with, each with batches of its own; any number resumes it alike
     rotation: float = setting(
-        16.0, "largest angle in degrees; corners mirror image and mask alike", at_least(0.0, float), metavar="DEGREES"
+        16.0, "largest angle in degrees; corners mirror image and mask alike", nonnegative, metavar="DEGREES"
     )
     noise: float = setting(
-        4.0, "largest Gaussian noise in grey levels; each window draws its own", at_least(0.0, float), metavar="LEVELS"
+        4.0, "largest Gaussian noise in grey levels; each window draws its own", nonnegative, metavar="LEVELS"
     )
     latent_variants: int = setting(
         16, "augmented windows per slice whose latents are cached; 0 encodes at every step", at_least(0), metavar="K"
@@ -40,7 +44,7 @@ class FineTuning:
     edge_dropout: float = 0.5  # share of samples without the slice's edges, so that a mask alone is enough to draw from
     prompt_dropout: float = setting(
         0.0, "share of samples with the empty prompt; of use when slices are drawn with --guidance above 1",
-        at_least(0.0, float), metavar="P",
+        nonnegative, metavar="P",
     )  # fmt: skip
     max_weight: float = setting(
         1.0, "largest weight of a noisy timestep in the loss; 1 is the plain loss (default: the backbone's)",
@@ -49,7 +53,7 @@ class FineTuning:
     clip: float = setting(1.0, "largest norm of the gradient", at_least(1e-6, float), metavar="NORM")
     unlock_decoder: float = setting(
         0.0, "let the U-Net's decoder learn, at FACTOR (0.1 if not given) times the learning rate; 0 keeps it frozen",
-        at_least(0.0, float), nargs="?", const=0.1, metavar="FACTOR",
+        nonnegative, nargs="?", const=0.1, metavar="FACTOR",
     )  # fmt: skip
     adapt: int = setting(
         0, "steps in which the U-Net first learns slices without masks, those of unlabelled/ and train/", at_least(0),
@@ -60,8 +64,8 @@ class FineTuning:
         choices=("all", "decoder", "attention"),
     )  # fmt: skip
     adapt_learning_rate: float | None = setting(
-        None, "learning rate of --adapt, falling to zero (default: the backbone's)", at_least(0.0, float),
-        "--adapt-lr", metavar="LR",
+        None, "learning rate of --adapt, falling to zero (default: the backbone's)", nonnegative, "--adapt-lr",
+        metavar="LR",
     )  # fmt: skip
     gradient_checkpointing: bool = setting(False, "less memory, more time, the same gradients")
     compile: bool = setting(False, "torch.compile; minutes at the start, less time per step on a GPU")
@@ -69,7 +73,7 @@ class FineTuning:
     checkpoint_every: int = setting(1000, "steps between checkpoints", at_least(1), metavar="STEPS")
     checkpoint_minutes: float = setting(
         10.0, "minutes between checkpoints, whichever come first; the first is due after one; 0: by steps alone",
-        at_least(0.0, float), metavar="MINUTES",
+        nonnegative, metavar="MINUTES",
     )  # fmt: skip
     keep: int = setting(2, "newest checkpoints that stay", at_least(1))
     sample_every: int = setting(1000, "steps between looks at samples and validation", at_least(1), metavar="STEPS")
@@ -93,14 +97,8 @@ class FineTuning:
 
 
 MAY_CHANGE = (  # on --resume
-    "epochs",
-    "max_steps",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "keep",
-    "sample_every",
-    "gradient_checkpointing",
-)
+    "epochs", "max_steps", "checkpoint_every", "checkpoint_minutes", "keep", "sample_every", "gradient_checkpointing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,13 +111,13 @@ class SamplingSettings:
     steps: int = setting(20, "sampling steps", at_least(1))
     guidance: float = setting(1.0, "guidance scale; 1 is none, and costs half", at_least(1.0, float), metavar="SCALE")
     strength: float = setting(
-        1.0, "scale of what ControlNet adds to the U-Net (default: the backbone's)", at_least(0.0, float),
+        1.0, "scale of what ControlNet adds to the U-Net (default: the backbone's)", nonnegative,
         metavar="SCALE",
     )  # fmt: skip
-    eta: float = setting(0.0, "0 is deterministic DDIM, 1 as noisy as DDPM", at_least(0.0, float), metavar="ETA")
+    eta: float = setting(0.0, "0 is deterministic DDIM, 1 as noisy as DDPM", nonnegative, metavar="ETA")
     start: float = setting(
         1.0, "share of the steps taken; below 1 they begin at the mask's real slice (default: the backbone's)",
-        at_least(0.0, float), metavar="SHARE",
+        nonnegative, metavar="SHARE",
     )  # fmt: skip
     detail: bool = setting(False, "give back the detail of the mask's real slice that the VAE cannot hold")
     condition: str = "mask"  # what is drawn from; "mask+boundaries" and "mask+edges": for ControlNets that see edges
@@ -146,3 +144,17 @@ class SamplingSettings:
 
 
 FAST = {"sampler": "unipc", "steps": 6}  # what --fast stands for, in bfloat16
+
+
+def read_prompts(file: Path | None = None) -> list[str]:
+    """One prompt per line of a text file; empty lines do not count. Default: the 37 prompts of the package."""
+    file = file or Path(__file__).with_name("prompts.txt")
+    try:
+        with open_regular(file) as opened:
+            lines = opened.read(LARGEST).decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompts {file} cannot be read ({error}): expected a text file") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError(f"--prompts {file} holds no prompt, expected one per line")
+    return prompts

@@ -36,15 +36,17 @@ def open_masks(path: Path, info: DatasetInfo) -> MaskFolder:
     files = {stem: file for stem, file in stems_of(path).items() if file.suffix == ".png"}
     if not files:
         raise InputError(f"{path} holds neither dataset.json nor PNG masks: name a pair folder, or one of such masks")
-    folder = MaskFolder(path, info, tuple(files), files)
-    for stem in folder.stems:
-        strange = set(np.unique(folder.mask(stem)).tolist()) - {*range(info.classes.count), IGNORE_ID}
+    known, shapes = {*range(info.classes.count), IGNORE_ID}, []
+    for file in files.values():
+        mask = read_gray(file, indexed=True)
+        shapes.append(mask.shape)
+        strange = set(np.unique(mask).tolist()) - known
         if strange:
             raise InputError(
-                f"{files[stem]} has mask values such as {min(strange)}, expected class ids, 0..{info.classes.count - 1}"
-                f", or {IGNORE_ID} to ignore: map them, or name another folder with --masks"
+                f"{file} has mask values such as {min(strange)}, expected class ids, 0..{info.classes.count - 1}, or "
+                f"{IGNORE_ID} to ignore: map them, or name another folder with --masks"
             )
-    return folder
+    return MaskFolder(path, info, tuple(files), files, tuple(shapes))
 
 
 def has_slices(source: PairFolder, kind: str) -> bool:
@@ -72,7 +74,7 @@ class Shapes:
 
     def __init__(self, source: PairFolder, kind: str, seed: int, settings: SamplingSettings):
         self.source, self.kind, self.seed, self.digests = source, kind, seed, digests_of(source)
-        self.sizes = {stem: source.mask(stem).shape for stem in source.stems}
+        self.sizes = dict(zip(source.stems, source.shapes, strict=False))
         self._mask = lru_cache(16)(source.mask)  # copies of a mask are drawn one after the other
         self._distances = lru_cache(4)(lambda stem: signed_distances(source.mask(stem)))
         refuse_sliceless(source, kind, settings)

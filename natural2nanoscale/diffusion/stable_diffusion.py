@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from natural2nanoscale.diffusion.parts import as_refusal
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.records import read_json, reason
+from natural2nanoscale.records import read_json
 from natural2nanoscale.schemas import DIFFUSERS_UNET
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # hub id; the older one is gone
@@ -23,6 +24,7 @@ EXTRA_NAMES = {  # the noise schedule, spelt out
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "lvlb_weights", "logvar",
     "scale_factor",
 }  # fmt: skip
+HINT_CHANNELS = (16, 32, 96, 256)  # of the ControlNet's layers that read the mask: one per halving of the VAE, plus one
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,12 @@ class Configs:
     scheduler: Mapping
 
 
-STABLE_DIFFUSION_15 = Configs(
+STABLE_DIFFUSION_15 = Configs(  # where it is not what diffusers and transformers take by default
     unet={
         "sample_size": 64,
         "block_out_channels": (320, 640, 1280, 1280),
-        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        "layers_per_block": 2,
         "cross_attention_dim": 768,
         "attention_head_dim": 8,  # the number of heads, which no weight's shape tells
-        "norm_num_groups": 32,
     },
     vae={
         "sample_size": 512,
@@ -52,26 +50,19 @@ STABLE_DIFFUSION_15 = Configs(
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "layers_per_block": 2,
-        "latent_channels": 4,
-        "norm_num_groups": 32,
         "scaling_factor": 0.18215,
     },
     text_encoder={
-        "vocab_size": 49408,
         "hidden_size": 768,
         "intermediate_size": 3072,
         "projection_dim": 768,
-        "num_hidden_layers": 12,
         "num_attention_heads": 12,
-        "max_position_embeddings": 77,
         "hidden_act": "quick_gelu",
     },
     scheduler={
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
         "clip_sample": False,
         "steps_offset": 1,
     },
@@ -86,38 +77,31 @@ def is_extra(name: str) -> bool:
 def refuse_other_folder(folder: Path) -> None:
     """Raise InputError for a diffusers folder of a relative, named after what its configs say."""
     file = folder / "unet" / "config.json"
-    try:
+    with as_refusal(f"{file} is not the U-Net's config as diffusers saves it", "copy it again"):
         unet = read_json(file, DIFFUSERS_UNET, links=True) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not the U-Net's config as diffusers saves it ({reason(error)})") from None
-    if (folder / "transformer").is_dir():
-        _refuse(folder, "a transformer model such as Stable Diffusion 3 or Flux")
-    if (folder / "text_encoder_2").is_dir() or unet.get("addition_embed_type") == "text_time":
-        _refuse(folder, "Stable Diffusion XL")
-    _refuse_widths(folder, unet.get("in_channels"), unet.get("cross_attention_dim"))
+    larger = (folder / "text_encoder_2").is_dir() or unet.get("addition_embed_type") == "text_time"
+    widths = unet.get("in_channels"), unet.get("cross_attention_dim")
+    _refuse(folder, (folder / "transformer").is_dir(), larger, *widths)
 
 
 def refuse_other_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise InputError for an original file of a relative, named after its tensors' names and shapes."""
-    if any(".joint_blocks." in name or "double_blocks." in name for name in shapes):
-        _refuse(path, "a transformer model such as Stable Diffusion 3 or Flux")
-    larger = ("conditioner.", UNET + "label_emb.", CONTROLNET + "label_emb.")
-    if any(name.startswith(larger) for name in shapes):
-        _refuse(path, "Stable Diffusion XL")
+    transformer = any(".joint_blocks." in name or "double_blocks." in name for name in shapes)
+    larger = any(name.startswith(("conditioner.", UNET + "label_emb.", CONTROLNET + "label_emb.")) for name in shapes)
+    conv_in, to_k = "input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     for prefix in (UNET, CONTROLNET):
-        conv_in = shapes.get(prefix + "input_blocks.0.0.weight", (None, None))
-        to_k = shapes.get(prefix + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (None, None))
-        _refuse_widths(path, conv_in[1], to_k[1])
+        inputs = [(*shapes.get(prefix + name, ()), None, None)[1] for name in (conv_in, to_k)]
+        _refuse(path, transformer, larger, *inputs)
 
 
-def _refuse_widths(where: Path, in_channels: int | None, cross_attention_dim: int | None) -> None:
-    if in_channels == 9:
-        _refuse(where, "an inpainting model")
-    if cross_attention_dim == 1024:
-        _refuse(where, "Stable Diffusion 2")
-    if cross_attention_dim == 2048:
-        _refuse(where, "Stable Diffusion XL")
-
-
-def _refuse(where: Path, name: str) -> None:
-    raise InputError(f"{where} is {name}, expected Stable Diffusion 1.5 or a model of its kind: name one of those")
+def _refuse(where: Path, transformer: bool, larger: bool, in_channels: int | None, attended: int | None) -> None:
+    """attended: the cross-attention's dimension."""
+    relatives = {
+        "a transformer model such as Stable Diffusion 3 or Flux": transformer,
+        "Stable Diffusion XL": larger or attended == 2048,
+        "an inpainting model": in_channels == 9,
+        "Stable Diffusion 2": attended == 1024,
+    }
+    for name, found in relatives.items():
+        if found:
+            raise InputError(f"{where} is {name}, expected Stable Diffusion 1.5 or one of its kind: name one of those")

@@ -1,8 +1,9 @@
-"""Fine-tuning ControlNet on pair folders: one flat loop (paper 4.2 and 4.4)."""
+"""Fine-tuning ControlNet on pair folders (paper 4.2 and 4.4) and, before it, the U-Net on slices without masks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,31 @@ import torch
 from diffusers import ControlNetModel
 
 from natural2nanoscale import distributed
-from natural2nanoscale.checkpoints import State, disk_need
+from natural2nanoscale.checkpoints import Checkpoint, disk_need
 from natural2nanoscale.data.folders import fingerprint
+from natural2nanoscale.data.roots import learned_by_run
 from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
-from natural2nanoscale.diffusion.batches import Batches, TrainingData
-from natural2nanoscale.diffusion.controlnet import Denoiser, denoising_loss, predict_noise
-from natural2nanoscale.diffusion.latents import variants_visited
+from natural2nanoscale.diffusion.batches import Batches, TrainingData, WithoutMasks, variants_visited
+from natural2nanoscale.diffusion.controlnet import Denoiser, denoising_loss, make_controlnet, predict_noise, unlock
 from natural2nanoscale.diffusion.memory import idle_parts, moved, plan
-from natural2nanoscale.diffusion.progress import Counts, Learner, Looks, Progress
-from natural2nanoscale.diffusion.saving import load_weights, save_trained
+from natural2nanoscale.diffusion.progress import Learner, Progress
+from natural2nanoscale.diffusion.saving import (
+    ADAPTED,
+    ADAPTED_FILE,
+    freeze,
+    load_part,
+    load_weights,
+    save_part,
+    save_trained,
+)
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.finite import SkippedSteps, add_finite
+from natural2nanoscale.files import make_folder
+from natural2nanoscale.finite import add_finite
 from natural2nanoscale.runs import RunFolder
 from natural2nanoscale.seeds import seed_for
+
+PROMPT_DROPOUT = 0.1  # in `adapt`: share of samples with the empty prompt, which guidance needs
 
 
 def fine_tune(
@@ -35,97 +47,141 @@ def fine_tune(
     initial: ControlNetModel | None = None,
     agreement: Callable[[np.ndarray, np.ndarray], float] | None = None,
 ) -> ControlNetModel:
-    """Train a ControlNet over the backbone; everything is kept in `run`. Returns the trained model.
+    """Train a ControlNet over the backbone, `initial` or else a copy of the U-Net's encoder; return it. Everything is
+    kept in `run`; with `resume` it goes on from the newest checkpoint there, or from step 0 where there is none.
 
-    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `initial` is trained on; without
-    it the ControlNet starts as a copy of the U-Net's encoder. With `resume` it goes on from the newest checkpoint, or
-    from step 0 where none was ever completed. `agreement` gets slices (B,H,W) uint8 drawn from pure noise and the
-    validation masks (B,H,W) uint8 that they were drawn from, and says how well they agree, at least 0, the more the
-    better; the weights with the best agreement so far are kept as checkpoints/best.
-
+    The given backbone stays as it is, also with `unlock_decoder`, which trains a copy. `agreement` gets slices (B,H,W)
+    uint8 drawn from pure noise and the validation masks (B,H,W) uint8 that they were drawn from, and says how well they
+    agree, at least 0, the more the better; the weights with the best agreement are kept as checkpoints/best.
     In a process group each process takes its share of a step's slices; the first one alone looks and writes.
-
-    Raises Interrupted after a requested stop, once the state is saved, and InputError when the loss is no longer
-    finite.
+    Raises Interrupted after a requested stop, once the state is saved, and InputError for a loss that is not finite.
     """
-    learner = Learner.begin(backbone, settings, initial)
-    backbone, slices = learner.backbone, len(data.train.stems)
-    counts, losses = Counts(), torch.zeros(2, device=backbone.device)  # sum and number since the log's last line
-    skipped = SkippedSteps(learner.optimizer, backbone.device)
-    state = State(counts, optimizer=learner.optimizer, losses=losses, skipped=skipped.counts)
-    if resume:
-        restore(run, state, learner)
-    if distributed.world_size() > 1:
-        refuse_unlike_processes(run, learner, data, settings, counts.step)
-    total_steps = settings.total_steps(slices)
-    if counts.step >= total_steps:
-        print(f"{run.path} is at step {counts.step} of {total_steps}: nothing is left to do")
-        return learner.controlnet.eval()
-    windows = slices * len(variants_visited(data.train.shapes, settings, counts.step))
-    print(plan(backbone, learner.controlnet, slices, windows, total_steps - counts.step, settings))
-    trained = sum(parameter.nbytes for parameter in learner.parameters)
-    print(f"disk: {disk_need(3 * trained, settings.keep)}")  # the weights and Adam's two moments
-
-    batches = Batches(backbone, data, settings, counts.step)
-    denoiser = make_denoiser(learner, settings)
-    looks = Looks(learner, data, settings, run.path / "samples", agreement)
+    controlnet = (initial or make_controlnet(backbone, settings.seed)).train()
+    groups = [{"params": list(controlnet.parameters()), "lr": settings.learning_rate}]
+    if settings.unlock_decoder:
+        backbone = unlock(backbone, "decoder")
+        decoder = [parameter for parameter in backbone.unet.parameters() if parameter.requires_grad]
+        groups.append({"params": decoder, "lr": settings.unlock_decoder * settings.learning_rate})
+    learner = Learner(backbone, controlnet, groups, settings)
+    checkpoint = restore(run, learner) if resume else None
+    if checkpoint:
+        load_weights(checkpoint.path, controlnet, backbone)
+    refuse_unlike_processes(run, learner, data, settings)
+    slices, step = len(data.train.stems), learner.counts.step
+    if step >= settings.total_steps(slices):
+        print(f"{run.path} is at step {step} of {settings.total_steps(slices)}: nothing is left to do")
+        return controlnet.eval()
+    print(planned(learner, data, settings))
+    needed = 3 * sum(parameter.nbytes for parameter in learner.parameters)  # the weights and Adam's two moments
+    print(f"disk: {disk_need(needed, settings.keep)}")
 
     def save_model(folder: Path) -> None:
-        save_trained(folder, learner.controlnet, backbone, data.train, settings, counts.step)
+        transductive = learned_by_run(run.path).transductive
+        save_trained(folder, controlnet, backbone, data.train, settings, learner.counts.step, transductive)
 
-    progress = Progress(run, state, settings, total_steps, looks, save_model)
-    with progress, moved(idle_parts(backbone, settings), torch.device("cpu")):
-        while counts.step < total_steps:
-            # the gradient: batches add up, each by its share of the slices, to that of one large batch
-            epoch, indices = batches.of_step(counts.step)
-            step_loss = torch.zeros((), device=backbone.device)
-            for mine in batches.of_process(indices):
-                batch = batches.draw(mine, epoch)
-                loss = denoising_loss(denoiser, batch) * (len(mine) / len(indices))
-                loss.backward()
-                step_loss += loss.detach()
-            distributed.add_up_gradients(learner.parameters, step_loss)
-
-            # the step: only ControlNet moves, and the decoder where it is unlocked
-            skipped.guard(torch.nn.utils.clip_grad_norm_(learner.parameters, settings.clip))
-            learner.optimizer.step()
-            learner.optimizer.zero_grad(set_to_none=not settings.compile)
-            counts.step += 1
-            add_finite(losses, torch.stack([step_loss, torch.ones_like(step_loss)]))
-            skipped.refuse_too_many(counts.step, run.path)
-
-            progress.look(epoch)
-            progress.save()
-    return learner.controlnet.eval()
-
-
-def restore(run: RunFolder, state: State, learner: Learner) -> None:
-    """Bring a run's newest checkpoint back, where one was ever completed."""
-    checkpoint = run.restore(state)
-    if checkpoint:
-        load_weights(checkpoint.path, learner.controlnet, learner.backbone)
-    if distributed.is_main():
-        run.drop_log_after(state.counts.step)
-
-
-def make_denoiser(learner: Learner, settings: FineTuning) -> Denoiser:
-    """What predicts the noise of a batch, compiled if asked."""
-    backbone, predict = learner.backbone, predict_noise
+    predict = predict_noise
     if settings.compile:
         mode = "reduce-overhead" if backbone.device.type == "cuda" else None
         predict = torch.compile(predict_noise, dynamic=False, mode=mode)
         for parameter in learner.parameters:  # a CUDA graph overwrites what it gave: gradients add up in our tensors
             parameter.grad = torch.zeros_like(parameter)
-    return Denoiser(backbone.unet, learner.controlnet, backbone.scheduler, settings.max_weight, predict)
+    batches = Batches(backbone, data, settings, step)
+    denoiser = Denoiser(backbone.unet, controlnet, backbone.scheduler, settings.max_weight, predict)
+    with Progress(run, learner, data, settings, save_model, agreement) as progress:
+        take_steps(learner, batches, denoiser, progress)
+    return controlnet.eval()
 
 
-def refuse_unlike_processes(
-    run: RunFolder, learner: Learner, data: TrainingData, settings: FineTuning, step: int
+def adapt(
+    run: RunFolder, backbone: Backbone, images: WithoutMasks, data: TrainingData, settings: FineTuning
+) -> Backbone:
+    """The backbone with a U-Net of which `settings.adapt_part` has learned `images` for `settings.adapt` steps.
+
+    Plain denoising with random prompts; the learning rate falls linearly to zero. What is done of it is kept in the
+    folder ADAPTED of the ControlNet's `run`, and found there; of `data` it takes the prompts and the validation slices
+    that show how it goes. The given backbone stays as it is. Raises like `fine_tune`.
+    """
+    part, data = settings.adapt_part, replace(data, train=images)
+    plain = {"condition": "mask", "prompt_dropout": PROMPT_DROPOUT, "compile": False}
+    settings = replace(settings, max_steps=settings.adapt, **plain)
+    unlocked = unlock(backbone, part)
+    learning = [parameter for parameter in unlocked.unet.parameters() if parameter.requires_grad]
+    groups = [{"params": learning, "lr": settings.adapt_learning_rate}]
+    learner = Learner(unlocked, None, groups, settings)
+    run = RunFolder(run.path / ADAPTED, within=run)
+    if distributed.is_main():  # on other machines there may be no run
+        make_folder(run.path)
+    checkpoint = restore(run, learner)
+    if checkpoint:
+        load_part(checkpoint.path / ADAPTED_FILE, unlocked, part)
+    refuse_unlike_processes(run, learner, data, settings)
+    if learner.counts.step < settings.adapt:
+        print(f"adapting {part} of {backbone.name} to slices without masks: {planned(learner, data, settings)}")
+
+        def save_model(folder: Path) -> None:
+            save_part(folder / ADAPTED_FILE, unlocked, part)
+
+        batches = Batches(backbone, data, settings, learner.counts.step)
+        denoiser = Denoiser(unlocked.unet, None, backbone.scheduler, settings.max_weight)
+        with Progress(run, learner, data, settings, save_model, label="adaptation") as progress:
+            take_steps(learner, batches, denoiser, progress, settings.adapt_learning_rate)
+    return freeze(unlocked)
+
+
+def take_steps(
+    learner: Learner, batches: Batches, denoiser: Denoiser, progress: Progress, falling: float | None = None
 ) -> None:
+    """All steps that are left. falling: a learning rate that falls to zero, in place of those that are given."""
+    counts, settings, device = learner.counts, batches.settings, learner.backbone.device
+    with moved(idle_parts(learner.backbone, settings), torch.device("cpu")):
+        while counts.step < progress.total:
+            # the gradient: batches add up, each by its share of the slices, to that of one large batch
+            epoch, indices = batches.of_step(counts.step)
+            step_loss = torch.zeros((), device=device)
+            for mine in batches.of_process(indices):
+                loss = denoising_loss(denoiser, batches.draw(mine, epoch)) * (len(mine) / len(indices))
+                loss.backward()
+                step_loss += loss.detach()
+            distributed.add_up_gradients(learner.parameters, step_loss)
+
+            # the step: nothing moves but what learns
+            if falling is not None:
+                for group in learner.optimizer.param_groups:
+                    group["lr"] = falling * (1 - counts.step / progress.total)
+            learner.skipped.guard(torch.nn.utils.clip_grad_norm_(learner.parameters, settings.clip))
+            learner.optimizer.step()
+            learner.optimizer.zero_grad(set_to_none=not settings.compile)
+            counts.step += 1
+            add_finite(learner.losses, torch.stack([step_loss, torch.ones_like(step_loss)]))
+            learner.skipped.refuse_too_many(counts.step, progress.run.path)
+
+            progress.look(epoch)
+            progress.save()
+
+
+def restore(run: RunFolder, learner: Learner) -> Checkpoint | None:
+    """Bring back the state of a run's newest checkpoint, if one was ever completed; its weights are still to come."""
+    checkpoint = run.restore(learner.state)
+    if distributed.is_main():
+        run.drop_log_after(learner.counts.step)
+    return checkpoint
+
+
+def planned(learner: Learner, data: TrainingData, settings: FineTuning) -> str:
+    """The `plan` of what is left to do."""
+    slices, step = len(data.train.stems), learner.counts.step
+    windows = slices * len(variants_visited(data.train.shapes, settings, step))
+    steps = settings.total_steps(slices) - step
+    return plan(learner.backbone, learner.controlnet, slices, windows, steps, settings)
+
+
+def refuse_unlike_processes(run: RunFolder, learner: Learner, data: TrainingData, settings: FineTuning) -> None:
     """Raise InputError unless all processes start from the same."""
+    if distributed.world_size() == 1:
+        return
     backbone = learner.backbone
-    weights = weights_hash(learner.controlnet, *([backbone.unet] if settings.unlock_decoder else []))
-    start = step, weights, backbone.fingerprint, backbone.precision, fingerprint(data.train), str(settings)
+    weights = weights_hash(*filter(None, (backbone.unet, learner.controlnet)))
+    start = learner.counts.step, weights, backbone.fingerprint, backbone.precision, fingerprint(data.train), settings
     if not distributed.same(seed_for(*start, *data.prompts)):
         raise distributed.agreed(
             InputError(

@@ -87,7 +87,8 @@ def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
     knows, classes = networks[0][2], folder.info.classes
     classes = classes if knows.classes.names == classes.names else knows.classes  # a U-Net never sees the colours
     info = replace(folder.info, classes=classes, intensity_window=knows.intensity_window)
-    refuse_unfit([learned_by_run(run, info)], [folder])
+    learned = learned_by_run(run, info)
+    refuse_unfit([learned], [folder])
     slices = load_slices(folder)
     refuse_unlabelled(slices, str(folder.path))
     seeds = []
@@ -96,6 +97,6 @@ def evaluate_run(run: Path, folder: PairFolder, device: torch.device) -> dict:
         facts = {"seed": info.trained["seed"], "weights": str(best), "precision": model.precision}
         seeds.append(facts | {"trained": info.trained} | scores)
     facts = {"run": str(run), "data": str(folder.path), "dataset": folder.info.name}
-    facts |= {"data_fingerprint": fingerprint(folder), "slices": len(slices)}
+    facts |= {"data_fingerprint": fingerprint(folder), "slices": len(slices), "transductive": learned.transductive}
     summary = summarize(seeds, slices.classes)
     return facts | summary | {"seeds": seeds, "seconds": round(time.monotonic() - started, 1)}

@@ -9,6 +9,7 @@ import torch
 
 from natural2nanoscale.cli import command
 from natural2nanoscale.data.folders import PairFolder
+from natural2nanoscale.data.roots import TRANSDUCTIVE
 from natural2nanoscale.files import write_json, write_text
 from natural2nanoscale.runs import environment
 from natural2nanoscale.segmentation.metrics import percent
@@ -53,6 +54,7 @@ def markdown(report: dict) -> str:
     precision = " and ".join(sorted({seed["precision"] for seed in seeds}))
     lines = [f"**{markdown_text(verdict(report))}**", ""]
     lines += [f"All in per cent, of U-Nets in {precision}; ± is the sample standard deviation over seeds.", ""]
+    lines += [TRANSDUCTIVE, ""] if report.get("transductive") else []
     lines += [*class_table(report), ""]
     rows = []
     for seed in seeds:
@@ -130,4 +132,6 @@ def model_card(run: Path, report: dict, folders: dict[str, PairFolder], training
             "- Synthetic slices took part. What their generator draws wrongly is learned as well: compare with a run "
             "on the real slices alone, at equal steps."
         )
+    if report.get("transductive"):
+        lines.append(f"- {TRANSDUCTIVE}")
     return "\n".join([*lines, "", f"Made with {versions}.", ""])

@@ -15,11 +15,10 @@ from natural2nanoscale.data.folders import PairFolder, fingerprint, open_pairs
 from natural2nanoscale.data.roots import data_root, learned_by_run, learned_from_folder, learned_json, refuse_unfit
 from natural2nanoscale.device import select_device
 from natural2nanoscale.diffusion.backbone import weights_hash
-from natural2nanoscale.diffusion.prompts import read_prompts
+from natural2nanoscale.diffusion.request import Request
 from natural2nanoscale.diffusion.saving import backbone_of_run, load_trained, trained_config, trained_info
-from natural2nanoscale.diffusion.settings import SamplingSettings
+from natural2nanoscale.diffusion.settings import SamplingSettings, read_prompts
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.synthetic_folder import Request
 from natural2nanoscale.files import write_json
 from natural2nanoscale.records import read_lines
 from natural2nanoscale.runs import RunFolder, open_run

@@ -13,17 +13,14 @@ import torch
 from natural2nanoscale.data.folders import PairFolder, evenly_spaced, fingerprint, open_pairs
 from natural2nanoscale.data.sheets import colored, sheet
 from natural2nanoscale.device import select_device, select_dtype
-from natural2nanoscale.diffusion.adaptation import adapt
-from natural2nanoscale.diffusion.adapted import WithoutMasks
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone, settle, weights_hash
-from natural2nanoscale.diffusion.batches import TrainingData
-from natural2nanoscale.diffusion.prompts import read_prompts
+from natural2nanoscale.diffusion.batches import TrainingData, WithoutMasks
+from natural2nanoscale.diffusion.request import Request
 from natural2nanoscale.diffusion.saving import load_trained, run_config
-from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings
+from natural2nanoscale.diffusion.settings import MAY_CHANGE, FineTuning, SamplingSettings, read_prompts
 from natural2nanoscale.diffusion.shapes import Shapes
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.synthetic_folder import Request
-from natural2nanoscale.diffusion.training import fine_tune
+from natural2nanoscale.diffusion.training import adapt, fine_tune
 from natural2nanoscale.draws import sample_seeds
 from natural2nanoscale.files import save_png, write_json
 from natural2nanoscale.locks import locked

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
     from diffusers import AutoencoderKL
 
     from natural2nanoscale.device import select_device
-    from natural2nanoscale.diffusion.weights import load_module
+    from natural2nanoscale.diffusion.parts import load_module
     from natural2nanoscale.runs import open_run
     from natural2nanoscale.workshop.captions import caption_sheet
     from natural2nanoscale.workshop.images import image_bank

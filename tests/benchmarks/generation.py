@@ -40,11 +40,11 @@ from natural2nanoscale.data.encoders import encode_mask
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, open_pairs, write_pairs
 from natural2nanoscale.data.sheets import sheet
 from natural2nanoscale.diffusion.backbone import Backbone, load_backbone
+from natural2nanoscale.diffusion.request import Request
 from natural2nanoscale.diffusion.sampling import sampling_scheduler
 from natural2nanoscale.diffusion.saving import load_trained
 from natural2nanoscale.diffusion.settings import FAST, SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
-from natural2nanoscale.diffusion.synthetic_folder import Request
 from natural2nanoscale.phantom.volume import volume
 from natural2nanoscale.seeds import generator_for
 

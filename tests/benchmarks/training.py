@@ -43,8 +43,7 @@ from natural2nanoscale.data.encoders import encode_gray, encode_mask
 from natural2nanoscale.data.folders import DatasetInfo, PairFolder, write_pairs
 from natural2nanoscale.device import native_bfloat16
 from natural2nanoscale.diffusion.backbone import EMBEDDED, Backbone, Recommended, load_backbone
-from natural2nanoscale.diffusion.batches import TrainingData
-from natural2nanoscale.diffusion.latents import augmented_windows
+from natural2nanoscale.diffusion.batches import TrainingData, augmented_window
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.diffusion.training import fine_tune
 from natural2nanoscale.phantom.volume import volume
@@ -72,9 +71,8 @@ def stable_diffusion(device: torch.device) -> Backbone:
     for part in (vae, unet):
         part.to(memory_format=torch.channels_last)
     tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer", model_max_length=77)
-    return Backbone(
-        "stable-diffusion-size", vae, unet, text_encoder, tokenizer, make_scheduler(), Recommended(), "random"
-    )
+    parts = vae, unet, text_encoder, tokenizer, make_scheduler()
+    return Backbone("stable-diffusion-size", *parts, Recommended(), "random", torch.bfloat16)
 
 
 def make_backbone(device: torch.device, dtype: torch.dtype) -> Backbone:
@@ -117,13 +115,13 @@ def reference(device: torch.device, dtype: torch.dtype, folder: PairFolder, step
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-5)
     samples, settings = [], FineTuning(recommended.crop, 1e-5)
     for index, (image, mask) in enumerate(zip(*folder.load(), strict=True)):
-        windows, ids = augmented_windows(image, mask, settings, index, range(1))[:2]
-        pixels = encode_gray(windows)[0].contiguous()
+        window, ids = augmented_window(image, mask, settings, index, 0)[:2]
+        pixels = encode_gray(window[None])[0].contiguous()
         if cached:
             with torch.no_grad():
                 posterior = vae.encode(pixels[None].to(device, dtype)).latent_dist
             pixels = torch.stack([posterior.mean[0], posterior.std[0]]).float().cpu()
-        samples.append((pixels, encode_mask(ids, folder.info.classes.colors)[0].contiguous(), tokens))
+        samples.append((pixels, encode_mask(ids[None], folder.info.classes.colors)[0].contiguous(), tokens))
     loader = DataLoader(samples, batch_size=BATCH, shuffle=True)
     controlnet, optimizer, loader = accelerator.prepare(controlnet, optimizer, loader)
 
