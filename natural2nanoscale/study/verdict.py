@@ -96,10 +96,10 @@ def experiment_verdict(preset: Preset, experiment: str, rows: Rows) -> tuple[int
 def sentence(one: Difference, where: str, control: Control | None, share: str | None, over: str = "") -> str:
     """Benefit and harm whatever the head-room; without head-room "no benefit" is "cannot tell". over: what the
     head-room is measured from, where the difference is to something else."""
-    room = points(control.room.mean) if control else ""
+    room = points(control.room.mean) + over if control else ""
     if control and control.room.over_redraws:
         room += f", 95\u00a0% interval {range_of(control.room.over_redraws)}"
-    beside = f"; the head-room{over} is {room}." if control else ". This experiment has no positive control."
+    beside = f"; the head-room is {room}." if control else ". This experiment has no positive control."
     of_room = f", {share} of the head-room ({room})." if share else beside
     if one.over_redraws is None:
         word = "gained" if one.mean > 0 else "lost"
@@ -120,7 +120,7 @@ def sentence(one: Difference, where: str, control: Control | None, share: str | 
             "more steps (--unet-steps)."
         )
     if control:
-        beside = f"; all annotated slices would have gained {room}{over}."
+        beside = f"; all annotated slices would have gained {room}."
     return f"No benefit of synthetic slices was found: {interval}, at most {points(high)}{beside}"
 
 
