@@ -193,6 +193,6 @@ def test_results_do_not_depend_on_jobs_nor_on_kills(tiny_backbone, tmp_path):
     kept = log.read_text().splitlines()
     again = start("two", 2)
     assert again.wait() == 0, again.stdout.read()
-    assert results("one") == results("two") and len(results("two")) == 2 * 8
+    assert results("one") == results("two") and len(results("two")) == 2 * 11
     assert log.read_text().splitlines()[: len(kept)] == kept  # what was finished is not computed twice
     assert np.isfinite([row["miou"] for row in results("two")]).all()
