@@ -92,7 +92,8 @@ def learned_by_synthetic(folder: PairFolder, training: PairFolder | None = None)
     lines = read_lines(folder.path / "manifest.jsonl", SOURCE_ROW, remedy)
     rows = {Path(row["file"]).stem: row for row in lines}
     sources = [rows.get(stem, {}) for stem in folder.stems]
-    slices = {row["source"]: row["source_digest"] for row in sources if row.get("source_digest")}
+    # a damaged line may lack the source's name: what it was drawn from counts all the same
+    slices = {row.get("source", row["file"]): row["source_digest"] for row in sources if row.get("source_digest")}
     fingerprints = {(folder.info.split.get("source") or {}).get("fingerprint")} - {None}
     allowed = {mask_hash(training.mask(stem)) for stem in training.stems} if training else set()
     masks = {mask_hash(folder.mask(stem)) for stem in folder.stems} - allowed
