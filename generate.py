@@ -213,10 +213,10 @@ def open_filter(
     """What a request says of --filter, the check itself, and what is learned from by it."""
     if not args.filter:
         return None, None, []
-    from natural2nanoscale.data.roots import learned_by_run
     from natural2nanoscale.segmentation.labelling import slice_filter
 
-    return *slice_filter(args.filter, args.filter_agreement, held_out, device), [learned_by_run(args.filter)]
+    said, check, teacher = slice_filter(args.filter, args.filter_agreement, held_out, device)
+    return said, check, [teacher]
 
 
 def what_is_seen(args: argparse.Namespace, config: dict) -> str:

@@ -115,6 +115,9 @@ def test_synthetic_slices_know_their_sources_and_what_their_controlnet_learned(t
         one = folder(tmp_path / f"test-{stem}", [("own", part.image(stem), test.mask("slice_0000"))])
         with pytest.raises(InputError, match="such as 'own' were used to make"):
             refuse_unfit([learned_by_synthetic(synthetic, train)], [one])
+    nameless = [{key: value for key, value in row.items() if key != "source"} for row in rows]  # damaged lines
+    (synthetic.path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nameless))
+    assert set(digests_of(train).values()) <= set(learned_by_synthetic(synthetic, train).slices.values())
 
 
 def test_slices_of_one_grey_value_agree_by_chance(tmp_path):

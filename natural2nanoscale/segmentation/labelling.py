@@ -92,16 +92,17 @@ def predicted_pairs(root: Path, run: Path, held_out: Sequence[PairFolder], devic
 
 def slice_filter(
     run: Path, agreement: float, held_out: Sequence[PairFolder], device: torch.device
-) -> tuple[dict, Check]:
-    """What a request for synthetic slices says of its filter, and the filter: `slice_check` by the U-Nets of a run,
-    with the validation slices among `held_out` as its measure. InputError where the run has learned from these."""
+) -> tuple[dict, Check, Learned]:
+    """What a request for synthetic slices says of its filter, the filter, and what that has learned: `slice_check` by
+    the U-Nets of a run, with the validation slices among `held_out` as its measure. InputError where the run has
+    learned from these."""
     reference = next((folder for folder in held_out if folder.path.name == "val"), None)
     if reference is None:
         raise InputError("--filter measures doubt by what a U-Net loses on the slices of val/, and there are none")
     models, name, learned = open_run_of(run, reference.info, device)
     refuse_unfit([learned], held_out)
     said = {"unet": name, "reference": fingerprint(reference), "agreement": agreement}
-    return said, slice_check(models, reference)
+    return said, slice_check(models, reference), learned
 
 
 def slice_check(models: Sequence[UNet], reference: PairFolder) -> Check:

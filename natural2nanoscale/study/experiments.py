@@ -71,14 +71,15 @@ def worth(preset: Preset) -> Plan:
     for count, suffix in scarce(preset, preset.pool):
         rotation, elastic, nnunet, taught, deformed = free = company(preset, count)
         plain, bent = (mixed(preset.scarce_ratio, "rotation", recipe, slices=count) for recipe in ("plain", BENT))
-        waved, strong = mixed(preset.scarce_ratio, "elastic", slices=count), self_training(preset, count, "nnunet")
+        plain_elastic = mixed(preset.scarce_ratio, "elastic", slices=count)
+        taught_nnunet = self_training(preset, count, "nnunet")
         best = mixed(undrawn(preset, count) / count, "nnunet", LEARNED, slices=count)
-        yield from (*free, strong, plain, bent, waved, best)  # in this order
+        yield from (*free, taught_nnunet, plain, bent, plain_elastic, best)  # in this order
         yield Contrast(best, nnunet, "on top of nnU-Net's augmentation", suffix)
         yield Contrast(bent, rotation, ON_TOP, suffix)
         yield Contrast(plain, rotation, ON_TOP, suffix)
-        yield Contrast(waved, elastic, "on top of elastic deformation", suffix)
-        pairs = [(one, rotation) for one in (best, *free[1:])] + [(best, strong), (strong, nnunet)]
+        yield Contrast(plain_elastic, elastic, "on top of elastic deformation", suffix)
+        pairs = [(one, rotation) for one in (best, *free[1:])] + [(best, taught_nnunet), (taught_nnunet, nnunet)]
         pairs += [(bent, one) for one in (deformed, taught, elastic, nnunet)]
         yield from (Contrast(*pair, suffix=suffix) for pair in pairs)
         yield from control(preset, count)
@@ -90,15 +91,15 @@ def recipes(preset: Preset) -> Plan:
         rotation, _, nnunet, taught, deformed = free = company(preset, count)
         shares = dict.fromkeys(("same", "deformed"), preset.scarce_ratio)
         shares["predicted"] = undrawn(preset, count) / count  # one of each slice without masks
-        made, strong = (
+        made, made_nnunet = (
             {name: mixed(shares[how.masks], augment, name, slices=count) for name, how in RECIPES.items()}
             for augment in ("rotation", "nnunet")
         )
         pairs = [(one, other) for other in (rotation, taught) for one in made.values()]
         pairs += [(one, deformed) for one in made.values() if one != deformed]
-        pairs += [(one, rotation) for one in free[1:-1]] + [(strong[name], nnunet) for name in BESIDE_NNUNET]
-        taught = self_training(preset, count, "nnunet")
-        pairs += [(taught, nnunet), (strong[LEARNED], taught)]
+        pairs += [(one, rotation) for one in free[1:-1]] + [(made_nnunet[name], nnunet) for name in BESIDE_NNUNET]
+        taught_nnunet = self_training(preset, count, "nnunet")
+        pairs += [(taught_nnunet, nnunet), (made_nnunet[LEARNED], taught_nnunet)]
         yield from (Contrast(*pair, suffix=suffix) for pair in pairs)
         yield from control(preset, count)
         if preset.pool:
