@@ -6,6 +6,7 @@ The SVGs are as wide as a telephone, so that their text can be read on one; colo
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -17,18 +18,25 @@ from natural2nanoscale.files import save_png
 
 COLOURS = 9  # of the curves of one chart, more are dashed; a study's report.css has them
 WIDTH, MARGIN = 360, 14  # in units of the viewBox, which are pixels on a narrow screen
+LETTER, LEADING = 7, 14  # of a label: a letter's width, rather too much, and from one line to the next
 
 
-def svg(height: float, parts: Sequence[str], label: str) -> str:
-    """The drawing with its frame; `label` is what a screen reader says."""
+def svg(height: float, parts: Sequence[str], said: str) -> str:
+    """The drawing with its frame; `said` is what a screen reader says."""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}">'
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(said, quote=True)}">'
         f"{''.join(parts)}</svg>"
     )
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(words)}</text>'
+
+
+def label(x: float, y: float, words: str, kind: str = "") -> tuple[list[str], int]:
+    """Words from x on in as many lines as they take, the first at y, and how many these are."""
+    folded = textwrap.wrap(words, int((WIDTH - MARGIN - x) / LETTER), break_on_hyphens=False)
+    return [text(x, y + LEADING * n, part, kind=kind) for n, part in enumerate(folded)], len(folded)
 
 
 def line(x0: float, y0: float, x1: float, y1: float, kind: str) -> str:
@@ -63,13 +71,17 @@ def bottom_axis(low: float, high: float, height: float, title: str) -> tuple[lis
 
 def interval_plot(rows: Sequence[tuple[str, float, Sequence[tuple[float, float] | None]]], title: str) -> str:
     """One line per difference: its mean as a dot, its intervals as bars (the first one thick), and zero."""
-    height = 38 * len(rows) + 44
+    labels, below = [], 17  # where the next label begins
+    for name, _, _ in rows:
+        words, lines = label(MARGIN, below, name, "halo")
+        labels.append((words, below + LEADING * lines - 3))  # and where its difference lies
+        below += 24 + LEADING * lines
+    height = below + 27
     ends = [end for _, mean, bars in rows for end in (0.0, mean, *(e for bar in bars if bar for e in bar))]
     parts, place = bottom_axis(min(ends), max(ends), height, title)
     parts.append(line(place(0), 4, place(0), height - 34, "zero"))
-    for i, (name, mean, bars) in enumerate(rows):
-        y = 38 * i + 28
-        parts.append(text(MARGIN, y - 11, name, kind="halo"))
+    for (words, y), (_, mean, bars) in zip(labels, rows, strict=True):
+        parts += words
         for n, bar in enumerate(bars):
             if bar:
                 parts.append(line(place(bar[0]), y + 7 * n, place(bar[1]), y + 7 * n, f"bar bar{n}"))
@@ -87,7 +99,13 @@ def curves(
     """Curves of (x, mean, standard deviation or None) with bars of one deviation; `level` is a dashed line."""
     scale = (lambda x: math.log2(x)) if logarithmic else (lambda x: x)
     named = [*series, *([(level[0], [])] if level else [])]
-    top, bottom, left, right = 12 + 17 * len(named), 300 + 17 * len(named), 40, WIDTH - MARGIN
+    left, right = 40, WIDTH - MARGIN
+    legend, below = [], 14  # where the next name begins
+    for name, _ in named:
+        words, lines = label(left + 30, below, name)
+        legend.append((words, below))
+        below += 3 + LEADING * lines
+    top, bottom = below - 2, below + 286
     points = [point for _, row in series for point in row]
     xs = sorted({x for x, _, _ in points})
     ends = [mean + sign * (std or 0) for _, mean, std in points for sign in (-1, 1)] + ([level[1]] if level else [])
@@ -113,10 +131,9 @@ def curves(
     if level:
         y = at(xs[0], level[1])[1]
         parts.append(line(left, y, right, y, "level"))
-    for n, (name, row) in enumerate(named):
-        y = 14 + 17 * n
+    for n, ((words, y), (_, row)) in enumerate(zip(legend, named, strict=True)):
         kind = f"s{n % COLOURS}{' again' * (n >= COLOURS)}" if row else "level"
-        parts += [line(left, y - 4, left + 22, y - 4, f"curve {kind}"), text(left + 30, y, name)]
+        parts += [line(left, y - 4, left + 22, y - 4, f"curve {kind}"), *words]
         spread = any(std for _, _, std in row)
         offset = 3 * (n - (len(series) - 1) / 2) * spread  # bars of different curves stand side by side
         placed = [(at(x, mean), mean, std, x) for x, mean, std in sorted(row)]

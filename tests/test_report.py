@@ -82,6 +82,21 @@ def test_charts_put_values_where_they_belong():
     assert [float(end) for end in (*bar.groups(), mean[1])] == pytest.approx([14, 346, 14 + 332 / 3], abs=0.06)
 
 
+def test_long_names_in_charts_take_several_lines():
+    long = "real + synthetic + nnunet: adapted, predicted, detail \u2212 self-training + nnunet"
+    rows = [(long, 1.0, [(0.0, 2.0)]), ("short", 1.0, [(0.0, 2.0)])]
+    differences = interval_plot(rows, "x")
+    curved = curves([(name, [(1, mean, None)]) for name, mean, _ in rows], "", "")
+    for drawing in (differences, curved):
+        found = re.findall(r'<text x="(.*?)" y="(.*?)".*?>(.*?)<', drawing)
+        lines = [(float(x), float(y), words) for x, y, words in found if len(words) > 4 and words in f"{long} short"]
+        assert " ".join(words for _, _, words in lines[:-1]) == long and len(lines) > 2
+        assert all(x + 7 * len(words) <= 346 for x, _, words in lines)
+        assert all(below[1] - above[1] >= 14 for above, below in zip(lines, lines[1:], strict=False))
+    dots = [float(y) for y in re.findall(r'cy="(.*?)"', differences)]
+    assert dots == [42.0, 80.0]  # eleven below the last line of each
+
+
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --disable-sync --no-first-run --disable-background-networking"
     " --disable-component-update --enable-logging=stderr --virtual-time-budget=2000 --window-size=1400,900 --dump-dom"
