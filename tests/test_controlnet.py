@@ -20,6 +20,7 @@ from natural2nanoscale.diffusion.controlnet import (
     Batch,
     Denoiser,
     computed_once,
+    decode_latents,
     denoising_loss,
     latent_moments,
     make_controlnet,
@@ -202,6 +203,16 @@ def test_moments_are_those_of_the_vae(backbone):
     scale = backbone.vae.config.scaling_factor
     assert torch.allclose(mean, posterior.mean * scale, atol=1e-6)
     assert torch.allclose(std, posterior.std * scale, atol=1e-6)
+
+
+def test_a_reduced_decoder_is_within_a_grey_level():
+    exact = load_backbone("embedded", CPU)
+    latents = batch(exact)[0]
+    expected = exact.vae.decode(latents / exact.vae.config.scaling_factor).sample
+    pixels, reduced = (decode_latents(one, latents) for one in (exact, replace(exact, dtype=torch.bfloat16)))
+    assert torch.allclose(pixels, expected, atol=1e-5) and reduced.dtype == torch.float32
+    apart = (pixels - reduced).abs() * 127.5
+    assert 0 < apart.mean() < 0.3 and apart.max() < 3
 
 
 def test_the_share_of_steps_is_not_cut_by_rounding():

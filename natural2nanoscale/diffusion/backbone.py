@@ -95,9 +95,9 @@ def load_backbone(
     """Load and freeze a backbone: `embedded`, a diffusers folder, a hub id (the cache is asked first), or one
     `.safetensors` file in the original layout, whose parts are built from `configs`.
 
-    The U-Net takes `dtype`; VAE and text encoder stay in float32. `tokenizer_folder` goes before the backbone's own
-    tokenizer. The weights must be exactly those of the architecture: missing, unexpected or wrongly shaped ones raise
-    InputError, nothing stays random.
+    The U-Net takes `dtype`, and the VAE decodes in it; its weights and the text encoder stay in float32.
+    `tokenizer_folder` goes before the backbone's own tokenizer. The weights must be exactly those of the architecture:
+    missing, unexpected or wrongly shaped ones raise InputError, nothing stays random.
     """
     for library in (diffusers_logging, transformers_logging):  # one line of ours says what they say in ten
         library.set_verbosity_error()
