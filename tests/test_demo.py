@@ -3,6 +3,8 @@
 import json
 import shutil
 from dataclasses import replace
+from html import escape
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from natural2nanoscale.study.comparisons import compare
 from natural2nanoscale.study.presets import PRESETS, Place
 from natural2nanoscale.study.training_sets import redraw_root
 
+MADE = "synthetic-adapted-predicted-detail-nnunet"  # folder of the best recipe's slices
 TOY = [
     *("--jobs", 1, "--slices", 2, "--redraws", 2, "--seeds", 1, "--controlnet-steps", 2, "--per-mask", 2),
     *("--crop", "32x32"),
@@ -32,20 +35,21 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert len(rows) == 2 * 4 and len({row["condition"] for row in rows}) == 4
     report = (out / "report.md").read_text()
-    assert report in printed and "redraw-1/given-2/synthetic-deformed-masks.png" in report
-    assert report.splitlines()[2].strip("*") in (out / "report.html").read_text()
+    assert report in printed and f"redraw-1/given-2/{MADE}.png" in report
+    assert escape(report.splitlines()[2].strip("*")) in (out / "report.html").read_text()
     for row in rows:  # each cell of the table is the mean of what the log holds
         pair = [other["miou"] for other in rows if other["condition"] == row["condition"]]
         annotated = f"{row['slices']} + 2 | {row['size']}"  # training + validation
         assert f"| {row['condition']} | {annotated} | {100 * sum(pair) / 2:.1f} ± " in report.replace(" †", "")
     # redraws differ in slices, ControlNet and synthetic slices; no synthetic slice comes from another mask
     drawn = [sorted(p.name for p in (out / f"redraw-{r}/given-2/train/images").iterdir()) for r in (0, 1)]
-    folders = [out / f"redraw-{r}/given-2/synthetic-deformed-masks/images" for r in (0, 1)]
+    folders = [out / f"redraw-{r}/given-2/{MADE}/images" for r in (0, 1)]
     made = [sorted(path.name for path in folder.iterdir()) for folder in folders]
-    assert all(len(names) == 2 for names in drawn) and all(len(names) == 4 for names in made)
-    assert {name[:10] for name in made[0]} == {name[:10] for name in drawn[0]}
     assert not set(drawn[0]) & set(drawn[1])  # two times two of four
-    configs = [json.loads((out / f"redraw-{r}/given-2/controlnet/config.json").read_text()) for r in (0, 1)]
+    # synthetic ones come from the other two, whose masks are not looked at
+    undrawn = [[f"{Path(name).stem}_s000.png" for name in names] for names in reversed(drawn)]
+    assert all(len(names) == 2 for names in drawn) and made == undrawn
+    configs = [json.loads((out / f"redraw-{r}/given-2/controlnet-adapted/config.json").read_text()) for r in (0, 1)]
     assert [config["settings"]["seed"] for config in configs] == [seed_for(0, "redraw", r) for r in (0, 1)]
 
     # every file of JSON says its format, but for those of diffusers
@@ -60,9 +64,9 @@ def test_demo_runs_reports_and_goes_on(verb, data_folder, tiny_backbone, tmp_pat
     assert again[:-1] == log[:-1] and without_seconds(again) == without_seconds(log)
     # so does one that was killed before the first checkpoint, or while it wrote the slices it drew
     (out / "log.jsonl").write_text("\n".join(log[:4]) + '\n{"redraw": 1, "cond')
-    shutil.rmtree(out / "redraw-1/given-2/controlnet/checkpoints")
+    shutil.rmtree(out / "redraw-1/given-2/controlnet-adapted/checkpoints")
     (out / "redraw-1/given-2/train/dataset.json").unlink()
-    shutil.rmtree(out / "redraw-1/given-2/synthetic-deformed-masks")
+    shutil.rmtree(out / "redraw-1/given-2" / MADE)
     verb(*command)
     again = (out / "log.jsonl").read_text().splitlines()
     assert again[:4] == log[:4] and without_seconds(again) == without_seconds(log)

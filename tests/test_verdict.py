@@ -14,6 +14,8 @@ from natural2nanoscale.study import comparisons
 from natural2nanoscale.study.comparisons import compare, find_control, share_of
 from natural2nanoscale.study.conditions import (
     ALL,
+    ALL_NNUNET,
+    NNUNET,
     REAL,
     ROTATED_MIX,
     ROTATION,
@@ -86,7 +88,8 @@ def test_one_draw_has_no_interval_over_slices():
 
 
 def test_without_a_larger_pool_the_control_is_from_half_to_all_or_left_out():
-    lines = ((ROTATION, 0, 8), (ROTATED_MIX, 0.0001, 8), (ROTATION, -0.0001, 4))
+    made = "real + synthetic + nnunet: deformed masks"  # where there are no slices without masks
+    lines = ((ROTATION, 0, 8), (made, 0.0001, 8), (ROTATION, -0.0001, 4))
     rows = [row for name, gain, slices in lines for row in rows_of(name, gain, slices=slices, experiment="demo")]
     control = find_control(rows, 8)
     assert control.name == "half of the slices to all 8" and {row["slices"] for row in control.base} == {4}
@@ -99,7 +102,8 @@ def test_without_a_larger_pool_the_control_is_from_half_to_all_or_left_out():
 def test_a_recipe_that_loses_to_a_free_augmentation_is_told_so():
     told = study_verdict(study(-0.02, 0.08, elastic=0.03), WORTH)
     assert "real + synthetic + rotation, loses to real + elastic" in told and "(-5.0, 95" in told
-    assert "loses" not in study_verdict(study(0.04, 0.08, elastic=0.03), WORTH)
+    told = study_verdict(study(0.04, 0.08, elastic=0.03), WORTH)  # which was told against rotation alone
+    assert "loses" not in told and f"Their training set, {ROTATED_MIX}, beats {ELASTIC}" in told
 
 
 @pytest.mark.parametrize("gain, said", [(0.04, "helped: +4.0"), (-0.04, "did harm: -4.0")])
@@ -107,8 +111,22 @@ def test_what_is_not_over_rotation_has_no_share_of_the_head_room_over_it(gain, s
     learned = mixed(15.0, "nnunet", LEARNED, slices=2)
     made = [row | {"ratio": 15.0} for row in rows_of(learned.name, 0.04 + gain)]
     told = study_verdict(study(0.02, 0.08) + rows_of("real + nnunet", 0.04) + made, WORTH)
-    assert f"{said} mIoU on top of nnU-Net's augmentation" in told and "+8.0" in told and "over rotation alone" in told
+    assert f"{said} mIoU on top of nnU-Net's augmentation" in told and "+8.0" in told and f"over {ROTATION}" in told
     assert "% " not in told.replace("95 %", "") and " of the head-room" not in told
+
+
+def test_under_nnunets_augmentation_the_head_room_is_what_all_slices_gain_with_it():
+    learned, taught = mixed(15.0, "nnunet", LEARNED, slices=2), "self-training + nnunet"
+    rows = rows_of(NNUNET, 0, experiment="unlabelled") + rows_of(taught, 0.01, experiment="unlabelled")
+    rows += [row | {"ratio": 15.0} for row in rows_of(learned.name, 0.02, experiment="unlabelled")]
+    rows += rows_of(ALL_NNUNET, 0.04, slices=32, experiment="unlabelled")
+    told = study_verdict(rows, WORTH)
+    assert "helped: +2.0 mIoU on top of nnU-Net's augmentation" in told and "50 % (" in told and "(+4.0, 95" in told
+    table = headroom_table(rows, ["cell", "absent"], find_control(rows, 2))
+    assert table.header[0] == f"against {NNUNET}"
+    assert [row[:2] for row in table.rows] == [
+        [f"{ALL_NNUNET} (head-room)", "+4.0"], [taught, "+1.0"], [learned.name, "+2.0"]
+    ]  # fmt: skip
 
 
 def test_shares_are_ratios_of_means_with_an_interval_over_redraws():

@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from natural2nanoscale.segmentation.metrics import mean_std
-from natural2nanoscale.study.conditions import ALL, RECIPES, ROTATION, Condition, Contrast
+from natural2nanoscale.study.conditions import CONTROLS, RECIPES, ROTATION, Condition, Contrast
 from natural2nanoscale.study.experiments import conditions, contrasts
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.statistics import (
@@ -133,7 +133,7 @@ def shared_slices(rows: Rows) -> float:
 
 def scope(rows: Rows) -> str:
     """What the t intervals of these rows hold for, and what they allow for."""
-    rows = [row for row in rows if row.get("condition") != ALL]  # takes all of the pool by intent
+    rows = [row for row in rows if row.get("condition") not in CONTROLS]  # which take all of the pool by intent
     several = unit_of(rows) == "redraw"
     if several and all(row["pool"] is None for row in rows):
         return ""  # every redraw has a volume of its own: the intervals are for volumes like these
@@ -158,18 +158,20 @@ class Control:
 
     slices: int
     name: str
-    full: Rows  # lines of all slices + rotation; of `slices` where `base` has half of them
-    base: Rows  # lines of real + rotation
+    beside: str  # the training set that the head-room is measured from: real slices, augmented as the control's are
+    full: Rows  # lines of all slices; of `slices` where `base` has half of them
+    base: Rows  # lines of `beside`
     room: Difference  # the head-room: `full` - `base`
 
 
 def find_control(rows: Rows, slices: int) -> Control | None:
     """The control in an experiment's `rows`: from `slices` to all or, without a larger pool, from half of them."""
-    name, full, base = ALL, pick(rows, ALL), pick(rows, ROTATION, slices=slices)
-    if not full:
-        name, full, base = f"half of the slices to all {slices}", base, pick(rows, ROTATION, slices=slices // 2)
+    there = [name for name in CONTROLS if pick(rows, name)]
+    name, beside = (there[0], CONTROLS[there[0]]) if there else (f"half of the slices to all {slices}", ROTATION)
+    full = pick(rows, name) if there else pick(rows, beside, slices=slices)
+    base = pick(rows, beside, slices=slices if there else slices // 2)
     room = compare(full, base)
-    return Control(slices, name, full, base, room) if room else None
+    return Control(slices, name, beside, full, base, room) if room else None
 
 
 def controls_of(preset: Preset, experiment: str, rows: Rows) -> list[Control]:

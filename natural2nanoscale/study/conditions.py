@@ -10,7 +10,9 @@ from natural2nanoscale.segmentation.settings import Settings
 REAL, SYNTHETIC, ROTATION = "real", "synthetic", "real + rotation"  # rotation: drawn anew at every visit
 COPIES, MIXED = "real + copies", "real + synthetic"  # copies: rotated, made once, the paper's standard augmentation
 BOTH, ROTATED_MIX = "real + copies + synthetic", "real + synthetic + rotation"
-ALL, SELF = "all slices + rotation", "self-training"  # all: the positive control, what the others are drawn from
+SELF, NNUNET = "self-training", "real + nnunet"
+ALL, ALL_NNUNET = "all slices + rotation", "all slices + nnunet"  # positive controls: what the others are drawn from
+CONTROLS = {ALL: ROTATION, ALL_NNUNET: NNUNET}  # and what the head-room is measured from
 ON_DISK, IN_MEMORY = f"{COPIES}, as PNG", f"{COPIES}, in memory"
 
 

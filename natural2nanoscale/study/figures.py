@@ -6,7 +6,7 @@ from statistics import fmean
 
 from natural2nanoscale.charts import curves
 from natural2nanoscale.study.comparisons import Rows, grouped, pick, spread
-from natural2nanoscale.study.conditions import ALL, BOTH, COPIES, MIXED, REAL, ROTATED_MIX, ROTATION
+from natural2nanoscale.study.conditions import BOTH, CONTROLS, COPIES, MIXED, REAL, ROTATED_MIX, ROTATION
 from natural2nanoscale.study.report import Figure
 
 GROWTH = {  # of training sets or of their annotated slices: title, what grows, its key in a line, the curves
@@ -43,14 +43,14 @@ def learning_curves(rows: Rows, slices: int) -> Figure:
     """Validation mIoU against steps, a curve for every training set of `slices` annotated slices and the control."""
     series = []
     for (name, count), own in grouped(rows, "condition", "slices").items():
-        if count == slices or name == ALL:
+        if count == slices or name in CONTROLS:
             looks: dict[int, list[float]] = {}
             for step, value in (look for row in own for look in row["curve"]):
                 looks.setdefault(step, []).append(100 * value)
             series.append((name, [(step, fmean(values), None) for step, values in sorted(looks.items())]))
     note = (
         f"Means of the U-Nets of {slices} annotated slices, each on the validation slices that it was given: as many "
-        f"as training slices. Compare whether curves are flat, not how high they are: {ALL} is looked at on more "
-        "slices."
+        f"as training slices. Compare whether curves are flat, not how high they are: those of all slices are looked "
+        "at on more of them."
     )
     return Figure("Learning curves", curves(series, "optimiser steps", "validation mIoU in per cent"), note)

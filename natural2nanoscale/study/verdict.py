@@ -19,7 +19,7 @@ from natural2nanoscale.study.comparisons import (
     share_of,
     spread,
 )
-from natural2nanoscale.study.conditions import ALL, ROTATION, SYNTHETIC
+from natural2nanoscale.study.conditions import CONTROLS, SYNTHETIC
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.report import Table
 from natural2nanoscale.study.statistics import Difference
@@ -43,11 +43,12 @@ def percent_of(share: tuple[float, tuple[float, float] | None] | None) -> str:
 
 
 def headroom_table(rows: Rows, names: Sequence[str], control: Control) -> Table:
-    """Every training set of an experiment against real + rotation: gain, and share of the head-room, per class too."""
+    """Every training set of an experiment against what the head-room is measured from: gain, share, per class too."""
     own = [row for row in rows if row["slices"] == control.slices]
-    base = pick(own, ROTATION)
+    base = pick(own, control.beside)
     sides = [(f"{control.name} (head-room)", control.full, control.base)]
-    sides += [(name, ours, base) for (name,), ours in grouped(own, "condition").items() if name not in (ROTATION, ALL)]
+    named = (control.beside, *CONTROLS)
+    sides += [(name, ours, base) for (name,), ours in grouped(own, "condition").items() if name not in named]
     lines = []
     for name, ours, theirs in sides:
         cells, whole = [], compare(ours, theirs)
@@ -56,7 +57,7 @@ def headroom_table(rows: Rows, names: Sequence[str], control: Control) -> Table:
             share = share_of(control, ours, theirs, value) if ours is not control.full else None
             cells += [points(gain.mean) if gain else "–", percent_of(share)]
         lines.append([name, cells[0], range_of(whole and whole.over_redraws), *cells[1:]])
-    header = ["against real + rotation", "mIoU", "95 % t interval", "share"]
+    header = [f"against {control.beside}", "mIoU", "95 % t interval", "share"]
     for name in names:
         header += [name, f"{name}: share"]
     note = (
@@ -84,12 +85,12 @@ def experiment_verdict(preset: Preset, experiment: str, rows: Rows) -> tuple[int
             continue
         control = find_control(rows, slices)
         rank = min(rank, 0 if control else 1 if one.ours.name != SYNTHETIC else 2)  # pure synthetic slices say least
-        over = "" if one.theirs.name == ROTATION else " over rotation alone"  # which the head-room is measured from
+        over = f" over {control.beside}" if control and one.theirs.name != control.beside else ""
         share = share_of(control, ours, theirs) if control and not over else None
         where = one.where or f"of {one.ours.name} over {one.theirs.name}"
         told[slices] = sentence(change, where + one.suffix, control, share and percent_of(share), over)
         if control:
-            told[slices] += company([row for row in rows if row["slices"] == slices], made)
+            told[slices] += company([row for row in rows if row["slices"] == slices], made, one.theirs.name)
     return rank, " ".join(told.values())
 
 
@@ -124,23 +125,20 @@ def sentence(one: Difference, where: str, control: Control | None, share: str | 
     return f"No benefit of synthetic slices was found: {interval}, at most {points(high)}{beside}"
 
 
-def company(rows: Rows, made: set[str]) -> str:
+def company(rows: Rows, made: set[str], told: str) -> str:
     """How the best of the training sets `made` with synthetic slices stands to the best free one; "" where a single one
-    does not lose: then the sentence before this says all."""
+    does not lose to the one that it was `told` against: then the sentence before this says all."""
     means = {name: spread(found)[0] for (name,), found in grouped(rows, "condition").items()}
     ours, free = [name for name in means if name in made], [name for name in means if name not in made]
     best, rival = (max(names, key=means.get, default="") for names in (ours, free))
     one = compare(pick(rows, best), pick(rows, rival))
-    if one is None or (one.mean >= 0 and len(ours) == 1):
+    if one is None or (one.mean >= 0 and len(ours) == 1 and rival == told):
         return ""
     low, high = one.over_redraws or (-math.inf, math.inf)
     stands = (
         "loses to" if high < 0 else "beats" if low > 0 else f"has a {'lower' if one.mean < 0 else 'higher'} mean than"
     )
-    who = (
-        "The best synthetic recipe"
-        if one.mean < 0
-        else f"The best of {len(ours)} synthetic recipes by these same scores"
-    )
+    several = f"The best of {len(ours)} synthetic recipes by these same scores"
+    who = "Their training set" if len(ours) == 1 else "The best synthetic recipe" if one.mean < 0 else several
     by = points(one.mean) + (f", 95\u00a0% interval {range_of(one.over_redraws)}" if one.over_redraws else "")
     return f" {who}, {best}, {stands} {rival}, which needs no generator ({by})."
