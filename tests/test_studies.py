@@ -64,6 +64,8 @@ def test_who_labels_is_trained_first_and_under_the_same_augmentation(tmp_path, m
         return names
 
     asking = {SELF, f"{SELF} + nnunet", "synthetic-predicted-masks", "synthetic-adapted-predicted-detail-nnunet"}
+    order = [task.condition.name for task in study.Agenda(agenda.run, agenda.trials).ready() if isinstance(task, Cell)]
+    assert order[0] == "real + nnunet"  # for which slices wait; "real + rotation" waits to be asked what it sees
     assert not startable() & asking
     agenda.done |= {cell.key: {} for cell in agenda.cells() if cell.condition.name == "real + nnunet"}
     assert startable() & asking == {f"{SELF} + nnunet", "synthetic-adapted-predicted-detail-nnunet"}

@@ -145,11 +145,18 @@ class Agenda:
         return task
 
     def ready(self) -> Iterator[Cell | Drawing]:
-        """What can be started now, in order; each is started before the next one is asked for."""
+        """What can be started now; each is started before the next one is asked for. In order, but that in every redraw
+        those U-Nets come first that slices wait for to be drawn.
+        """
         left = self.left()
         real_alone = [cell for cell in left if cell.condition.trains_as(real(cell.condition.augment))]
         teachers = {teacher_folder(cell.trial, cell.condition, cell.seed) for cell in real_alone}
-        for cell in left:
+        label = [drawing.teacher for cell in left if (drawing := cell.drawing) and drawing.teacher]
+
+        def waited_for(cell: Cell) -> bool:
+            return cell.seed == 0 and any(cell.condition.trains_as(one) for one in label)
+
+        for cell in sorted(left, key=lambda cell: (cell.trial.redraw, not waited_for(cell))):
             trial, drawing, teacher = cell.trial.folder, cell.drawing, cell.condition.teacher
             if drawing and not self.drawn.get(drawing.folder):
                 waits = drawing.teacher and teacher_folder(cell.trial, drawing.teacher, 0) in teachers
