@@ -83,7 +83,6 @@ def prepare(args: argparse.Namespace) -> tuple:
     # the slices, none of which may be held out
     root = data_root(args.data, ("train", "val"), write_default)
     data = TrainingData(open_pairs(root / "train"), open_pairs(root / "val"), prompts)
-    refuse_unfit([learned_from_folder(data.train)], [data.val])
     start = args.out if begun else args.controlnet_init
     learned = [learned_by_run(start)] if start else []
     unlabelled = None
@@ -95,8 +94,7 @@ def prepare(args: argparse.Namespace) -> tuple:
             )
         unlabelled = open_images(root / UNLABELLED)
         learned.append(learned_from_folder(unlabelled))
-    if learned:
-        refuse_unfit(learned, held_out_parts(root))
+    refuse_unfit([*learned, learned_from_folder(data.train)], held_out_parts(root))
 
     # the backbone, and what it recommends where nothing was said
     name, dtype = backbone_name(args.backbone, data.train.info.origin), select_dtype(args.precision, device)

@@ -150,8 +150,10 @@ def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not minimum <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {minimum} or more")
+        limit = 2**63 if kind is int else float("inf")  # of what can be read back
+        if not minimum <= value < limit:
+            most = f" and less than {limit}" if value >= limit else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {minimum} or more{most}")
         return value
 
     return parse

@@ -14,11 +14,11 @@ MOST_IN_A_ROW = 5  # steps without a finite gradient, after which a training is 
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity; a device is waited for once."""
+    """Names of the tensors, all on one device, that hold NaN or infinity; it is waited for once."""
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
     # one number each, without a copy: where the extremes are finite, so is what lies between
     flags = [torch.isfinite(torch.stack(tensor.detach().aminmax())).all() for tensor in floats.values()]
-    good = torch.stack([flag.cpu() for flag in flags]).tolist() if flags else []
+    good = torch.stack(flags).tolist() if flags else []
     return [name for name, fine in zip(floats, good, strict=True) if not fine]
 
 
@@ -56,10 +56,10 @@ class SkippedSteps:
         row = (self.counts[0] + 1) * bad
         self.counts.copy_(torch.stack([row, torch.maximum(self.counts[1], row), self.counts[2] + bad]))
 
-    def refuse_too_many(self, step: int, run: object) -> None:
+    def refuse_too_many(self, step: int, run: object, saving: bool = False) -> None:
         """InputError after MOST_IN_A_ROW in a row, the same in all processes. A GPU is asked every 20 steps only, as
-        this waits for it."""
-        if self.counts.device.type != "cpu" and step % 20:
+        this waits for it, and before its state is saved."""
+        if self.counts.device.type != "cpu" and step % 20 and not saving:
             return
         longest = int(self.counts[1])
         if longest >= MOST_IN_A_ROW:

@@ -53,14 +53,15 @@ def in_a_sentence(error: Exception, args: argparse.Namespace) -> str | None:
     # what torch and safetensors, imported by now or not at all, say of memory and disks
     torch, safetensors = sys.modules.get("torch"), sys.modules.get("safetensors")
     reason = (str(error).splitlines() or [""])[0]
-    if torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason):
-        return f"out of memory ({reason}): {lighter(args)}"
+    on_gpu = torch and isinstance(error, torch.OutOfMemoryError)
+    if on_gpu or (torch and "can't allocate memory" in reason):
+        return f"out of memory ({reason}): {lighter(args, on_gpu)}"
     if safetensors and isinstance(error, safetensors.SafetensorError):
         return f"weights are damaged or cannot be written ({reason}): copy them again, or look at the disk"
     return None
 
 
-def lighter(args: argparse.Namespace) -> str:
+def lighter(args: argparse.Namespace, on_gpu: bool) -> str:
     """What would take less memory, of what this command has: its arguments are the fields of `args`."""
     known = {
         "batch_size": "fewer slices at once (--batch-size)",
@@ -72,6 +73,6 @@ def lighter(args: argparse.Namespace) -> str:
         "size": "smaller tiles (--size)",
     }
     found = [advice for name, advice in known.items() if name in args]
-    if getattr(args, "device", "cpu") != "cpu":
+    if on_gpu and "device" in args:
         found.append("--device cpu")
     return f"take {', or '.join(found)}" if found else "free some, or take a larger machine"

@@ -99,7 +99,7 @@ class RunFolder:
                     f"saved, {stands}: start again with a lower --lr"
                 )
             files = sorted(file for file in folder.rglob("*") if file.is_file())
-            hashes = {str(file.relative_to(folder)): sha256(file) for file in files}
+            hashes = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
             (folder / MANIFEST).write_text(json_text(hashes), encoding="utf-8")
         if name is None:  # later ones that stand here are damaged: the run went on from an earlier one
             whole = [path for path in self.checkpoints() if path.name.startswith("step-") and step_of(path) <= step]
@@ -144,7 +144,7 @@ class RunFolder:
         if candidates:
             raise InputError(
                 f"every checkpoint in {parent} is damaged ({damage}): bring a whole one back from a copy, or "
-                + (f"remove {parent}, and --resume begins at step 0" if name is None else "name another --checkpoint")
+                + (f"remove {parent}, and --resume begins at step 0" if name is None else "name another one")
             )
         return None
 
@@ -216,6 +216,11 @@ def environment() -> dict:
             versions[package] = metadata.version(package)
     commit = None
     with suppress(OSError, subprocess.TimeoutExpired):
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
+        # of this package's own repository: one that it is merely installed in does not know the file
+        for command in ("ls-files --error-unmatch runs.py", "rev-parse HEAD"):
+            git = ["git", "-C", str(Path(__file__).parent), *command.split()]
+            done = subprocess.run(git, capture_output=True, text=True, timeout=5)
+            if done.returncode:
+                break
+            commit = done.stdout.strip()
     return {"versions": versions, "git_commit": commit, "threads": torch.get_num_threads()}

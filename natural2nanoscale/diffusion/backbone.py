@@ -132,7 +132,14 @@ def load_backbone(
 
 def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
     """The settings with the backbone's window, learning rates and weight of noisy timesteps where they name none;
-    InputError for a window that does not fit the backbone's grid."""
+    InputError for a window that does not fit the backbone's grid, and where ControlNet's input would not."""
+    smaller = 2 ** (len(backbone.recommended.conditioning_embedding_out_channels) - 1)
+    if smaller != backbone.downsampling:
+        raise InputError(
+            f"backbone {backbone.name}: ControlNet would make masks {smaller} times smaller, where the VAE makes slices "
+            f"{backbone.downsampling} times smaller: say as many conditioning_embedding_out_channels in its "
+            "natural2nanoscale.json as its VAE has block_out_channels"
+        )
     crop, grid = settings.crop or backbone.recommended.crop, backbone.grid
     if crop[0] % grid or crop[1] % grid:
         up = tuple(-(-length // grid) * grid for length in crop)
@@ -209,6 +216,8 @@ def _recommended(folder: Path) -> Recommended:
         return Recommended()
     with as_refusal(f"{file} cannot be read", "remove it, or copy the backbone again"):
         values = read_json(file, RECOMMENDED, links=True)["recommended"]
+        if len(values.get("crop", (1, 1))) != 2:
+            raise ValueError(f"its crop has {len(values['crop'])} sides")
     known = {field.name for field in fields(Recommended)}
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
     return Recommended(**values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.data.roots import TRANSDUCTIVE
@@ -21,9 +22,10 @@ import numpy as np
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
 
-backbone = {backbone!r}  # a hub id, or a folder of diffusers
+backbone, revision = {backbone!r}, {revision!r}  # a hub id, or {kind}
 controlnet = ControlNetModel.from_pretrained(".")
-pipeline = StableDiffusionControlNetPipeline.from_pretrained(backbone, controlnet=controlnet, safety_checker=None)
+parts = {{"controlnet": controlnet, "safety_checker": None, "revision": revision}}
+pipeline = StableDiffusionControlNetPipeline.{load}(backbone, **parts)
 pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
 colours = np.zeros((256, 3), np.uint8)  # black where there is no label
 colours[:{count}] = {colors}
@@ -63,9 +65,14 @@ def card(backbone: Backbone, train: PairFolder, settings: FineTuning, step: int,
         missing.append("what the U-Net has learned")
     careful = f"\n\n{TRANSDUCTIVE}" * transductive
     facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
+    name, _, revision = backbone.name.partition("@")
+    single = Path(name).suffix == ".safetensors"
     elsewhere = ELSEWHERE.format(
         multiple=backbone.downsampling,
-        backbone="natural2nanoscale/embedded" if backbone.name == "embedded" else backbone.name,
+        backbone="natural2nanoscale/embedded" if name == "embedded" else name,
+        revision=backbone.revision or revision or None,
+        kind="one file" if single else "a folder of diffusers",
+        load="from_single_file" if single else "from_pretrained",
         count=known.count,
         colors=list(known.colors),
         strength=float(backbone.recommended.strength),

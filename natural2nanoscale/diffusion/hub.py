@@ -16,7 +16,7 @@ from natural2nanoscale.errors import InputError
 WEIGHTS = ("vae", "unet", "text_encoder")  # the parts that have some
 MODEL_PARTS = (*WEIGHTS, "tokenizer", "scheduler")
 # Seconds to wait for the hub's first answer. A closed network fails at once; one that keeps silent is waited for: long
-# by those who asked for a hub id or have a proxy, who have a network; not so by a first start on an offline machine.
+# by those who named another model or have a proxy, who have a network; not so by a first start on an offline machine.
 PATIENCE, PATIENCE_WITH_NETWORK = 1.5, 10.0
 
 

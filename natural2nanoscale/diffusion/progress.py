@@ -105,6 +105,10 @@ class Progress:
         self.signal, due = distributed.highest(self.stop.number, self.main and self.timer.due())
         logging = step % LOG_EVERY == 0 or step % every == 0 or self.ended or bool(self.signal)
         self.saving = step % every == 0 or self.ended or bool(self.signal or due)
+        try:
+            self.learner.skipped.refuse_too_many(step, self.run.path, self.saving)
+        except InputError as error:
+            raise distributed.agreed(error) from None
         if logging or self.saving:
             self._read_loss(epoch, logging)
         if self.main and (step % self.settings.sample_every == 0 or self.ended):

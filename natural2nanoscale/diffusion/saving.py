@@ -137,7 +137,7 @@ def trained_info(config: dict, info: DatasetInfo) -> DatasetInfo:
     """What dataset.json said of the slices that a run learned from, as far as its config tells; else as in `info`."""
     window = config.get("learned", {}).get("intensity_window", info.intensity_window)
     classes = Classes.from_json(config["classes"])
-    return replace(info, classes=classes, intensity_window=tuple(window) if window else None)
+    return replace(info, classes=classes, intensity_window=tuple(window) if window else None, digests={})
 
 
 def backbone_of_run(

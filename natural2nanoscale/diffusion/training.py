@@ -18,16 +18,9 @@ from natural2nanoscale.diffusion.backbone import Backbone, weights_hash
 from natural2nanoscale.diffusion.batches import Batches, TrainingData, WithoutMasks, variants_visited
 from natural2nanoscale.diffusion.controlnet import Denoiser, denoising_loss, make_controlnet, predict_noise, unlock
 from natural2nanoscale.diffusion.memory import idle_parts, moved, plan
+from natural2nanoscale.diffusion.parts import ADAPTED, ADAPTED_FILE
 from natural2nanoscale.diffusion.progress import Learner, Progress
-from natural2nanoscale.diffusion.saving import (
-    ADAPTED,
-    ADAPTED_FILE,
-    freeze,
-    load_part,
-    load_weights,
-    save_part,
-    save_trained,
-)
+from natural2nanoscale.diffusion.saving import freeze, load_part, load_weights, save_part, save_trained
 from natural2nanoscale.diffusion.settings import FineTuning
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import make_folder
@@ -153,7 +146,6 @@ def take_steps(
             learner.optimizer.zero_grad(set_to_none=not settings.compile)
             counts.step += 1
             add_finite(learner.losses, torch.stack([step_loss, torch.ones_like(step_loss)]))
-            learner.skipped.refuse_too_many(counts.step, progress.run.path)
 
             progress.look(epoch)
             progress.save()

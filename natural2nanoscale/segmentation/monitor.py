@@ -136,6 +136,7 @@ class Monitor:
         step = self.counts.step
         due = stop.requested or self.ended or step % self.settings.checkpoint_every == 0 or self.timer.due()
         if self.folder and due:
+            self.skipped.refuse_too_many(step, self.folder.path, saving=True)
             self.folder.save(self.state)
             self.timer.saved()
         if stop.requested:

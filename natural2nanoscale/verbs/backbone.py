@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> None:
     from diffusers import AutoencoderKL
 
     from natural2nanoscale.device import select_device
+    from natural2nanoscale.diffusion.backbone import weights_hash
     from natural2nanoscale.diffusion.parts import load_module
     from natural2nanoscale.runs import open_run
     from natural2nanoscale.workshop.captions import caption_sheet
@@ -31,10 +32,11 @@ def run(args: argparse.Namespace) -> None:
     from natural2nanoscale.workshop.pretraining import train_unet, train_vae
 
     settings, device = settings_from(args, PretrainingSettings), select_device(args.device)
-    config = {"kind": "backbone", "settings": asdict(settings), "data": {}}
+    vae = load_module(AutoencoderKL, args.vae / "vae").to(device) if args.vae else None
+    config = {"kind": "backbone", "settings": asdict(settings), "data": {}, "vae": vae and weights_hash(vae)}
     folder = open_run(args.out, config, args.resume, may_change=("unet_steps",))
     bank = image_bank(settings)
-    vae = load_module(AutoencoderKL, args.vae / "vae") if args.vae else train_vae(settings, bank, folder, device)
+    vae = vae or train_vae(settings, bank, folder, device)
     train_unet(settings, bank, vae, folder, device)
     caption_sheet(folder.path / "backbone", folder.path / "captions.png")
     print(f"backbone written to {folder.path}/backbone; what it makes of captions: {folder.path}/captions.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ def image_bank(settings: PretrainingSettings) -> dict[tuple[int, int], tuple[Ten
     """(height, width) -> images (N, 3, height, width) uint8 and their captions, drawn by all cores."""
     jobs = [(settings.seed, i, *shape) for shape, count in zip(SHAPES, (settings.images, settings.wide_images),
                                                                strict=True) for i in range(count)]  # fmt: skip
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+    ignore = signal.signal, (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked for them
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), *ignore) as pool:
         drawn = list(tqdm(pool.imap(_draw, jobs, chunksize=32), "drawing dead leaves", len(jobs)))
     bank = {}
     for shape in SHAPES:
