@@ -117,11 +117,12 @@ def main(args: argparse.Namespace) -> None:
     controlnet, backbone = load_trained(args.controlnet, backbone, args.checkpoint)
     chosen = calibrated(args, [train, *held_out], weights_hash(controlnet))
     settings = replace(settings, **(advised | (chosen or {}) | given))
+    keep = f" and all but the most doubtful {100 * (1 - settings.keep):.0f} % of real slices" if settings.keep else ""
     share = "" if args.shard == (1, 1) else ", share {} of {}".format(*args.shard)
     print(
         f"{args.per_mask} slice(s) from each of {len(source.stems)} masks{share}, {settings.steps} {settings.sampler} "
         f"steps, guidance {settings.guidance:g}, strength {settings.strength:g}, eta {settings.eta:g}, start "
-        f"{settings.start:g}, from {settings.condition}, on {device}"
+        f"{settings.start:g}, from {settings.condition}{keep}, on {device}"
     )
     doubt = f"; drawn again where they agree less than {args.filter_agreement:g} with {args.filter}" if check else ""
     print(f"masks: {args.masks}{doubt}")

@@ -16,7 +16,7 @@ from natural2nanoscale.study.comparisons import compare
 from natural2nanoscale.study.presets import PRESETS, Place
 from natural2nanoscale.study.training_sets import redraw_root
 
-MADE = "synthetic-adapted-predicted-detail-nnunet"  # folder of the best recipe's slices
+MADE = "synthetic-doubt-redrawn-nnunet"  # folder of the best recipe's slices
 TOY = [
     *("--jobs", 1, "--slices", 2, "--redraws", 2, "--seeds", 1, "--controlnet-steps", 2, "--per-mask", 2),
     *("--crop", "32x32"),

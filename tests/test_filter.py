@@ -16,12 +16,13 @@ from natural2nanoscale.data.folders import open_pairs, write_images
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.diffusion.backbone import load_backbone
 from natural2nanoscale.diffusion.request import Request
+from natural2nanoscale.diffusion.sampling import redrawn
 from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.diffusion.shapes import deform
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.errors import InputError
 from natural2nanoscale.files import save_png
-from natural2nanoscale.segmentation.labelling import slice_check
+from natural2nanoscale.segmentation.labelling import labelled, slice_check
 
 
 def rows_of(file) -> dict[str, dict]:
@@ -154,6 +155,30 @@ def test_what_the_check_doubts(data_folder):
     assert np.array_equal(kept, labels) and agreement[0] == 0
 
 
+def test_the_surest_pixels_are_those_whose_class_is_likeliest_whichever_way_the_slice_lies(tmp_path):
+    class Seer(torch.nn.Module):
+        """Class 1 where it is bright, the surer the brighter or darker; in the left half it sees what is not there."""
+
+        def __init__(self):
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.tensor(40.0))
+
+        def forward(self, x):
+            left = torch.arange(x.shape[3]) < x.shape[3] // 2
+            value = self.gain * torch.where(left, 0.5, 1.0) * x
+            return torch.cat([-value, value], dim=1)
+
+    image = np.linspace(0, 255, 512).round().astype(np.uint8).reshape(16, 32)
+    ((stem, given, mask),) = labelled([Seer()], [("a", image)], tmp_path)
+    assert (stem, given is image) == ("a", True) and np.array_equal(mask, image > 127)
+    doubt = read_gray(tmp_path / "doubt/a.png")
+    assert np.bincount(doubt.ravel(), minlength=256).tolist() == [2] * 256
+    distance = abs(image.astype(float) - 127.5)
+    assert (np.diff(doubt.ravel()[np.argsort(-distance.ravel(), kind="stable")].astype(int)) >= -8).all()
+    share = redrawn(doubt, 0.75)
+    assert share[doubt == 255].min() > 0.9 and share[0, 0] == share[-1, -1] == 0
+
+
 def test_masks_and_filter_by_the_script(script, data_folder, tiny_backbone, tmp_path):
     train = ("--data", data_folder, "--backbone", tiny_backbone, "--out", tmp_path / "run")
     script("train_controlnet.py", *train, "--max-steps", 1, "--latent-variants", 1)
@@ -175,6 +200,21 @@ def test_masks_and_filter_by_the_script(script, data_folder, tiny_backbone, tmp_
     assert set(known.values()) <= set(source.info.learned["slices"].values())
     assert set(known.values()) <= set(made.info.learned["slices"].values())
     assert "0 new slices" in script(*predict).stdout
+
+    # all of a slice but what the U-Net doubts most stays as it is
+    keep = (*predict[:-1], tmp_path / "kept", "--keep", 0.9)
+    assert "all but the most doubtful 10 % of real slices" in script(*keep).stdout
+    kept = open_pairs(tmp_path / "kept")
+    for stem in source.stems:
+        doubt = read_gray(source.path / "doubt" / f"{stem}.png")
+        assert np.bincount(doubt.ravel(), minlength=256).tolist() == [8] * 256  # of 2048 pixels
+        away = redrawn(doubt, 0.9) == 0
+        same = kept.image(f"{stem}_s000") == source.image(stem)
+        assert same[away].all() and not same.all() and (doubt[away] < 256 * 0.9).all()
+    assert "with another keep (0.9, now 0.0)" in script(*keep[:-2], expect=2).stderr
+    assert "pass --masks predicted" in script(*make, "--keep", 0.5, "--out", tmp_path / "x", expect=2).stderr
+    assert "below 1" in script(*keep[:-1], 1, expect=2).stderr
+
     make_run(tmp_path / "other")
     other = (*make, "--masks", "predicted", "--unet", tmp_path / "other", "--out", tmp_path / "more")
     assert "remove it, and the same call makes it anew" in script(*other, expect=2).stderr

@@ -63,14 +63,14 @@ def test_who_labels_is_trained_first_and_under_the_same_augmentation(tmp_path, m
             agenda.drawn = dict.fromkeys(agenda.drawn, True)
         return names
 
-    asking = {SELF, f"{SELF} + nnunet", "synthetic-predicted-masks", "synthetic-adapted-predicted-detail-nnunet"}
+    asking = {SELF, f"{SELF} + nnunet", "synthetic-predicted-masks", "synthetic-doubt-redrawn-nnunet"}
     order = [task.condition.name for task in study.Agenda(agenda.run, agenda.trials).ready() if isinstance(task, Cell)]
     assert order[0] == "real + nnunet"  # for which slices wait; "real + rotation" waits to be asked what it sees
     assert not startable() & asking
     agenda.done |= {cell.key: {} for cell in agenda.cells() if cell.condition.name == "real + nnunet"}
-    assert startable() & asking == {f"{SELF} + nnunet", "synthetic-adapted-predicted-detail-nnunet"}
+    assert startable() & asking == {f"{SELF} + nnunet", "synthetic-doubt-redrawn-nnunet"}
     folders = {cell.drawing.folder.name for cell in agenda.cells() if cell.drawing}
-    assert {"synthetic-adapted-predicted-detail", "synthetic-deformed-masks"} <= folders  # the latter by anyone
+    assert {"synthetic-doubt-redrawn", "synthetic-deformed-masks"} <= folders  # the latter by anyone
 
 
 def test_validation_takes_no_more_slices_than_training(data_folder):
@@ -84,7 +84,12 @@ def test_validation_takes_no_more_slices_than_training(data_folder):
 class Threshold(torch.nn.Module):
     """Class 1 where a slice is bright."""
 
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(()))
+
     def forward(self, x):
+        x = x + self.bias
         return torch.cat([-x, x, torch.full_like(x, -9.0)], dim=1)
 
 

@@ -23,6 +23,7 @@ from natural2nanoscale.records import describe, reason
 
 T = TypeVar("T")
 PARTS, UNLABELLED = ("train", "val", "test"), "unlabelled"  # of a data root
+DOUBT = "doubt"  # folder beside predicted masks: what is doubted of them
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 GENERATION = "generation.json"  # stands in a synthetic folder until dataset.json says that it is complete
 

@@ -136,8 +136,8 @@ def settle(settings: FineTuning, backbone: Backbone) -> FineTuning:
     smaller = 2 ** (len(backbone.recommended.conditioning_embedding_out_channels) - 1)
     if smaller != backbone.downsampling:
         raise InputError(
-            f"backbone {backbone.name}: ControlNet would make masks {smaller} times smaller, where the VAE makes slices "
-            f"{backbone.downsampling} times smaller: say as many conditioning_embedding_out_channels in its "
+            f"backbone {backbone.name}: ControlNet would make masks {smaller} times smaller, and the VAE slices "
+            f"{backbone.downsampling} times: say as many conditioning_embedding_out_channels in its "
             "natural2nanoscale.json as its VAE has block_out_channels"
         )
     crop, grid = settings.crop or backbone.recommended.crop, backbone.grid

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from PIL import Image, ImageFilter
 
 from natural2nanoscale.data.edges import image_edges
 from natural2nanoscale.data.encoders import decode_gray, encode_gray, encode_mask, tint
@@ -78,13 +79,15 @@ def sample(
 @dataclass(frozen=True)
 class Drawn:
     """What slices of one size are drawn from: masks (H,W) uint8, their own slices (H,W) uint8 where settings look at
-    them, prompts (B,L,D) with the empty one (1,L,D), and the seed of each one's noise."""
+    them, prompts (B,L,D) with the empty one (1,L,D), the seed of each one's noise and, where settings keep some of a
+    slice, what is doubted in its mask, `Shapes.doubt`."""
 
     masks: list[np.ndarray]
     images: list[np.ndarray]
     prompt_embeds: torch.Tensor
     negative_embeds: torch.Tensor
     seeds: list[int]
+    doubts: list[np.ndarray] = field(default_factory=list)
 
 
 def draw_slices(
@@ -98,8 +101,9 @@ def draw_slices(
     one's noise is a function of its seed alone.
 
     The masks' own slices are looked at only when `settings.start` is below 1, `settings.condition` asks for their edges
-    or `settings.detail` for what the VAE loses of them: that is added, as it has lost as much of the drawn slice. Sizes
-    off the backbone's grid are filled up by mirror images, and cropped back. InputError for what is not finite.
+    or `settings.detail` for what the VAE loses of them: that is added, as it has lost as much of the drawn slice. Where
+    `settings.keep` is above 0, they stand but where their masks are doubted most. Sizes off the backbone's grid are
+    filled up by mirror images, and cropped back. InputError for what is not finite.
     """
     height, width = drawn.masks[0].shape
     down, right = -height % backbone.grid, -width % backbone.grid
@@ -114,7 +118,7 @@ def draw_slices(
     elif settings.condition == "mask+edges":
         grays = torch.from_numpy(np.stack(drawn.images)).to(backbone.device)
         edges = pad(list(image_edges(grays).cpu().numpy()))
-    if settings.start < 1 or settings.detail:
+    if settings.start < 1 or settings.detail or settings.keep:
         real = encode_gray(pad(drawn.images))
         real_latents = latent_moments(backbone, real)[0]
     shape = backbone.unet.config.in_channels, *(length // backbone.downsampling for length in masks.shape[1:])
@@ -130,4 +134,14 @@ def draw_slices(
             "--strength or --guidance; else the ControlNet or the backbone is damaged"
         )
     pixel_values = pixel_values[:, :, :height, :width]
+    if settings.keep:
+        shares = np.stack([redrawn(doubt, settings.keep) for doubt in drawn.doubts])[:, None]
+        pixel_values = real[:, :, :height, :width].lerp(pixel_values, torch.from_numpy(shares).to(pixel_values))
     return decode_gray(pixel_values).cpu().numpy(), tint(pixel_values).cpu().numpy()
+
+
+def redrawn(doubt: np.ndarray, keep: float) -> np.ndarray:
+    """From what is doubted in a mask, (H,W) uint8, how much of each pixel comes from the drawn slice, (H,W) float32 in
+    [0,1]: all of those that are not among the share `keep` of the surest, two pixels more, and a soft border."""
+    drawn = Image.fromarray(np.where(doubt >= 256 * keep, 255, 0).astype(np.uint8))
+    return np.asarray(drawn.filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.GaussianBlur(2)), np.float32) / 255

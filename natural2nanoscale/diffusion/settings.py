@@ -120,6 +120,10 @@ class SamplingSettings:
         nonnegative, metavar="SHARE",
     )  # fmt: skip
     detail: bool = setting(False, "give back the detail of the mask's real slice that the VAE cannot hold")
+    keep: float = setting(
+        0.0, "share of a slice's pixels that stay as they are: those of whose predicted class the U-Net is surest",
+        nonnegative, metavar="SHARE",
+    )  # fmt: skip
     condition: str = "mask"  # what is drawn from; "mask+boundaries" and "mask+edges": for ControlNets that see edges
 
     def __post_init__(self) -> None:
@@ -132,6 +136,9 @@ class SamplingSettings:
                 f"--start {self.start:g} of {self.steps} steps leaves none, expected more than 0, at most 1"
             )
 
+        if self.keep >= 1:
+            raise InputError(f"--keep {self.keep:g} leaves nothing to draw, expected a share from 0 to below 1")
+
     @property
     def steps_taken(self) -> int:
         """The share `start` of the steps, rounded down."""
@@ -140,7 +147,7 @@ class SamplingSettings:
     @property
     def sees_slice(self) -> bool:
         """Whether the real slice of a mask is looked at."""
-        return self.start < 1 or self.condition == "mask+edges" or self.detail
+        return self.start < 1 or self.condition == "mask+edges" or self.detail or self.keep > 0
 
 
 FAST = {"sampler": "unipc", "steps": 6}  # what --fast stands for, in bfloat16

@@ -10,7 +10,7 @@ import torch
 
 from natural2nanoscale.data.augment import ELASTIC_SIGMA, ELASTIC_STRENGTH, elastic_offsets, warp
 from natural2nanoscale.data.classes import IGNORE_ID
-from natural2nanoscale.data.folders import DatasetInfo, PairFolder, stems_of
+from natural2nanoscale.data.folders import DOUBT, DatasetInfo, PairFolder, stems_of
 from natural2nanoscale.data.readers.gray import read_gray
 from natural2nanoscale.data.roots import digests_of
 from natural2nanoscale.diffusion.settings import SamplingSettings
@@ -55,7 +55,12 @@ def has_slices(source: PairFolder, kind: str) -> bool:
 
 
 def refuse_sliceless(source: PairFolder, kind: str, settings: SamplingSettings) -> None:
-    """Raise InputError where the settings look at slices and there are none."""
+    """Raise InputError where the settings look at slices, or at what is doubted in their masks, and there is none."""
+    if settings.keep and (kind != "same" or not (source.path / DOUBT).is_dir()):
+        raise InputError(
+            f"--keep goes by how sure a U-Net is of masks that it predicted, and {source.path} does not say: pass "
+            "--masks predicted, and remove the masks that an earlier version of this package predicted"
+        )
     if settings.sees_slice and not has_slices(source, kind):
         masks = "between others" if kind == "between" else f"of {source.path}"
         raise InputError(
@@ -105,6 +110,10 @@ class Shapes:
         if self.kind == "deformed":
             return deform(self._mask(stem), image, self.deformation_seed(stem, copy))[1]
         return image
+
+    def doubt(self, stem: str) -> np.ndarray:
+        """(H,W) uint8: how sure of its mask a U-Net is, as `segmentation.labelling.labelled` writes it."""
+        return read_gray(self.source.path / DOUBT / f"{stem}.png")
 
     def facts(self, stem: str, copy: int) -> dict:
         """What a manifest's line says of the mask, besides its source: nothing of an annotated one as it is."""

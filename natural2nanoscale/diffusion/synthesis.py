@@ -119,6 +119,7 @@ def draw_missing(
                 torch.stack([embeds[image.prompt] for image in batch]),
                 empty,
                 [image.seed for image in batch],
+                [shapes.doubt(image.source) for image in batch] if request.settings.keep else [],
             )
             slices, tints = draw_slices(backbone, controlnet, drawn, colors, request.settings)
             refuse_blank(batch, slices)

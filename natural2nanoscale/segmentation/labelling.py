@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from natural2nanoscale.data.classes import IGNORE_ID
 from natural2nanoscale.data.digests import slice_digest
 from natural2nanoscale.data.folders import (
+    DOUBT,
     UNLABELLED,
     DatasetInfo,
     PairFolder,
@@ -24,7 +25,7 @@ from natural2nanoscale.data.folders import (
 )
 from natural2nanoscale.data.roots import Learned, learned_by_run, learned_from_folder, learned_json, refuse_unfit
 from natural2nanoscale.errors import InputError
-from natural2nanoscale.files import holds_nothing, new_folder, sha256
+from natural2nanoscale.files import holds_nothing, make_folder, new_folder, save_png, sha256
 from natural2nanoscale.segmentation.evaluation import trained_seeds
 from natural2nanoscale.segmentation.inference import predict_bands, predict_mask
 from natural2nanoscale.segmentation.metrics import confusion, iou
@@ -79,15 +80,34 @@ def predicted_pairs(root: Path, run: Path, held_out: Sequence[PairFolder], devic
             )
         return folder
 
-    def pairs() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        for stem in tqdm(unlabelled.stems, desc="predicting", unit="slice"):
-            image = unlabelled.image(stem)
-            yield stem, image, predict_mask(models, torch.tensor(image, device=device)[None])[0].cpu().numpy()
-
+    slices = ((stem, unlabelled.image(stem)) for stem in tqdm(unlabelled.stems, desc="predicting", unit="slice"))
     info = replace(unlabelled.info, origin="predicted", split=made_of, learned=learned_json([learned], unlabelled.info))
     with new_folder(out, fresh=True) as folder:
-        write_pairs(folder, info, pairs())
+        write_pairs(folder, info, labelled(models, slices, folder))
     return open_pairs(out)
+
+
+def labelled(
+    models: Sequence[UNet], slices: Iterable[tuple[str, np.ndarray]], out: Path
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Slices (H,W) uint8 by their stems, each with the mask (H,W) uint8 that U-Nets predict on it.
+
+    What they doubt of it goes to out/doubt, (H,W) uint8: of 256 equal parts of the slice's pixels, from those whose
+    class they are surest of, by their mean over the slice and its mirror images, the one that a pixel is in.
+    """
+    device = next(models[0].parameters()).device
+    for stem, image in slices:
+        grey = torch.tensor(image, device=device)[None]
+        mask = predict_mask(models, grey)
+        others = torch.cat([  # the probability of all other classes, which is exact where that of its own rounds to 1
+            band.scatter(1, mask[:, None, top : top + band.shape[2]].long(), 0.0).sum(1)
+            for top, band in predict_bands(models, grey, flips=True)
+        ], dim=1)  # fmt: skip
+        order = others.flatten().argsort(stable=True)
+        parts = torch.empty_like(order)
+        parts[order] = torch.arange(len(order), device=device) * 256 // len(order)
+        save_png(make_folder(out / DOUBT) / f"{stem}.png", parts.view(mask.shape[1:]).to(torch.uint8).cpu().numpy())
+        yield stem, image, mask[0].cpu().numpy()
 
 
 def slice_filter(

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from natural2nanoscale.checkpoints import refuse_changes
 from natural2nanoscale.data.folders import DatasetInfo, evenly_spaced
 from natural2nanoscale.data.prepare.pairing import cropped, list_pages
 from natural2nanoscale.data.prepare.sources import Page, Reader
@@ -129,6 +130,9 @@ def open_masks(settings: Segmentation, config: dict) -> tuple[RunFolder, dict[st
     if settings.shard:
         if not (begun or others):
             refuse_begun(out)
+        else:
+            first = out if begun else others[0]  # whose masks these lie beside
+            refuse_changes(first, read_config(first), config, (), "name another folder with --out")
         path = out / "shards" / "{}-of-{}".format(*settings.shard)
     elif others and not begun:
         write_json(out / "config.json", read_config(others[0]))

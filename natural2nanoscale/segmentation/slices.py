@@ -64,14 +64,16 @@ def combine(real: Slices | None, synthetic: Slices | None = None, ratio: float =
         return real
     base = len(real) if real is not None else real_count
     needed = math.floor(ratio * base + 0.5)
+    sources = synthetic.sources or [mask_hash(mask) for mask in synthetic.masks]
     if needed > len(synthetic):
+        more = math.ceil(needed / max(1, len(set(sources))))
         raise InputError(
             f"--synthetic-ratio {ratio:g} of {base} real slices needs {needed} synthetic slices, found "
-            f"{len(synthetic)}: repeat the call that made them, with --per-mask {math.ceil(needed / base)}"
+            f"{len(synthetic)}: repeat the call that made them, with --per-mask {more}"
         )
     if needed == 0 and real is None:
         raise InputError(f"--synthetic-ratio {ratio:g} with --no-real leaves nothing to train on: raise it")
-    chosen = spread_evenly(synthetic.sources or [mask_hash(mask) for mask in synthetic.masks], needed)
+    chosen = spread_evenly(sources, needed)
     images, masks = [synthetic.images[i] for i in chosen], [synthetic.masks[i] for i in chosen]
     if real is None:
         return replace(synthetic, images=images, masks=masks, sources=())

@@ -142,7 +142,10 @@ def calibrate(
     print(f"{root / FILE}: {choice}, {100 * scores[choice]:.1f} ({ROTATION}: {100 * scores[NONE]:.1f})")
     after = command("python train_unet.py", data=data)
     if choice != NONE:
-        after = command("python generate.py", data=data, controlnet=controlnet_run, per_mask=math.ceil(choice.ratio))
+        known = {"checkpoint": None if checkpoint == "newest" else checkpoint, "backbone": backbone_name}
+        after = command(
+            "python generate.py", data=data, controlnet=controlnet_run, per_mask=math.ceil(choice.ratio), **known
+        )
         if (root / "synthetic").exists():
             print(f"{root / 'synthetic'} stands already: unless it was drawn with this strength and start, remove it")
     print(f"next: {after}")

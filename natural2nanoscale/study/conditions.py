@@ -23,6 +23,7 @@ class Recipe:
     adapted: bool = False  # to the pool's slices without masks, before
     masks: str = "same"  # Request.masks, or "predicted": by the teacher (Condition.teacher), on slices without masks
     detail: bool = False  # SamplingSettings.detail
+    keep: float = 0.0  # SamplingSettings.keep
     check: bool = False  # unsure pixels are ignored, slices that show something else drawn again or left out
     drawn: bool = True  # False: the real slices themselves, deformed with the masks: what geometry alone brings
 
@@ -43,6 +44,7 @@ RECIPES = {
     "adapted, deformed": Recipe(adapted=True, masks="deformed"),
     "adapted, predicted": Recipe(adapted=True, masks="predicted"),
     "adapted, predicted, detail": Recipe(adapted=True, masks="predicted", detail=True),
+    "doubt redrawn": Recipe(adapted=True, masks="predicted", detail=True, keep=0.7),
     "adapted, predicted, checked": Recipe(adapted=True, masks="predicted", check=True),
 }
 

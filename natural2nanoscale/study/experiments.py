@@ -26,8 +26,8 @@ from natural2nanoscale.study.presets import Preset
 
 BENT = "deformed masks"  # the recipe that shows shapes which nobody drew
 FREE = "deformed slices"  # their geometry, without a generator
-LEARNED = "adapted, predicted, detail"  # the one that takes most from slices without masks, and does best
-BESIDE_NNUNET = (FREE, BENT, LEARNED)  # tried with nnU-Net's augmentation as well
+LEARNED = "doubt redrawn"  # the one that takes most from slices without masks, and does best
+BESIDE_NNUNET = (FREE, BENT, "adapted, predicted, detail", LEARNED)  # tried with nnU-Net's augmentation as well
 BESIDE, INSTEAD, ON_TOP = "beside the real slices", "in place of rotated copies", "on top of rotation"
 Plan = Iterator[Contrast | Condition]  # what is compared, the first matters most; and training sets besides
 

@@ -93,7 +93,11 @@ def run_study(preset: Preset, place: Place) -> None:
 
 def within_reach(preset: Preset) -> Preset:
     """The preset without the experiments that need more annotated slices than there are; InputError if none is left."""
-    left = tuple(name for name in preset.experiments if conditions(preset, (name,)))
+    planned = conditions(preset, preset.experiments)
+    for one in planned:
+        if one.synthetic > 0 and not one.counts(one.slices or preset.full)[1]:
+            raise InputError(f"{one.synthetic:g} of {one.slices or preset.full} slices are none: raise --per-mask")
+    left = tuple(name for name in preset.experiments if any(one.experiment == name for one in planned))
     for name in preset.experiments:
         if name not in left:
             why = f"{name} of {min(preset.scarce)} annotated slices needs more than the {preset.full} that there are"
@@ -212,6 +216,7 @@ def carry_out(task: Cell | Drawing) -> dict | None:
     row, model = train_cell(task, slices, device)
     if any(one.teacher and condition.trains_as(one.teacher) for one in trial.conditions):
         save_teacher(teacher_folder(trial, condition, task.seed), model, slices["train"])
+        label_pool(trial, condition, task.seed, device)  # here, as of those who wait for it several may start at once
     if condition.synthetic:
         row["quality"] = asdict(quality(folders["pool"], parts["synthetic"]))
     # what a comparison of lines must know: which test slices, and how many annotated ones redraws draw from

@@ -59,7 +59,7 @@ def study_report(
     for (experiment,), own in grouped(rows, "experiment").items():
         if experiment in GROWTH:
             parts.append(growth_figure(experiment, own))
-        if experiment == "table2":
+        if experiment == "table2" and timing:
             parts.append(time_table(own, timing, preset))
         parts.append(score_table(experiment, own, names, preset))
         controls = controls_of(preset, experiment, own)
@@ -203,7 +203,8 @@ def quality_table(rows: Rows, names: Sequence[str]) -> Table:
 
 def picture_parts(run: RunFolder, note: str) -> list[Pictures]:
     """What the paper shows in its Figures 5 and 4, from the ControlNet that knows most slices."""
-    known = sorted(run.path.glob("redraw-0/given-*/controlnet*"), key=lambda path: int(path.parts[-2].split("-")[1]))
+    known = run.path.glob("redraw-0/given-*/controlnet*")
+    known = sorted(known, key=lambda path: (int(path.parts[-2].split("-")[1]), path.name))
     if not known:
         return []
     group, samples = known[-1].parts[-2], sorted((known[-1] / "samples").glob("step-*.png"))

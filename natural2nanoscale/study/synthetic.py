@@ -104,7 +104,7 @@ def draw_synthetic(drawing: Drawing, backbone: Backbone, source: PairFolder, val
     the teacher, with the validation slices as its measure."""
     trial, recipe, check = drawing.trial, drawing.recipe, None
     controlnet, backbone = load_trained(drawing.controlnet, backbone)
-    settings = replace(sampling_settings(backbone), detail=recipe.detail)
+    settings = replace(sampling_settings(backbone), detail=recipe.detail, keep=recipe.keep)
     learned, masks = read_config(drawing.controlnet)["learned"], "same" if recipe.masks == "predicted" else recipe.masks
     request = Request(read_prompts(), settings, drawing.per_mask(len(source.stems)), seed, learned, masks=masks)
     if recipe.check:

@@ -81,7 +81,8 @@ class Cell:
         if condition.synthetic > 0:
             return Drawing(trial, condition.recipe, condition.teacher)
         asked = condition.is_asked or condition.timed
-        first = (one.recipe for one in trial.conditions if one.synthetic and not one.teacher)
+        alone = (one.recipe for one in trial.conditions if one.synthetic and not one.teacher)
+        first = (recipe for recipe in alone if RECIPES[recipe].drawn)
         return next((Drawing(trial, recipe) for recipe in first if asked), None)
 
 

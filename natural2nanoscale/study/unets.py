@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from natural2nanoscale.data.folders import PairFolder
 from natural2nanoscale.seeds import seed_for
 from natural2nanoscale.segmentation.evaluation import image_matrices, score
-from natural2nanoscale.segmentation.inference import predict_mask
+from natural2nanoscale.segmentation.labelling import labelled
 from natural2nanoscale.segmentation.monitor import Trained
 from natural2nanoscale.segmentation.schedule import plan_steps
 from natural2nanoscale.segmentation.settings import Settings
@@ -129,13 +128,12 @@ def label_pool(trial: Trial, teacher: Condition, seed: int, device: torch.device
     it was prepared with.
     """
 
-    def answer(model: UNet, image: np.ndarray) -> np.ndarray:
-        return predict_mask([model], torch.from_numpy(image)[None].to(device))[0].cpu().numpy()
+    out = trial.folder / f"pseudo-{teacher.augment}-{seed}"
 
-    def labelled() -> Pairs:
+    def pairs() -> Pairs:
         folders, model = open_trial(trial), teacher_of(trial, teacher, seed, device)
         info = replace(folders["pool"].info, origin="synthetic", split={"rule": "pseudo-labels", "seed": seed})
         images = ((stem, folders["pool"].image(stem)) for stem in undrawn(folders).stems)
-        return info, ((stem, image, answer(model, image)) for stem, image in images)
+        return info, labelled([model], images, out)
 
-    return made_once(trial.folder / f"pseudo-{teacher.augment}-{seed}", labelled)
+    return made_once(out, pairs)

@@ -20,6 +20,7 @@ from natural2nanoscale.study.comparisons import (
     spread,
 )
 from natural2nanoscale.study.conditions import CONTROLS, SYNTHETIC
+from natural2nanoscale.study.experiments import described
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.report import Table
 from natural2nanoscale.study.statistics import Difference
@@ -65,7 +66,8 @@ def headroom_table(rows: Rows, names: Sequence[str], control: Control) -> Table:
         "the same steps (ratio of means; in brackets its 95 % bootstrap interval over redraws, of five or more); none "
         "where that reaches zero."
     )
-    return Table(f"Head-room of {control.slices} annotated slices", header, lines, note)
+    title = f"{described(rows[0]['experiment'])[0]}, head-room of {control.slices} annotated slices"
+    return Table(title, header, lines, note)
 
 
 def study_verdict(rows: Rows, preset: Preset) -> str:
