@@ -70,6 +70,13 @@ def test_a_slice_that_a_new_split_holds_out_is_refused_by_every_command(commands
     assert not (tmp_path / "again").exists()
 
 
+def test_a_test_slice_among_those_of_train_is_refused_before_the_training(commands, data_folder, tmp_path):
+    shutil.rmtree(data_folder / "test")
+    shutil.copytree(data_folder / "train", data_folder / "test")
+    assert "holds the slices of" in commands("train_controlnet", expect=2)
+    assert not (tmp_path / "run").exists()
+
+
 def test_runs_know_what_came_to_them_by_another_run_or_by_synthetic_slices(commands, data_folder, tmp_path):
     digests = set(digests_of(open_pairs(data_folder / "train")).values())
     commands("train_controlnet")

@@ -47,6 +47,9 @@ def test_the_same_unet_is_asked_the_same_by_whatever_name(tmp_path):
     asked = [cell for cell in cells if cell.condition.is_asked]
     assert {cell.condition.name for cell in asked} == {ALL, ROTATION} and len(cells) > len(asked)
     assert len({cell.training for cell in asked if cell.trial.redraw == 0}) == 1
+    worth = plan_trials(replace(PRESETS["worth"], pool=32), Place(tmp_path))[0]
+    (rotation,) = (cell for cell in worth.cells() if cell.condition.is_asked)
+    assert rotation.drawing.name == "plain"  # of the drawn ones: deformed real slices come before them in the plan
     assert {cell.drawing.name for cell in asked} == {"plain"}
 
 
@@ -99,9 +102,13 @@ def test_unlabelled_slices_are_the_undrawn_ones_and_their_masks_stay_hidden(data
     pool = open_pairs(data_folder / "train")
     monkeypatch.setattr(unets.PairFolder, "mask", None)  # nobody looks: write_pairs' own check comes after
     monkeypatch.setattr(unets, "open_trial", lambda _: {"pool": pool, "train": SimpleNamespace(stems=drawn)})
-    monkeypatch.setattr(
-        training_sets, "write_pairs", lambda out, info, items: labelled.extend(items) or monkeypatch.undo()
-    )
+
+    def write_pairs(out, info, items):
+        out.mkdir(parents=True)
+        labelled.extend(items)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(training_sets, "write_pairs", write_pairs)
     monkeypatch.setattr(unets, "teacher_of", lambda *_: Threshold())
     labelled = []
     with pytest.raises(Exception, match="dataset.json"):  # nothing was written

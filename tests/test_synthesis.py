@@ -19,6 +19,7 @@ from natural2nanoscale.diffusion.settings import SamplingSettings
 from natural2nanoscale.diffusion.synthesis import synthesize
 from natural2nanoscale.diffusion.synthetic_folder import SyntheticFolder
 from natural2nanoscale.errors import InputError
+from natural2nanoscale.files import save_png
 
 
 @pytest.fixture
@@ -67,6 +68,19 @@ def test_shards_of_other_machines_are_merged_by_a_call_that_makes_nothing(draw, 
             file.replace(tmp_path / "machine 1" / file.relative_to(tmp_path / "machine 2"))
     assert draw(tmp_path / "machine 1", shard=(2, 2)) == 0
     assert len(open_pairs(tmp_path / "machine 1").stems) == len(rows_of(tmp_path / "machine 1/manifest.jsonl")) == 4
+
+
+def test_a_call_for_fewer_forgets_none_that_is_no_longer_as_its_line_says(draw, tmp_path):
+    out = tmp_path / "out"
+    draw(out, per_mask=2)
+    before = (out / "manifest.jsonl").read_bytes()
+    mask = out / "masks/slice_0001_s001.png"
+    save_png(mask, 1 - open_pairs(out).mask("slice_0001_s001").clip(0, 1))
+    for fewer in ({"per_mask": 1}, {"per_mask": 2, "shard": (1, 3)}):
+        with pytest.raises(InputError, match="slice_0001_s001 in .* --per-mask 2 and without --shard"):
+            draw(out, **fewer)
+    assert (out / "manifest.jsonl").read_bytes() == before
+    assert draw(out, per_mask=2) == 1 and draw(out, per_mask=1) == 0
 
 
 def test_one_call_completes_what_shards_have_left(draw, tmp_path):

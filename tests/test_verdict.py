@@ -124,6 +124,7 @@ def test_under_nnunets_augmentation_the_head_room_is_what_all_slices_gain_with_i
     assert "helped: +2.0 mIoU on top of nnU-Net's augmentation" in told and "50 % (" in told and "(+4.0, 95" in told
     table = headroom_table(rows, ["cell", "absent"], find_control(rows, 2))
     assert table.header[0] == f"against {NNUNET}"
+    assert table.title == "What slices without masks are worth, head-room of 2 annotated slices"
     assert [row[:2] for row in table.rows] == [
         [f"{ALL_NNUNET} (head-room)", "+4.0"], [taught, "+1.0"], [learned.name, "+2.0"]
     ]  # fmt: skip
