@@ -151,7 +151,7 @@ def calibrated(args: argparse.Namespace) -> None:
     choice, real, chosen = (found[name] for name in ("choice", "real", "chosen"))
     if choice["ratio"] == 0:
         args.synthetic_ratio = 0.0
-        print(f"{root / FILE} chose real slices alone: no mix had more than their {100 * real:.1f} mIoU in validation")
+        print(f"{root / FILE} chose real slices alone ({100 * real:.1f} in validation): no mix was seen to be better")
     elif any(drawn.get(name, choice[name]) != choice[name] for name in ("strength", "start")):
         print(f"{root / FILE} is ignored, it chose another strength or start than {made} was drawn with")
     else:

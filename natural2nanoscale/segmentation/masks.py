@@ -13,8 +13,6 @@ from natural2nanoscale.data.classes import Classes
 from natural2nanoscale.data.readers.base import need
 from natural2nanoscale.files import new_file, new_folder, write_text
 
-FORMATS = {"tiff": "masks.ome.tif", "zarr": "masks.ome.zarr"}
-
 
 def write_areas(path: Path, rows: Iterable[tuple[str, Sequence[int]]], classes: Classes, nm: float | None) -> None:
     """areas.csv: a line per slice and class, given (slice, pixels per class); square micrometres where the pixel size
@@ -34,9 +32,9 @@ def assemble(
 ) -> Path:
     """One file or folder in `out` of all masks, of `shape` = (Z,H,W): a key of FORMATS; mask i (H,W) uint8 is read when
     its turn comes. Returns its path."""
-    path = out / FORMATS[kind]
-    {"tiff": _write_tiff, "zarr": _write_zarr}[kind](path, read, shape, nm)
-    return path
+    name, write = FORMATS[kind]
+    write(out / name, read, shape, nm)
+    return out / name
 
 
 def _write_tiff(path: Path, read: Callable[[int], np.ndarray], shape: tuple[int, int, int], nm: float | None) -> None:
@@ -70,3 +68,6 @@ def _write_zarr(path: Path, read: Callable[[int], np.ndarray], shape: tuple[int,
         array = group.create_array("0", shape=shape, chunks=chunks, dtype="u1", chunk_key_encoding=encoding)
         for index in range(shape[0]):
             array[index] = read(index)
+
+
+FORMATS = {"tiff": ("masks.ome.tif", _write_tiff), "zarr": ("masks.ome.zarr", _write_zarr)}

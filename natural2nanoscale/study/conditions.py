@@ -81,10 +81,14 @@ class Condition:
         """Whether generation has to be timed before it is known how many copies there are."""
         return self.copies == math.inf
 
+    @property
+    def nameless(self) -> Condition:
+        """What is trained, whoever asks for it and under whatever name."""
+        return replace(self, name="", slices=None, budget="", experiment="")
+
     def trains_as(self, other: Condition) -> bool:
         """Whether it is the same training set, by whatever name."""
-        nameless = {"name": "", "slices": None, "budget": "", "experiment": ""}
-        return replace(self, **nameless) == replace(other, **nameless)
+        return self.nameless == other.nameless
 
     @property
     def is_asked(self) -> bool:

@@ -71,8 +71,7 @@ class Cell:
     @property
     def training(self) -> tuple:
         """What is trained, whoever asks for it and under whatever name: equal ones are trained once."""
-        condition = replace(self.condition, experiment="", name="", budget="", slices=None)
-        return (condition, self.trial.count, self.trial.redraw, self.seed, self.budget)
+        return (self.condition.nameless, self.trial.count, self.trial.redraw, self.seed, self.budget)
 
     @property
     def drawing(self) -> Drawing | None:

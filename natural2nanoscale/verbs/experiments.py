@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=tuple(PRESETS), default="embedded", help="budgets of everything that no flag says")
     add("--only", nargs="+", choices=tuple(EXPERIMENTS), metavar="NAME", dest="experiments", help=names)
     add("--ratios", nargs="+", type=at_least(0.01, float), metavar="R",
-        help="added slices per annotated one in figure6")  # fmt: skip
+        help="added slices per annotated one in figure6, table2, budget, split and order")  # fmt: skip
     add_study_arguments(parser)
 
 
