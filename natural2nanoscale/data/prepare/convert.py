@@ -142,7 +142,8 @@ def conversion(
 def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pair]:
     """All pairs of slice and mask, large enough for the tiles; nothing is decoded yet."""
     slices, folders = list_pages(settings.images, images, "--images"), class_folders(settings.masks)
-    masks.options = replace(masks.options, shape=images.open(slices[-1].path).shape)
+    source = images.open(slices[-1].path)
+    masks.options = replace(masks.options, shape=source.shape, said=source.said)
     if settings.images.resolve() == settings.masks.resolve():
         slices, labels = apart(slices)
     elif folders and not settings.one_hot:

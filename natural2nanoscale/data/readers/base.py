@@ -32,7 +32,8 @@ class ReadOptions:
 
     max_pixels: of one slice. channel: which one of several, from 0. axes: what the axes of an array are, such as ZYX.
     split_channels: every channel is a slice of its own, those of one slice in a row (masks of one class each).
-    labels: the file holds masks; then axes are for arrays of this shape only, which is that of the slices' array.
+    labels: the file holds masks; then axes are for arrays of this shape only, which is that of the slices' array, and
+    said is what the slices' file says of its axes.
     flip_y: rows of MRC files begin below.
     """
 
@@ -42,6 +43,7 @@ class ReadOptions:
     split_channels: bool = False
     labels: bool = False
     shape: tuple[int, ...] = ()
+    said: str | None = None
     flip_y: bool = False
 
 
@@ -54,6 +56,7 @@ class Source:
     """
 
     shape: tuple[int, ...] = ()  # of the whole array that the slices are cut from
+    said: str | None = None  # what the file says of its axes
     count: int = 1
     size: tuple[int, int] = (0, 0)  # width, height
     dtype: np.dtype = np.dtype(np.uint8)

@@ -40,7 +40,7 @@ class ArraySource(Source):
 
     def __init__(self, name: object, load: Callable, options: ReadOptions, axes: str | None = None):
         array = load()
-        self.name, self.load, self.shape = name, load, tuple(map(int, array.shape))
+        self.name, self.load, self.shape, self.said = name, load, tuple(map(int, array.shape)), axes
         check_numbers(name, array.dtype)
         said = options.axes if options.axes and len(options.axes) == len(self.shape) else axes
         samples = self.shape[said.index("S")] if said and "S" in said else 1

@@ -68,8 +68,9 @@ class TiffSource(Source):
         self._check_description(kind, math.prod(shape) // (first.imagewidth * first.imagelength))
         self._colours(first)
         samples = {"grey": 1, "alpha": 2, "rgb": 3, "rgba": 4}[self.kind]
-        known = axes if options.axes is None or self.kind != "grey" else None
-        self.layout = find_layout(self.path, shape, named_axes(axes) if known else None, options, samples)
+        self.said = named_axes(axes)
+        known = options.axes is None or options.labels or self.kind != "grey"
+        self.layout = find_layout(self.path, shape, self.said if known else None, options, samples)
         self.size, self.count, self.channels = self.layout.size, self.layout.count, self.layout.channels
         self.notes += self.layout.notes
         check_pixels(self.path, self.size, options.max_pixels)
