@@ -769,6 +769,15 @@ def files_that_count_the_pages_from_1(path):
 
 
 @case
+def files_whose_numbers_may_count_from_0_or_1(path):
+    tifffile.imwrite(path / "em.tif", IMAGES, photometric="minisblack")
+    folder(path / "masks", MASKS[:4], "mask_{:03d}", first=1)
+    (path / "masks" / "mask_003.png").unlink()
+    chosen = [0, 1, 3]
+    return Odd("em.tif", labels=MASKS[chosen], slices=IMAGES[chosen], flags=("--only-pairs",), choose=(1,))
+
+
+@case
 def some_of_the_slices_annotated(path):
     folder(path / "images", np.concatenate([IMAGES, IMAGES[::-1]]), "z{:03d}")
     folder(path / "masks", MASKS, "z{:03d}")

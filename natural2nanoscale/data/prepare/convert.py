@@ -157,7 +157,7 @@ def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pai
         labels = one_mask_of_many(slices, labels)
     single = [len({page.path for page in pages}) == 1 for pages in (slices, labels)]
     by_index = all(single) and not is_folder(settings.images) and not is_folder(settings.masks)
-    pairs = pair_pages(slices, labels, by_index, settings.only_pairs)
+    pairs = pair_pages(slices, labels, by_index, settings.only_pairs, settings.count_from)
     rows = settings.crop_bottom  # of every slice, and of every mask that is as high as its slice
     masks_of = [cropped([mask], rows)[0] if mask.size == image.size else mask for image, mask in pairs]
     pairs = list(zip(cropped([image for image, _mask in pairs], rows), masks_of, strict=True))
