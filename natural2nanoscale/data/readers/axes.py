@@ -71,8 +71,6 @@ def find_layout(
         raise InputError(f"{what} has the axes {axes} for the shape {shape}: name them with `--axes {_example(shape)}`")
     channels, channel = shape[axes.index("C")] if "C" in axes else 1, options.channel
     if channels == 1 or options.split_channels:
-        if channel:
-            raise InputError(f"{what} has one channel, found --channel {channel}: leave it out")
         channel = 0 if "C" in axes and not options.split_channels else None
     elif channel is None or channel >= channels:
         how = "pass `--one-hot` if each is the mask of one class"
