@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import stat
 import struct
 import zlib
@@ -18,6 +19,7 @@ from PIL import Image
 from natural2nanoscale.errors import InputError
 
 INSTALL = 'pip install -e ".[em]"'
+WHOLE = 2**31  # bytes of an array that can only be read as a whole
 # what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
 PICTURE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
@@ -86,6 +88,10 @@ def need(module: str, what: object) -> ModuleType:
 
 def unreadable(what: object, error: object) -> InputError:
     reason = " ".join(str(error).split())
+    if re.search(r"lib/plugin|required filter", reason):  # HDF5's words
+        return InputError(
+            f"{what} is compressed by an HDF5 filter that is missing: `pip install hdf5plugin`, or save it with gzip"
+        )
     name = f"{type(error).__name__}: " if isinstance(error, BaseException) else ""
     return InputError(
         f"{what} cannot be read ({name}{reason}): the file is damaged or cut short, copy it again from where it was "
