@@ -56,8 +56,8 @@ def _files_of(folder: Path, role: str) -> dict[str, Path]:
     kinds = Counter(file.suffix.lower() or "no suffix" for file in others if not file.name.startswith("."))
     vendors = [file for file in others if file.suffix.lower() in VENDORS]
     if not files:
-        if vendors:
-            refuse_suffix(vendors[0])
+        if vendors or folder.suffix.lower() in VENDORS:  # such as a folder of N5
+            refuse_suffix((*vendors, folder)[0])
         found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(4)) or "no file"
         raise InputError(
             f"{folder} ({role}) holds no slice that can be read ({KINDS}), found {found}: name the folder that holds "
