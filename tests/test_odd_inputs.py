@@ -559,7 +559,7 @@ def probabilities(path):
 @case
 def spread_greys(path):
     written("u1", np.array([0, 127, 254])[MASKS], suffix="png")(path)
-    return Odd(choose=(1,))
+    return Odd(choose=(0,))
 
 
 @case

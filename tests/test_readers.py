@@ -328,6 +328,21 @@ def test_zarr_groups_below_one_another(tmp_path):
     assert np.array_equal(read_all(tmp_path / "bf.zarr")[0], data)
 
 
+def test_zarr_with_a_pipe_for_a_chunk(tmp_path):
+    """A linked folder is none, and files may be links; neither is a circle of folders followed."""
+    data, root = matrix.pixels("u1", 2), zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    root.create_array("raw", shape=data.shape, chunks=(1, 64, 64), dtype="u1")[:] = data
+    chunk = tmp_path / "a.zarr/raw/1.0.0"
+    chunk.rename(tmp_path / "elsewhere")
+    chunk.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a.zarr/raw/again").symlink_to(".")
+    assert np.array_equal(read_all(tmp_path / "a.zarr/raw")[0], data)
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(InputError, match="1.0.0 cannot be read, it is no regular file"):
+        open_source(tmp_path / "a.zarr/raw", ReadOptions())
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_zarr(tmp_path, version):
     data = matrix.pixels("u2", 4)

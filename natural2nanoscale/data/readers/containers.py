@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
 import tokenize
 import warnings
@@ -23,6 +24,7 @@ from natural2nanoscale.data.readers.base import (
     Source,
     check_numbers,
     check_pixels,
+    check_regular,
     nanometres,
     need,
     refusing,
@@ -162,6 +164,7 @@ def open_zarr(root: Path, inner: str, options: ReadOptions) -> Source:
     """An array of a Zarr group, version 2 or 3; of OME-Zarr the finest level unless the path names another."""
     zarr = need("zarr", root)
     name = inner.strip("/")
+    check_store(root)
     with refusing(root / name, Exception):  # zarr's own errors have no common base
         if not (root / name).exists():
             choose(root, arrays_below(zarr.open_group(str(root), mode="r")), name, "/")
@@ -190,6 +193,16 @@ def open_zarr(root: Path, inner: str, options: ReadOptions) -> Source:
             scales = [float(step["scale"][x]) for step in steps if step.get("type") == "scale"]
             source.pixel_size_nm = nanometres(float(np.prod(scales)), axes[x].get("unit", ""))
     return source
+
+
+def check_store(folder: Path | str) -> None:
+    """Raise InputError where a Zarr store holds pipes or devices: to open one would wait forever. No file is opened."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                check_store(entry.path)
+            elif not entry.is_file(follow_symlinks=False) and not entry.is_dir():
+                check_regular(Path(entry.path))
 
 
 def arrays_below(group, above: str = "") -> list[str]:
