@@ -164,10 +164,15 @@ READERS: dict[str, tuple[str, Callable[[Path], tuple]]] = {  # name: files to da
                                                                w / "out", *UNET)),
     "calibration.json, drawn by": ("chosen/calibration.json", lambda w: (*draw(w, "chosen"), "--out", w / "out")),
 }  # fmt: skip
+FORMATS = {"TIFF": "a.tif", "OME-TIFF": "a.ome.tif", "MRC": "a.mrc", "HDF5": "a.h5", "Zarr": "a.zarr",
+           "NumPy": "a.npy", "NumPy, packed": "a.npz"}  # fmt: skip
+for kind, name in FORMATS.items():
+    READERS[kind] = (f"volumes/{name}/**/*" if kind == "Zarr" else f"volumes/{name}", lambda w, name=name: (
+        "n2n", "check", w / "volumes" / name, "--contact", w / "contact.png"))  # fmt: skip
 MAY_DIFFER = {
     *("dataset.json", "config.json", "config.json of a U-Net", "config.json, scored", "leaks", "pictures", "prepare"),
     *("prompts", "backbone", "generation.json", "log.jsonl", "masks that were segmented"),
-    *("calibration.json", "calibration.json, drawn by"),
+    *("calibration.json", "calibration.json, drawn by", *FORMATS),
 }
 
 
@@ -195,6 +200,7 @@ def make_world(world: Path) -> None:
     for stem, image, mask in blobs(6, 32, 32, seed=9):
         save_png(world / "source/images" / f"{stem}.png", image)
         save_png(world / "source/masks" / f"{stem}.png", mask)
+    save_volumes(world / "volumes")
     (world / "prompts.txt").write_text("a cell\nan electron micrograph\n")
     torch.save({"control_model.x": torch.ones(3)}, world / "weights.pth")  # of a ControlNet too small to be taken
     backbone, data = save_tiny_backbone(world / "backbone"), ("--data", world / "data")
@@ -216,6 +222,33 @@ def make_world(world: Path) -> None:
     said = json.loads((world / "begun/dataset.json").read_text())
     (world / "begun/generation.json").write_text(json.dumps(said | {"per_mask": 1, "call": "python generate.py"}))
     (world / "begun/dataset.json").unlink()
+
+
+def save_volumes(folder: Path) -> None:
+    """The same four slices as stacks and volumes of the field."""
+    import h5py
+    import mrcfile
+    import numpy as np
+    import tifffile
+    import zarr
+    from conftest import blobs
+
+    folder.mkdir()
+    data = np.stack([image for _stem, image, _mask in blobs(4, 32, 32, seed=9)]).astype(np.uint16) * 200
+    tifffile.imwrite(folder / "a.tif", data, photometric="minisblack", compression="zlib", rowsperstrip=5)
+    said = {"axes": "ZYX", "PhysicalSizeX": 8}
+    tifffile.imwrite(folder / "a.ome.tif", data, photometric="minisblack", tile=(16, 16), metadata=said)
+    with mrcfile.new(folder / "a.mrc") as mrc:
+        mrc.set_data(data)
+    with h5py.File(folder / "a.h5", "w") as file:
+        file.create_dataset("raw", data=data, chunks=(1, 32, 32), compression="gzip")
+        file["raw"].attrs["element_size_um"] = [0.1, 0.1, 0.1]
+    group = zarr.open_group(folder / "a.zarr", mode="w")
+    group.create_array("0", shape=data.shape, chunks=(1, 32, 32), dtype="u2")[:] = data
+    level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [0.1, 0.1, 0.1]}]}
+    group.attrs["multiscales"] = [{"axes": [{"name": name, "unit": "um"} for name in "zyx"], "datasets": [level]}]
+    np.save(folder / "a.npy", data)
+    np.savez_compressed(folder / "a.npz", raw=data)
 
 
 def speak_into(file: IO) -> None:

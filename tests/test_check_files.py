@@ -3,6 +3,7 @@
 import re
 import shlex
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -51,7 +52,42 @@ def test_slices_alone_and_refusals(verb, stack, tmp_path):
     refused = verb("check", "my slices.tif", "--masks", "masks.tif", "--contact", "new.png", expect=2).stderr
     assert "--map 1-=1" in refused and not (tmp_path / "new.png").exists()
     verb("check", "my slices.tif", "--masks", "masks.tif", "--map", "1-=1")
-    assert "is no folder" in verb("check", "nowhere", expect=2).stderr
+    assert "is no folder: make a data root" in verb("check", expect=2).stderr
+
+
+def test_paths_that_are_no_data_root_are_taken_for_slices(verb, stack, tmp_path):
+    """A path that was mistyped, files of a vendor and N5 are told what they are, with masks and without."""
+    for name, files in (("dm", ["a.dm4", "b.dm4"]), ("jp", ["a.jpg"]), ("v.n5", ["attributes.json"])):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_bytes(b"{}")
+    expected = {"nofile.tif": "nofile.tif .* does not exist", "dm": "a.dm4 is no file that can be read here.*Fiji",
+                "jp": "a.jpg is no file that can be read here", "v.n5": "v.n5 is no file that can be read.*Zarr",
+                "masks.tif/raw": "does not exist"}  # fmt: skip
+    for path, words in expected.items():
+        for masks in ((), ("--masks", "masks.tif")):
+            assert re.search(words, verb("check", path, *masks, expect=2).stderr), path
+    with h5py.File("sev.h5", "w") as file:
+        file["volumes/raw"], file["volumes/labels"] = stack
+    assert "40 slices" in verb("check", "sev.h5/volumes/raw", "--masks", "sev.h5:/volumes/labels").stdout
+    assert "name one of `sev.h5:/volumes/labels`" in verb("check", "sev.h5/volumes/row", expect=2).stderr
+
+
+def test_the_split_is_that_of_prepare(verb, stack, tmp_path):
+    """Blank masks are left out before slices are split; of many slices not all masks are looked at."""
+    images, masks = stack
+    few = np.where(np.isin(np.arange(40), (3, 9, 14, 20, 26))[:, None, None], masks, 0).astype(np.uint8)
+    for name, count in (("24", 24), ("40", 40)):
+        tifffile.imwrite(f"em{name}.tif", images[:count], metadata={"axes": "ZYX"})
+        tifffile.imwrite(f"few{name}.tif", few[:count], metadata={"axes": "ZYX"})
+    split = "split by block: 2 train, 1 val, 1 test slices"
+    assert split in verb("check", "em24.tif", "--masks", "few24.tif").stdout
+    assert split in verb("prepare", "--images", "em24.tif", "--masks", "few24.tif").stdout
+    said = verb("check", "em40.tif", "--masks", "few40.tif").stdout
+    assert "the split above is of all 40 slices" in said
+    few[9:] = 0
+    tifffile.imwrite("two.tif", few[:24], metadata={"axes": "ZYX"})
+    assert "cannot be split" in verb("check", "em24.tif", "--masks", "two.tif", expect=2).stderr
 
 
 def test_what_a_vae_keeps(verb, stack, data_folder, tiny_backbone):

@@ -122,7 +122,15 @@ def test_spread_grey_values_get_the_mapping_suggested(source):
     for i in range(5):
         source.add(f"cell_{i}.png", images[i], np.array([0, 127, 254], np.uint8)[masks[i]])
     said = source.refuses("has mask values 127")
-    mapping = re.search(r"or `--map (\S+)`", said)[1]
+    (mapping,) = re.findall(r"`--map (\S+)`", said)  # to ignore both would leave one class
+    assert np.array_equal(source.prepare(*THIRDS, "--map", mapping)["train"].mask("cell_0"), masks[0])
+
+
+def test_what_leaves_one_class_is_not_proposed(source):
+    images, masks = stack(5, 8, 8, classes=2)
+    for i in range(5):
+        source.add(f"cell_{i}.tif", images[i], np.array([0, 65535], np.uint16)[masks[i]])
+    (mapping,) = re.findall(r"`--map (\S+)`", source.refuses("expected 0: map them"))
     assert np.array_equal(source.prepare(*THIRDS, "--map", mapping)["train"].mask("cell_0"), masks[0])
 
 

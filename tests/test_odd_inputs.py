@@ -559,7 +559,7 @@ def probabilities(path):
 @case
 def spread_greys(path):
     written("u1", np.array([0, 127, 254])[MASKS], suffix="png")(path)
-    return Odd(choose=(1,))
+    return Odd(choose=(0,))
 
 
 @case
@@ -698,6 +698,39 @@ def masks_by_columns(path):
     return Odd(refused="rows and columns are exchanged, save it transposed")
 
 
+CUBE = stack(8, 8, 8)  # of which no shape tells how it lies
+
+
+@case
+def a_cube_whose_masks_name_their_axes(path):
+    np.save(path / "em.npy", CUBE[0].transpose(1, 2, 0))
+    tifffile.imwrite(path / "masks.tif", CUBE[1], imagej=True, metadata={"axes": "ZYX"})
+    return Odd("em.npy", "masks.tif", CUBE[1], CUBE[0], flags=("--axes", "YXZ"))
+
+
+@case
+def a_cube_whose_zarr_masks_name_their_axes(path):
+    np.save(path / "em.npy", CUBE[0].transpose(1, 2, 0))
+    masks = zarr.create_array(path / "masks.zarr", shape=(8, 8, 8), dtype="u1", dimension_names=["z", "y", "x"])
+    masks[:] = CUBE[1]
+    return Odd("em.npy", "masks.zarr", CUBE[1], CUBE[0], flags=("--axes", "YXZ"))
+
+
+@case
+def a_cube_of_which_both_files_name_the_wrong_axes(path):
+    for name, pixels in zip(("em", "masks"), CUBE, strict=True):
+        wrong = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        tifffile.imwrite(path / f"{name}.tif", wrong, imagej=True, metadata={"axes": "ZYX"})
+    return Odd("em.tif", "masks.tif", CUBE[1], CUBE[0], flags=("--axes", "YXZ"))
+
+
+@case
+def masks_whose_slices_were_saved_as_channels(path):
+    tifffile.imwrite(path / "em.tif", IMAGES, imagej=True, metadata={"axes": "ZYX"})
+    tifffile.imwrite(path / "masks.tif", MASKS, imagej=True)
+    return Odd("em.tif", "masks.tif", choose=(1,))
+
+
 # ---- names
 
 
@@ -733,6 +766,15 @@ def files_that_count_the_pages_from_1(path):
     tifffile.imwrite(path / "em.tif", IMAGES, photometric="minisblack")
     folder(path / "masks", MASKS, "slice_{:04d}", first=1)
     return Odd("em.tif", note="counted from 1")
+
+
+@case
+def files_whose_numbers_may_count_from_0_or_1(path):
+    tifffile.imwrite(path / "em.tif", IMAGES, photometric="minisblack")
+    folder(path / "masks", MASKS[:4], "mask_{:03d}", first=1)
+    (path / "masks" / "mask_003.png").unlink()
+    chosen = [0, 1, 3]
+    return Odd("em.tif", labels=MASKS[chosen], slices=IMAGES[chosen], flags=("--only-pairs",), choose=(1,))
 
 
 @case

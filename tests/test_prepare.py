@@ -120,6 +120,21 @@ def test_color_images_become_grey_by_their_mean(source, capsys):
     assert "1 colour images such as" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_channel_of_color_images(source, suffix):
+    images, masks = stack(5, 8, 8)
+    for i in range(5):
+        source.add(f"c{i}.{suffix}", np.stack([images[i], images[i] // 2, 255 - images[i]], axis=-1), masks[i])
+    source.refuses(f"c0.{suffix} has 3 channels, found --channel 3", "--channel", "3", *THIRDS)
+    train = source.prepare("--channel", "2", *THIRDS)["train"]
+    assert np.array_equal(train.image("c0"), 255 - images[0])
+
+
+def test_a_channel_of_grey_images(source):
+    fill(source)
+    source.refuses("cell_0.png has one channel, found --channel 1", "--channel", "1")
+
+
 def test_unmatched_files_are_listed(source):
     fill(source)
     (source.folder / "masks" / "cell_3.png").rename(source.folder / "masks" / "nucleus_3.png")

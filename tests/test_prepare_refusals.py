@@ -53,7 +53,15 @@ def test_bombs_and_montages(source):
 def test_depths_must_agree(source):
     images, masks = fill(source)
     Image.fromarray(images[1].astype(np.uint16) * 200).save(source.folder / "images" / "cell_1.png")
-    source.refuses("convert all slices to one depth")
+    source.refuses("cell_0.png is of type uint8 but .*cell_1.png of uint16: convert all slices to one type")
+
+
+@pytest.mark.parametrize("kind", ["int16", "float32"])
+def test_16_bits_do_not_mix_with_other_numbers(source, kind):
+    images, masks = fill(source, suffix="tif")
+    for i, image in enumerate(images):
+        tifffile.imwrite(source.folder / "images" / f"cell_{i}.tif", image.astype(kind if i == 3 else np.uint16))
+    source.refuses(f"cell_0.tif is of type uint16 but .*cell_3.tif of {kind}")
 
 
 def test_pixels_must_be_numbers(source):

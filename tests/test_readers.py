@@ -1,6 +1,7 @@
 """Files of the field as slices: what is read is what was written, or it is refused; labels are never touched."""
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -67,6 +68,20 @@ def test_reduced_pages_are_no_slices(tmp_path):
         tif.write(data[0, ::2, ::2], photometric="minisblack", metadata=None)
     with pytest.raises(InputError, match="pages of different kinds, 53x37 uint16 MINISBLACK and 27x19 uint16"):
         open_source(tmp_path / "d.tif", ReadOptions())
+
+
+def test_slices_that_were_written_one_after_the_other(tmp_path):
+    data = matrix.pixels("u2", 3)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        for page in data:
+            tif.write(page, photometric="minisblack")
+    for page in data:
+        tifffile.imwrite(tmp_path / "b.tif", page, photometric="minisblack", append=True)
+    for name in ("a.tif", "b.tif"):
+        assert np.array_equal(read_all(tmp_path / name)[0], data)
+    tifffile.imwrite(tmp_path / "b.tif", data[0, :9], photometric="minisblack", append=True)
+    with pytest.raises(InputError, match="holds 4 images of shapes"):
+        open_source(tmp_path / "b.tif", ReadOptions())
 
 
 def test_pages_that_contradict_one_another_or_their_description(tmp_path):
@@ -163,9 +178,38 @@ def test_mrc(tmp_path, mode):
     assert np.array_equal(turned, data[:, ::-1]) and "turned over by --flip-y" in source.notes[0]
     stored = data.view("u1") if mode == "i1" else data
     assert np.array_equal(read_all(tmp_path / "b.mrc")[0], stored[:, ::-1])
-    raw[156] = 1  # bytes are signed
+    raw[156] = 1  # bytes are signed: stored less 128
     (tmp_path / "c.mrc").write_bytes(raw)
-    assert np.array_equal(read_all(tmp_path / "c.mrc")[0], data[:, ::-1])
+    assert np.array_equal(read_all(tmp_path / "c.mrc")[0], (stored ^ np.uint8(128) if mode == "i1" else data)[:, ::-1])
+
+
+def test_mrc_bytes_without_a_stamp(tmp_path):
+    """They are signed by the standard; what the header says of their range tells whether a program took it so."""
+    data = matrix.pixels("u1", 3)
+    with mrcfile.new(tmp_path / "a.mrc") as mrc:
+        mrc.set_data(data.view("i1"))
+    found, source = read_all(tmp_path / "a.mrc")
+    assert np.array_equal(found, data.view("i1")) and "taken as signed" in source.notes[-1]
+    raw = bytearray((tmp_path / "a.mrc").read_bytes())
+    raw[76:84] = struct.pack("<ff", 0, 255)
+    (tmp_path / "a.mrc").write_bytes(raw)
+    found, source = read_all(tmp_path / "a.mrc")
+    assert np.array_equal(found, data) and found.dtype == np.uint8 and "signed" not in source.notes[-1]
+
+
+@pytest.mark.parametrize(("place", "value"), [(208, b"\0" * 4), (212, b"\0" * 4), (212, b"\x44\x20\x20\x20")])
+def test_mrc_without_its_marks(tmp_path, place, value, recwarn):
+    data = matrix.pixels("i2", 2)
+    with mrcfile.new(tmp_path / "a.mrc") as mrc:
+        mrc.set_data(data)
+    raw = bytearray((tmp_path / "a.mrc").read_bytes())
+    raw[place : place + 4] = value
+    (tmp_path / "a.mrc").write_bytes(raw)
+    assert np.array_equal(read_all(tmp_path / "a.mrc")[0], data) and not len(recwarn)
+    raw[8:12] = struct.pack("<i", -5)
+    (tmp_path / "a.mrc").write_bytes(raw)
+    with pytest.raises(InputError, match="its header says -5 slices"):
+        open_source(tmp_path / "a.mrc", ReadOptions())
 
 
 def test_big_endian_mrc(tmp_path):
@@ -195,6 +239,108 @@ def test_hdf5_and_numpy(tmp_path):
     np.save(tmp_path / "evil.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(InputError, match="cannot be read"):
         open_source(tmp_path / "evil.npy", ReadOptions())
+
+
+def test_hdf5_of_bigdataviewer_holds_16_bits_without_a_sign(tmp_path):
+    data = matrix.pixels("u2", 4)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["t00000/s00/0/cells"] = data.view("i2")
+        file["s00/resolutions"] = file["s00/subdivisions"] = np.ones((1, 3))
+    found, source = read_all(tmp_path / "a.h5")
+    assert np.array_equal(found, data) and found.dtype == np.uint16
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["s00"].attrs["dataType"] = "int16"
+    assert np.array_equal(read_all(tmp_path / "a.h5")[0], data.view("i2"))
+
+
+def test_hdf5_dimensions_with_labels(tmp_path):
+    data = matrix.pixels("u1", 5)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"] = np.moveaxis(data, 0, -1)
+        for dimension, label in zip(file["raw"].dims, ("y", "x", "z"), strict=True):
+            dimension.label = label
+    assert np.array_equal(read_all(tmp_path / "a.h5")[0], data)
+
+
+@pytest.mark.parametrize("size", ["0.1 0.1 0.1", [], [0.004]])
+def test_odd_pixel_sizes_do_not_stop_the_pixels(tmp_path, size):
+    data = matrix.pixels("u1", 2)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"] = data
+        file["raw"].attrs["element_size_um"] = size
+    found, source = read_all(tmp_path / "a.h5")
+    assert np.array_equal(found, data) and source.pixel_size_nm == (4.0 if size == [0.004] else None)
+
+
+def test_hdf5_by_a_filter_that_is_missing(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        creation.set_chunk((1, matrix.HEIGHT, matrix.WIDTH))
+        creation.set_filter(305, h5py.h5z.FLAG_OPTIONAL, (0,))  # a number that no filter has
+        space = h5py.h5s.create_simple((2, matrix.HEIGHT, matrix.WIDTH))
+        raw = h5py.h5d.create(file.id, b"raw", h5py.h5t.NATIVE_UINT8, space, creation)
+        raw.write_direct_chunk((0, 0, 0), bytes(matrix.HEIGHT * matrix.WIDTH), 0)
+    with pytest.raises(InputError, match="filter that is missing: `pip install hdf5plugin`"):
+        read_all(tmp_path / "a.h5")
+
+
+ODD_STEPS = [None, [{"type": "scale", "path": "x"}], [{"type": "scale", "scale": []}], 3]
+
+
+@pytest.mark.parametrize("steps", ODD_STEPS)
+def test_odd_scales_of_ome_zarr(tmp_path, steps):
+    group, data = zarr.open_group(tmp_path / "vol.zarr", mode="w"), matrix.pixels("u1", 2)
+    group.create_array("0", shape=data.shape, chunks=(1, 16, 16), dtype="u1")[:] = data
+    level = {"path": "0", "coordinateTransformations": steps}
+    group.attrs["multiscales"] = [{"axes": ["z", "y", "x"], "datasets": [level]}]
+    found, source = read_all(tmp_path / "vol.zarr")
+    assert np.array_equal(found, data) and source.pixel_size_nm is None
+
+
+def test_pixel_size_of_ome_zarr_whose_last_axis_is_not_x(tmp_path):
+    group, data = zarr.open_group(tmp_path / "vol.zarr", mode="w"), matrix.pixels("u1", 5)
+    last = np.moveaxis(data, 0, -1)
+    group.create_array("0", shape=last.shape, chunks=(16, 16, 5), dtype="u1")[:] = last
+    axes = [{"name": name, "type": "space", "unit": unit} for name, unit in zip("yxz", ("nm", "nm", "um"), strict=True)]
+    level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [4, 4, 0.03]}]}
+    group.attrs["multiscales"] = [{"axes": axes, "datasets": [level]}]
+    found, source = read_all(tmp_path / "vol.zarr")
+    assert np.array_equal(found, data) and source.pixel_size_nm == 4.0
+
+
+def test_zarr_groups_below_one_another(tmp_path):
+    root, data = zarr.open_group(tmp_path / "nest.zarr", mode="w"), matrix.pixels("u1", 2)
+    for name in ("volumes/raw", "volumes/labels"):
+        root.create_array(name, shape=data.shape, chunks=(1, 16, 16), dtype="u1")[:] = data
+    root.create_array("z", shape=(2,), chunks=(2,), dtype="f4")
+    for place in ("nest.zarr", "nest.zarr/volumes"):
+        with pytest.raises(InputError, match="2 arrays, name one of `.*nest.zarr/volumes/labels`") as caught:
+            open_source(tmp_path / place, ReadOptions())
+        for path in re.findall("`(.*?)`", str(caught.value)):
+            assert np.array_equal(read_all(path)[0], data)
+    with pytest.raises(InputError, match="no array volumes/row, name one of `.*nest.zarr/volumes/labels`"):
+        open_source(tmp_path / "nest.zarr/volumes/row", ReadOptions())
+    image = zarr.open_group(tmp_path / "bf.zarr", mode="w").create_group("0")  # as bioformats2raw writes it
+    for level in (1, 2):
+        small = data[:, ::level, ::level]
+        image.create_array(f"{level}", shape=small.shape, chunks=(1, 16, 16), dtype="u1")[:] = small
+    image.attrs["multiscales"] = [{"datasets": [{"path": "1"}, {"path": "2"}]}]
+    assert np.array_equal(read_all(tmp_path / "bf.zarr")[0], data)
+
+
+def test_zarr_with_a_pipe_for_a_chunk(tmp_path):
+    """A linked folder is none, and files may be links; neither is a circle of folders followed."""
+    data, root = matrix.pixels("u1", 2), zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    root.create_array("raw", shape=data.shape, chunks=(1, 64, 64), dtype="u1")[:] = data
+    chunk = tmp_path / "a.zarr/raw/1.0.0"
+    chunk.rename(tmp_path / "elsewhere")
+    chunk.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a.zarr/raw/again").symlink_to(".")
+    assert np.array_equal(read_all(tmp_path / "a.zarr/raw")[0], data)
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(InputError, match="1.0.0 cannot be read, it is no regular file"):
+        open_source(tmp_path / "a.zarr/raw", ReadOptions())
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -111,7 +111,7 @@ def test_refusals(source):
     Image.fromarray(images[4]).save(held / "x.png")
     source.refuses("all 1 slices of .*held are .* `--transductive`", *THIRDS, "--unlabelled", held)
     Image.fromarray(images[4].astype(np.uint16) * 200).save(held / "x.png")
-    source.refuses("x.png has more but the slices with masks have 8 bits", *THIRDS, "--unlabelled", held)
+    source.refuses("x.png is of type uint16 but the slices with masks of uint8", *THIRDS, "--unlabelled", held)
 
 
 def test_a_folder_of_slices_is_validated(source, tmp_path, verb):

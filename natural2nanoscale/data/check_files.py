@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from natural2nanoscale.cli import DATA
 from natural2nanoscale.data.folders import PARTS, evenly_spaced
 from natural2nanoscale.data.prepare.convert import Conversion, conversion, find_pairs
 from natural2nanoscale.data.prepare.pairing import can_be_read, cropped, is_folder, list_pages
@@ -16,7 +17,6 @@ from natural2nanoscale.data.prepare.settings import Preparation
 from natural2nanoscale.data.prepare.sources import Page, Reader, readers_of
 from natural2nanoscale.data.prepare.splits import assign_parts
 from natural2nanoscale.data.prepare.survey import read_masks
-from natural2nanoscale.data.readers.opening import split_container
 
 LOOKED_AT = 32  # slices, evenly spaced: a volume is understood in seconds
 ROUND_TRIPS, WINDOW = 4, 512  # slices that pass a VAE, and pixels of each either way
@@ -25,12 +25,11 @@ RoundTrip = Callable[[np.ndarray], np.ndarray]  # a slice (H,W) uint8 through a 
 
 
 def holds_slices(path: Path) -> bool:
-    """Whether a path is a file or container of slices, or a folder of such: no data root, and no pair folder."""
-    if not is_folder(path):
-        return split_container(path)[0].exists()
-    if (path / "dataset.json").is_file() or any((path / part).is_dir() for part in PARTS):
+    """Whether a path should be a file, container or folder of slices: no data root or pair folder, nor where the
+    default one would be."""
+    if is_folder(path) and ((path / "dataset.json").is_file() or any((path / part).is_dir() for part in PARTS)):
         return False
-    return any(map(can_be_read, path.iterdir()))
+    return path != DATA or (is_folder(path) and any(map(can_be_read, path.iterdir())))
 
 
 @contextmanager
@@ -43,16 +42,22 @@ def preview(settings: Preparation, masked: bool) -> Iterator[tuple[int, Conversi
         if masked:
             pairs = find_pairs(settings, images, masks)
         else:
-            pages = cropped(list_pages(settings.images, images, "--images"), settings.crop_bottom)
+            pages = cropped(list_pages(settings.images, images, "slices"), settings.crop_bottom)
             pairs = [(page, page) for page in pages]
-        count, slices, codes = len(pairs), [image for image, _mask in pairs], []
-        tell_source(slices, images)
-        part_of = dict(zip(slices, assign_parts(settings, slices)[0] if masked else ["train"] * count, strict=True))
-        pairs = evenly_spaced(pairs, LOOKED_AT)
-        if len(pairs) < count:
-            print(f"looked at {len(pairs)} of them, evenly spaced")
-        if masked:
+        count, codes = len(pairs), []
+        tell_source([image for image, _mask in pairs], images)
+        if masked and count <= LOOKED_AT:  # as in `prepare`, blank masks are left out before the split
             pairs, codes = read_masks(settings, pairs, masks)
+        slices = [image for image, _mask in pairs]
+        parts = assign_parts(settings, slices)[0] if masked else ["train"] * count
+        part_of = dict(zip(slices, parts, strict=True))
+        if count > LOOKED_AT:
+            pairs = looked_at = evenly_spaced(pairs, LOOKED_AT)
+            print(f"looked at {len(pairs)} of them, evenly spaced")
+            if masked:
+                pairs, codes = read_masks(settings, looked_at, masks)
+            if len(pairs) < len(looked_at):
+                print(f"note: the split above is of all {count} slices, `prepare` splits those with masks alone")
         yield count, conversion(settings, pairs, [part_of[image] for image, _mask in pairs], codes, images, masks)
 
 

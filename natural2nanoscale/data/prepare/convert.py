@@ -142,7 +142,8 @@ def conversion(
 def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pair]:
     """All pairs of slice and mask, large enough for the tiles; nothing is decoded yet."""
     slices, folders = list_pages(settings.images, images, "--images"), class_folders(settings.masks)
-    masks.options = replace(masks.options, shape=images.open(slices[-1].path).shape)
+    source = images.open(slices[-1].path)
+    masks.options = replace(masks.options, shape=source.shape, said=source.said)
     if settings.images.resolve() == settings.masks.resolve():
         slices, labels = apart(slices)
     elif folders and not settings.one_hot:
@@ -156,7 +157,7 @@ def find_pairs(settings: Preparation, images: Reader, masks: Reader) -> list[Pai
         labels = one_mask_of_many(slices, labels)
     single = [len({page.path for page in pages}) == 1 for pages in (slices, labels)]
     by_index = all(single) and not is_folder(settings.images) and not is_folder(settings.masks)
-    pairs = pair_pages(slices, labels, by_index, settings.only_pairs)
+    pairs = pair_pages(slices, labels, by_index, settings.only_pairs, settings.count_from)
     rows = settings.crop_bottom  # of every slice, and of every mask that is as high as its slice
     masks_of = [cropped([mask], rows)[0] if mask.size == image.size else mask for image, mask in pairs]
     pairs = list(zip(cropped([image for image, _mask in pairs], rows), masks_of, strict=True))

@@ -77,7 +77,7 @@ def _value_rule(pages: list[PageCodes], names: tuple[str, ...], given: Mapping, 
     strays = [value for value in rest if not 0 <= value < count]
     if strays:
         remedy = soft_edges(total, given) or for_values(sorted(set(total) - set(given)), strays, names, given)
-        expected = f"0..{count - 1}" if count else "ids that count from 0"
+        expected = f"0..{count - 1}" if count > 1 else "0" if count else "ids that count from 0"
         _refuse_strays([(p.page, p.counts) for p in pages], strays, str, expected, remedy)
     table |= {value: value for value in rest}
     return LabelRule(_classes(names, count, table.values()), tuple(notes), given, table, {})

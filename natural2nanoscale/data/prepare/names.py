@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
+from natural2nanoscale.errors import InputError
+
 IMAGE_WORDS = {"image", "images", "img", "imgs", "im", "raw", "em", "sem", "tem", "input", "data", "ome", "slice"}
 MASK_WORDS = {
     "mask", "masks", "label", "labels", "lbl", "seg", "segmentation", "segmented", "gt", "groundtruth", "ground",
@@ -58,11 +60,18 @@ def _keys(names: dict[str, str], words: set[str]) -> dict[str, tuple[str, ...]]:
     return {stem: tuple(word for word in key if word not in words) or key for stem, key in keys.items()}
 
 
-def counted_from(stems: list[str], pages: int) -> int | None:
+def counted_from(stems: list[str], pages: int, told: int | None) -> int | None:
     """The number, 0 or 1, that files with these names give to the first page of a stack; None if they number none.
 
-    It is 1 where the highest is `pages`, which then is the last page, and none is 0.
+    Unless it is told, a file that is numbered 0 or `pages`, the last page if counted from 1, must tell it.
     """
     last = [re.search(r"(\d+)\D*$", stem) for stem in stems]
-    numbers = {int(found[1]) for found in last if found}
-    return int(0 not in numbers and max(numbers) == pages) if all(last) else None
+    if not all(last) or told is not None:
+        return told if all(last) else None
+    numbers = {int(found[1]) for found in last}
+    if not numbers & {0, pages}:
+        raise InputError(
+            f"file names such as {stems[0]!r} may count the {pages} pages of a stack from 0 or, as Fiji does, from 1: "
+            "pass `--count-from 0` or `--count-from 1`"
+        )
+    return int(0 not in numbers)

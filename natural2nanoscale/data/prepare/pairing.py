@@ -56,8 +56,8 @@ def _files_of(folder: Path, role: str) -> dict[str, Path]:
     kinds = Counter(file.suffix.lower() or "no suffix" for file in others if not file.name.startswith("."))
     vendors = [file for file in others if file.suffix.lower() in VENDORS]
     if not files:
-        if vendors:
-            refuse_suffix(vendors[0])
+        if vendors or folder.suffix.lower() in VENDORS:  # such as a folder of N5
+            refuse_suffix((*vendors, folder)[0])
         found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(4)) or "no file"
         raise InputError(
             f"{folder} ({role}) holds no slice that can be read ({KINDS}), found {found}: name the folder that holds "
@@ -69,7 +69,9 @@ def _files_of(folder: Path, role: str) -> dict[str, Path]:
     return files
 
 
-def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool) -> list[Pair]:
+def pair_pages(
+    images: list[Page], masks: list[Page], by_index: bool, only_pairs: bool, count_from: int | None
+) -> list[Pair]:
     """Pairs in the images' order: by page number where each source is a single file, else by name.
 
     Names are equal, or have their telling part in common, which is printed. What lacks its partner is an error that
@@ -83,7 +85,7 @@ def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs
                 f"per slice: make the stacks equally long{several if len(masks) % len(images) == 0 else ''}"
             )
         return list(zip(images, masks, strict=True))
-    images, masks = _numbered_alike(images, masks), _numbered_alike(masks, images)
+    images, masks = _numbered_alike(images, masks, count_from), _numbered_alike(masks, images, count_from)
     of_mask = {page.stem: page for page in masks}
     partner = {page.stem: page.stem for page in images if page.stem in of_mask}
     if len(partner) < max(len(images), len(masks)):
@@ -106,10 +108,10 @@ def pair_pages(images: list[Page], masks: list[Page], by_index: bool, only_pairs
     return pairs
 
 
-def _numbered_alike(stack: list[Page], files: list[Page]) -> list[Page]:
+def _numbered_alike(stack: list[Page], files: list[Page], count_from: int | None) -> list[Page]:
     """The pages of one side; where they are a stack's and the other side is files, counted as the files are."""
     lone = len({page.path for page in stack}) == 1 < len(stack) and len({page.path for page in files}) > 1
-    first = counted_from([page.stem for page in files], len(stack)) if lone else None
+    first = counted_from([page.stem for page in files], len(stack), count_from) if lone else None
     if first is None:
         return stack
     print(f"numbers in file names are taken for pages of {stack[0].path}, counted from {first}")

@@ -57,7 +57,8 @@ def for_values(total: list[int], strays: list[int], names: tuple[str, ...], give
     ignored = mapped(given, {value: IGNORE_ID for value in strays})
     if strays == [-1]:
         return f"pass {ignored} if -1 marks unlabelled pixels"
-    ways = [ignored] if strays != plain else []
+    kept = len({*plain, *given.values()} - {*strays, IGNORE_ID})
+    ways = [ignored] if kept > 1 or (kept and names) else []  # one class is none
     if names and not given and len(plain) <= len(names):
         order = mapped(given, {value: i for i, value in enumerate(plain)})
         return (
@@ -65,4 +66,5 @@ def for_values(total: list[int], strays: list[int], names: tuple[str, ...], give
         )
     if not names and not given and len(total) <= MANY:
         ways.append(mapped({}, {v: i for i, v in enumerate(total) if v != i}))
-    return f"map or ignore them, {' or '.join(ways or [ignored])}, or name all classes with --classes"
+    verb = "map" if ways and ignored not in ways else "map or ignore"
+    return f"{verb} them, {' or '.join(ways or [ignored])}, or name all classes with --classes"

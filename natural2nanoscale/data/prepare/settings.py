@@ -145,6 +145,10 @@ class Preparation:
     tiles: int | None = setting(None, "at most N tiles of each slice, the most central ones", at_least(1), metavar="N")
     skip_small: bool = setting(False, "leave out slices smaller than --size")
     only_pairs: bool = setting(False, "leave out images without a mask and masks without an image")
+    count_from: int | None = setting(
+        None, "number that files beside a stack give to its first page, where their names leave it open", int,
+        choices=(0, 1),
+    )  # fmt: skip
     default_percentiles: ClassVar[tuple[float, float]] = (0.1, 99.9)
     percentiles: tuple[float, float] | None = setting(
         None, "of the training part's grey values, for 0 and 255 (default: 0.1,99.9; 8-bit stays as it is)",

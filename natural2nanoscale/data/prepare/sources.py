@@ -94,6 +94,12 @@ class Reader:
                 self.say(note.replace(str(path), ""), note if str(path) in note else f"{path}: {note}")
             if self.options.flip_y and path.suffix.lower() not in MRC_SUFFIXES:
                 self.say("flip", f"{path} is no MRC file and is taken as stored: --flip-y turns MRC alone")
+            count = {"rgb": 3, "rgba": 4}.get(self.source.kind, self.source.channels)
+            if (self.options.channel or 0) >= count:
+                channels = "one channel" if count == 1 else f"{count} channels"
+                raise InputError(
+                    f"{path} has {channels}, found --channel {self.options.channel}: leave it out, or pass a lower one"
+                )
         return self.source
 
     def say(self, kind: str, text: str) -> None:
@@ -132,7 +138,7 @@ class Reader:
         elif source.kind == "alpha":
             pixels = pixels[..., 0]
         elif source.kind in ("rgb", "rgba"):
-            pixels = pixels[..., :3]
+            pixels = pixels[..., :3] if self.options.channel is None else pixels[..., self.options.channel]
         if source.inverted:
             self.say("inverted", f"{page.path} says that 0 is white (MinIsWhite): its greys are turned over")
             highest = {"f": 0, "i": -1}.get(pixels.dtype.kind, 2**source.bits - 1)

@@ -57,7 +57,7 @@ def survey(
     histogram, kinds, colored, sizes, ends = Histogram(), {}, [], {}, set()
     for (page, _mask), part in zip(pairs, parts, strict=True):
         pixels, unequal = images.image(page)
-        kinds.setdefault(pixels.dtype == np.uint8, page)
+        kinds.setdefault(pixels.dtype, page)
         sizes.setdefault(images.pixel_size(page), page)
         ends |= {pixels.min(), pixels.max()}
         if unequal:
@@ -66,12 +66,13 @@ def survey(
             histogram.add(pixels)
         if page is pairs[0][0] and not settings.crop_bottom and (rows := information_bar(pixels)):
             print(f"note: the lowest {rows} rows of {page} look like an information bar: pass `--crop-bottom {rows}`")
-    if len(kinds) == 2:
-        raise InputError(f"{kinds[True]} has 8 bits but {kinds[False]} has more: convert all slices to one depth")
+    if len(kinds) > 1:
+        (first, page), (second, other) = list(kinds.items())[:2]
+        raise InputError(f"{page} is of type {first} but {other} of {second}: convert all slices to one type")
     if colored:
         print(f"{len(colored)} colour images such as {colored[0]} became grey by the mean of their channels")
     print(f"stored grey values: {min(ends):g} to {max(ends):g}")
-    return grey_window(settings, True in kinds, histogram), pixel_size_of(settings, sizes)
+    return grey_window(settings, np.dtype(np.uint8) in kinds, histogram), pixel_size_of(settings, sizes)
 
 
 def pixel_size_of(settings: Preparation, sizes: dict[float | None, Page]) -> float | None:

@@ -23,7 +23,7 @@ def unlabelled_pages(
     Held out is what has the pixels of a validation or test slice, what lies within the split's gap of such in the
     source's order or by the numbers in file names, and what belongs to a held-out group. split: of `assign_parts`.
     """
-    eight_bit = images.image(labelled[0])[0].dtype == np.uint8
+    expected = images.image(labelled[0])[0].dtype
     pages = list_pages(settings.unlabelled, images, "--unlabelled")
     pages = fitting(settings, cropped(pages, settings.crop_bottom))
     held = [page for page, part in zip(labelled, parts, strict=True) if part != "train"]
@@ -33,9 +33,10 @@ def unlabelled_pages(
         numbers[name].append(number)
     for i, page in enumerate(pages):
         pixels, _unequal = images.image(page)
-        if (pixels.dtype == np.uint8) != eight_bit:
-            depth, other = ("more", "8 bits") if eight_bit else ("8 bits", "more")
-            raise InputError(f"{page} has {depth} but the slices with masks have {other}: convert all to one depth")
+        if pixels.dtype != expected:
+            raise InputError(
+                f"{page} is of type {pixels.dtype} but the slices with masks of {expected}: convert all to one type"
+            )
         name, number = _numbered(page)
         if _digest(pixels) in digests:
             left_out |= {*range(i - gap, i + gap + 1)} & {*range(len(pages))}

@@ -57,8 +57,10 @@ def find_layout(
 
     samples: length of the axis S of a colour picture, 1 if there is none.
     """
-    notes, certain = (), axes is not None and axes[0] in "ZT"
-    given = _for_labels(shape, options) if options.labels else options.axes
+    notes, given = (), options.axes
+    if given and options.labels:
+        axes, given = _for_labels(shape, axes, options)
+    certain = axes is not None and axes[0] in "ZT"
     if given:
         axes, certain = _given(what, shape, given, axes), True
     elif axes is None:
@@ -69,17 +71,16 @@ def find_layout(
         raise InputError(f"{what} has the axes {axes} for the shape {shape}: name them with `--axes {_example(shape)}`")
     channels, channel = shape[axes.index("C")] if "C" in axes else 1, options.channel
     if channels == 1 or options.split_channels:
-        if channel:
-            raise InputError(f"{what} has one channel, found --channel {channel}: leave it out")
         channel = 0 if "C" in axes and not options.split_channels else None
     elif channel is None or channel >= channels:
-        if options.labels:
-            raise InputError(f"{what} has {channels} channels: pass `--one-hot` if each is the mask of one class")
-        last = f", ..., `--channel {channels - 1}`" if channels > 2 else " or `--channel 1`"
+        how = "pass `--one-hot` if each is the mask of one class"
+        if not options.labels:
+            last = f", ..., `--channel {channels - 1}`" if channels > 2 else " or `--channel 1`"
+            how = f"choose one with `--channel 0`{last}"
         slices = "".join(name for name, n in zip(axes.replace("C", "Z"), shape, strict=True) if n > 1)
         if channels > 4 and len(slices) == 3 and "Z" in slices:  # a stack whose slices were saved as channels
-            last += f", or pass `--axes {slices}` if these are its slices"
-        raise InputError(f"{what} has {channels} channels: choose one with `--channel 0`{last}")
+            how += f", or pass `--axes {slices}` if these are its slices"
+        raise InputError(f"{what} has {channels} channels: {how}")
     order = [i for i, name in enumerate(axes) if name not in "YXSC"]
     order += [axes.index("C")] if options.split_channels and "C" in axes else []
     if not certain and len(axes) == 3 and axes[1:] == "YX" and shape[2] * 4 <= min(shape[:2]):
@@ -90,14 +91,20 @@ def find_layout(
     return Layout(axes, tuple(shape), tuple(order), channel, notes)
 
 
-def _for_labels(shape: tuple[int, ...], options: ReadOptions) -> str | None:
-    """--axes for an array of masks: where it has the shape of the slices' array, but for their channels."""
-    if not options.axes or len(options.axes) != len(options.shape):
-        return options.axes if len(options.axes or "") == len(shape) and not options.shape else None
+def _for_labels(shape: tuple[int, ...], said: str | None, options: ReadOptions) -> tuple[str | None, str | None]:
+    """The axes that a file of masks says, and --axes where these are meant for it: it has the shape of the slices'
+    array, but for their channels, and does not itself say other axes than the slices' file that fit as well."""
+    given, alike = options.axes, said == options.said
+    if said and "Z" in given and not {"Z"} & set(said) and "C" not in given and not options.split_channels:
+        said = said.replace("C", "Z")
+    if len(given) != len(options.shape):
+        return said, given if len(given) == len(shape) and not options.shape else None
+    wanted = {name: n for name, n in zip(given, options.shape, strict=True) if name != "C"}
+    if said and not alike and dict(zip(said, shape, strict=True)) == wanted:
+        return said, None
     if shape == options.shape:
-        return options.axes
-    kept = {name: n for name, n in zip(options.axes, options.shape, strict=True) if name != "C"}
-    return "".join(kept) if shape == tuple(kept.values()) else None
+        return said, given
+    return said, "".join(wanted) if shape == tuple(wanted.values()) else None
 
 
 def _given(what: object, shape: tuple[int, ...], given: str, said: str | None) -> str:

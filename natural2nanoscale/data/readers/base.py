@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import stat
 import struct
 import zlib
@@ -18,6 +19,7 @@ from PIL import Image
 from natural2nanoscale.errors import InputError
 
 INSTALL = 'pip install -e ".[em]"'
+WHOLE = 2**31  # bytes of an array that can only be read as a whole
 # what Pillow raises on truncated or hostile files, found by cutting and flipping bytes of PNGs and TIFFs
 PICTURE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
@@ -32,7 +34,8 @@ class ReadOptions:
 
     max_pixels: of one slice. channel: which one of several, from 0. axes: what the axes of an array are, such as ZYX.
     split_channels: every channel is a slice of its own, those of one slice in a row (masks of one class each).
-    labels: the file holds masks; then axes are for arrays of this shape only, which is that of the slices' array.
+    labels: the file holds masks; then axes are for arrays of this shape only, which is that of the slices' array, and
+    said is what the slices' file says of its axes.
     flip_y: rows of MRC files begin below.
     """
 
@@ -42,6 +45,7 @@ class ReadOptions:
     split_channels: bool = False
     labels: bool = False
     shape: tuple[int, ...] = ()
+    said: str | None = None
     flip_y: bool = False
 
 
@@ -54,6 +58,7 @@ class Source:
     """
 
     shape: tuple[int, ...] = ()  # of the whole array that the slices are cut from
+    said: str | None = None  # what the file says of its axes
     count: int = 1
     size: tuple[int, int] = (0, 0)  # width, height
     dtype: np.dtype = np.dtype(np.uint8)
@@ -83,6 +88,10 @@ def need(module: str, what: object) -> ModuleType:
 
 def unreadable(what: object, error: object) -> InputError:
     reason = " ".join(str(error).split())
+    if re.search(r"lib/plugin|required filter", reason):  # HDF5's words
+        return InputError(
+            f"{what} is compressed by an HDF5 filter that is missing: `pip install hdf5plugin`, or save it with gzip"
+        )
     name = f"{type(error).__name__}: " if isinstance(error, BaseException) else ""
     return InputError(
         f"{what} cannot be read ({name}{reason}): the file is damaged or cut short, copy it again from where it was "

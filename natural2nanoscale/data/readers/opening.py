@@ -35,7 +35,7 @@ VENDORS = {
 
 
 def split_container(path: Path) -> tuple[Path, str]:
-    """`file.h5:/volumes/raw` or `vol.zarr/0` -> the file or folder on disk, and the path within; "" for none.
+    """`file.h5:/volumes/raw`, `file.h5/volumes/raw` or `vol.zarr/0` -> the file or folder on disk, and the path within.
 
     `folder:/volumes/raw` is that array of every file in the folder.
     """
@@ -48,7 +48,7 @@ def split_container(path: Path) -> tuple[Path, str]:
     if colon and Path(head).is_dir():
         return Path(head), inner
     for folder in reversed((path, *path.parents)):
-        if is_zarr(folder):
+        if is_zarr(folder) or (folder.suffix.lower() in (*HDF_SUFFIXES, ".npz") and folder.is_file()):
             return folder, "" if folder == path else str(path.relative_to(folder))
     return path, ""
 

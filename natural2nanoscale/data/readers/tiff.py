@@ -10,7 +10,15 @@ import numpy as np
 
 from natural2nanoscale.data.classes import packed
 from natural2nanoscale.data.readers.axes import find_layout
-from natural2nanoscale.data.readers.base import PICTURE_ERRORS, ReadOptions, Source, check_pixels, need, unreadable
+from natural2nanoscale.data.readers.base import (
+    PICTURE_ERRORS,
+    WHOLE,
+    ReadOptions,
+    Source,
+    check_pixels,
+    need,
+    unreadable,
+)
 from natural2nanoscale.data.readers.tiff_checks import (
     MIN_IS_WHITE,
     PALETTE,
@@ -26,7 +34,6 @@ from natural2nanoscale.errors import InputError
 
 PLAIN = ("generic", "uniform")  # files of pages that nothing describes
 KINDS = (*PLAIN, "shaped", "imagej", "ome", "nih")  # whose axes tifffile takes from the file's own words
-WHOLE = 2**31  # bytes of an array that can only be read as a whole
 
 
 class TiffSource(Source):
@@ -68,8 +75,9 @@ class TiffSource(Source):
         self._check_description(kind, math.prod(shape) // (first.imagewidth * first.imagelength))
         self._colours(first)
         samples = {"grey": 1, "alpha": 2, "rgb": 3, "rgba": 4}[self.kind]
-        known = axes if options.axes is None or self.kind != "grey" else None
-        self.layout = find_layout(self.path, shape, named_axes(axes) if known else None, options, samples)
+        self.said = named_axes(axes)
+        known = options.axes is None or options.labels or self.kind != "grey"
+        self.layout = find_layout(self.path, shape, self.said if known else None, options, samples)
         self.size, self.count, self.channels = self.layout.size, self.layout.count, self.layout.channels
         self.notes += self.layout.notes
         check_pixels(self.path, self.size, options.max_pixels)
@@ -98,7 +106,9 @@ class TiffSource(Source):
             self.notes += (f"reduced copies are no slices ({len(pages) - len(full)} pages)",)
         elif any(one.levels[1:] for one in series):
             self.notes += ("reduced copies are no slices",)
-        if main.kind in PLAIN:
+        alike = {(one.kind, one.axes, one.shape, one.dtype) for one in series}
+        one_by_one = alike == {("shaped", "YX", main.shape, main.dtype)} and len(series) == len(full)
+        if main.kind in PLAIN or one_by_one:
             stacked = len(full) > 1
             return full, main.kind, (len(full),) * stacked + full[0].shape, "I" * stacked + full[0].axes
         if len(series) > 1:
