@@ -137,9 +137,8 @@ def company(rows: Rows, made: set[str], told: str) -> str:
     if one is None or (one.mean >= 0 and len(ours) == 1 and rival == told):
         return ""
     low, high = one.over_redraws or (-math.inf, math.inf)
-    stands = (
-        "loses to" if high < 0 else "beats" if low > 0 else f"has a {'lower' if one.mean < 0 else 'higher'} mean than"
-    )
+    alike = "the same mean as" if abs(one.mean) < 0.0005 else f"a {'lower' if one.mean < 0 else 'higher'} mean than"
+    stands = "loses to" if high < 0 else "beats" if low > 0 else f"has {alike}"
     several = f"The best of {len(ours)} synthetic recipes by these same scores"
     who = "Their training set" if len(ours) == 1 else "The best synthetic recipe" if one.mean < 0 else several
     by = points(one.mean) + (f", 95\u00a0% interval {range_of(one.over_redraws)}" if one.over_redraws else "")
