@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from natural2nanoscale.data.classes import color_table
 from natural2nanoscale.data.folders import open_pairs
 from natural2nanoscale.diffusion.backbone import EMBEDDED, load_backbone
+from natural2nanoscale.diffusion.card import card
 from natural2nanoscale.diffusion.saving import save_trained
 from natural2nanoscale.diffusion.settings import FineTuning
 
@@ -46,6 +48,16 @@ def test_the_lines_for_diffusers_draw_a_slice_that_the_mask_steers(write_card, d
         assert np.array_equal(colours, color_table(train.info.classes.colors)[mask])
         drawn.append(np.asarray(Image.open("slice.png")))
     assert drawn[0].shape == (32, 64) and np.ptp(drawn[0]) and not np.array_equal(*drawn)
+
+
+def test_the_card_names_a_folder_as_it_is_and_a_hub_id_by_its_commit(tiny_backbone, data_folder):
+    backbone, train = load_backbone(str(tiny_backbone), torch.device("cpu")), open_pairs(data_folder / "train")
+    for name, revision, said in (
+        ("/home/me@here/weights", None, "'/home/me@here/weights', None"),
+        ("org/name@main", "abc1", "'org/name', 'abc1'"),
+    ):
+        text = card(replace(backbone, name=name, revision=revision), train, FineTuning((64, 32), 1e-3), 1)
+        assert f"backbone, revision = {said}  #" in text
 
 
 def test_the_card_says_what_others_do_not_take_along(write_card):

@@ -65,12 +65,12 @@ def card(backbone: Backbone, train: PairFolder, settings: FineTuning, step: int,
         missing.append("what the U-Net has learned")
     careful = f"\n\n{TRANSDUCTIVE}" * transductive
     facts = "\n".join(f"- {key}: {value}" for key, value in asdict(settings).items())
-    name, _, revision = backbone.name.partition("@")
+    name = backbone.name.partition("@")[0] if backbone.revision else backbone.name  # a hub id may name its revision
     single = Path(name).suffix == ".safetensors"
     elsewhere = ELSEWHERE.format(
         multiple=backbone.downsampling,
         backbone="natural2nanoscale/embedded" if name == "embedded" else name,
-        revision=backbone.revision or revision or None,
+        revision=backbone.revision,
         kind="one file" if single else "a folder of diffusers",
         load="from_single_file" if single else "from_pretrained",
         count=known.count,

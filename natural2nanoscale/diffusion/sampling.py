@@ -118,8 +118,9 @@ def draw_slices(
     elif settings.condition == "mask+edges":
         grays = torch.from_numpy(np.stack(drawn.images)).to(backbone.device)
         edges = pad(list(image_edges(grays).cpu().numpy()))
-    if settings.start < 1 or settings.detail or settings.keep:
+    if settings.sees_slice:
         real = encode_gray(pad(drawn.images))
+    if settings.start < 1 or settings.detail:
         real_latents = latent_moments(backbone, real)[0]
     shape = backbone.unet.config.in_channels, *(length // backbone.downsampling for length in masks.shape[1:])
     generators = [generator_for(seed, "noise") for seed in drawn.seeds]

@@ -135,7 +135,6 @@ class SamplingSettings:
             raise InputError(
                 f"--start {self.start:g} of {self.steps} steps leaves none, expected more than 0, at most 1"
             )
-
         if self.keep >= 1:
             raise InputError(f"--keep {self.keep:g} leaves nothing to draw, expected a share from 0 to below 1")
 

@@ -159,15 +159,15 @@ class SyntheticFolder:
         for row in self.lines():
             (rows if self._stands(row) else doubtful)[Path(row["file"]).stem] = row
         again = [stem for stem in doubtful if stem not in rows]
-        asked = {image.stem for image in self.request.images(self.shapes.source.stems)}
-        if tell and (self.path / "dataset.json").is_file() and not asked.issuperset(again):
-            stem = next(stem for stem in again if stem not in asked)
-            most = 1 + max(int(stem.rpartition("_s")[2]) for stem in again)
-            raise InputError(
-                f"the slice {stem} in {self.path} is not as its line says, and this call would not make it anew: call "
-                f"it with --per-mask {most} and without --shard"
-            )
         if again and tell:
+            asked = {image.stem for image in self.request.images(self.shapes.source.stems)}
+            left = [stem for stem in again if stem not in asked]
+            if left and (self.path / "dataset.json").is_file():
+                most = 1 + max(int(stem.rpartition("_s")[2]) for stem in again)
+                raise InputError(
+                    f"the slice {left[0]} in {self.path} is not as its line says, and this call would not make it "
+                    f"anew: call it with --per-mask {most} and without --shard"
+                )
             said = f"are not as their lines say, such as {again[0]}: they are made anew"
             print(f"{len(again)} slice(s) in {self.path} {said}")
         return rows

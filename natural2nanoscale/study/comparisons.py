@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from natural2nanoscale.segmentation.metrics import mean_std
-from natural2nanoscale.study.conditions import CONTROLS, RECIPES, ROTATION, Condition, Contrast
+from natural2nanoscale.study.conditions import CONTROLS, ROTATION, Condition, Contrast
 from natural2nanoscale.study.experiments import conditions, contrasts
 from natural2nanoscale.study.presets import Preset
 from natural2nanoscale.study.statistics import (
@@ -54,8 +54,7 @@ def lines_of(rows: Rows, condition: Condition) -> list[dict]:
 
 def recipes(preset: Preset, experiment: str) -> set[str]:
     """The training sets of an experiment that synthetic slices are in."""
-    found = conditions(preset, (experiment,))
-    return {condition.name for condition in found if condition.synthetic and RECIPES[condition.recipe].drawn}
+    return {condition.name for condition in conditions(preset, (experiment,)) if condition.drawn}
 
 
 def unit_of(*sides: Rows) -> str:

@@ -82,6 +82,11 @@ class Condition:
         return self.copies == math.inf
 
     @property
+    def drawn(self) -> bool:
+        """Whether slices that a ControlNet drew are in it."""
+        return self.synthetic > 0 and RECIPES[self.recipe].drawn
+
+    @property
     def nameless(self) -> Condition:
         """What is trained, whoever asks for it and under whatever name."""
         return replace(self, name="", slices=None, budget="", experiment="")

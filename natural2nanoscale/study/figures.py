@@ -34,8 +34,8 @@ def growth_figure(experiment: str, rows: Rows) -> Figure:
             points.append((x, 100 * mean, std and 100 * std))
         if points:
             series.append((name, points))
-    level = spread(pick(rows, REAL))[0] if REAL not in names else None
-    level = level and (REAL, 100 * level)
+    beside = [] if REAL in names else pick(rows, REAL)
+    level = (REAL, 100 * spread(beside)[0]) if beside else None
     chart = curves(series, what, "mIoU in per cent", level, logarithmic=REAL in names)
     return Figure(title, chart, f"Bars: one standard deviation over {repetitions_of(rows)}.")
 

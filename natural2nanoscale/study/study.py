@@ -155,12 +155,10 @@ class Agenda:
         left = self.left()
         real_alone = [cell for cell in left if cell.condition.trains_as(real(cell.condition.augment))]
         teachers = {teacher_folder(cell.trial, cell.condition, cell.seed) for cell in real_alone}
-        label = [drawing.teacher for cell in left if (drawing := cell.drawing) and drawing.teacher]
-
-        def waited_for(cell: Cell) -> bool:
-            return cell.seed == 0 and any(cell.condition.trains_as(one) for one in label)
-
-        for cell in sorted(left, key=lambda cell: (cell.trial.redraw, not waited_for(cell))):
+        drawings = [cell.drawing for cell in left]
+        label = {(drawing.teacher.nameless, 0) for drawing in drawings if drawing and drawing.teacher}  # and their seed
+        in_turn = sorted(left, key=lambda cell: (cell.trial.redraw, (cell.condition.nameless, cell.seed) not in label))
+        for cell in in_turn:
             trial, drawing, teacher = cell.trial.folder, cell.drawing, cell.condition.teacher
             if drawing and not self.drawn.get(drawing.folder):
                 waits = drawing.teacher and teacher_folder(cell.trial, drawing.teacher, 0) in teachers
@@ -214,8 +212,10 @@ def carry_out(task: Cell | Drawing) -> dict | None:
         parts["pseudo"] = label_pool(trial, condition.teacher, task.seed, device)
     slices = {part: load_slices(folder) for part, folder in parts.items()}
     row, model = train_cell(task, slices, device)
-    if any(one.teacher and condition.trains_as(one.teacher) for one in trial.conditions):
+    taught = [one for one in trial.conditions if one.teacher and condition.trains_as(one.teacher)]
+    if taught:
         save_teacher(teacher_folder(trial, condition, task.seed), model, slices["train"])
+    if any(one.pseudo or task.seed == 0 for one in taught):  # slices are drawn by what seed 0 sees
         label_pool(trial, condition, task.seed, device)  # here, as of those who wait for it several may start at once
     if condition.synthetic:
         row["quality"] = asdict(quality(folders["pool"], parts["synthetic"]))

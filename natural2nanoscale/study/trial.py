@@ -80,8 +80,7 @@ class Cell:
         if condition.synthetic > 0:
             return Drawing(trial, condition.recipe, condition.teacher)
         asked = condition.is_asked or condition.timed
-        alone = (one.recipe for one in trial.conditions if one.synthetic and not one.teacher)
-        first = (recipe for recipe in alone if RECIPES[recipe].drawn)
+        first = (one.recipe for one in trial.conditions if one.drawn and not one.teacher)
         return next((Drawing(trial, recipe) for recipe in first if asked), None)
 
 

@@ -164,7 +164,6 @@ def open_zarr(root: Path, inner: str, options: ReadOptions) -> Source:
     """An array of a Zarr group, version 2 or 3; of OME-Zarr the finest level unless the path names another."""
     zarr = need("zarr", root)
     name = inner.strip("/")
-    check_store(root)
     with refusing(root / name, Exception):  # zarr's own errors have no common base
         if not (root / name).exists():
             choose(root, arrays_below(zarr.open_group(str(root), mode="r")), name, "/")

@@ -8,6 +8,7 @@ from natural2nanoscale.data.readers.base import ReadOptions, Source, check_regul
 from natural2nanoscale.data.readers.containers import (
     HDF_SUFFIXES,
     MRC_SUFFIXES,
+    check_store,
     open_hdf,
     open_mrc,
     open_npy,
@@ -63,6 +64,7 @@ def open_source(path: Path, options: ReadOptions) -> Source:
     """The slices of a file or container path. Raises InputError for what cannot be read right."""
     file, inner = split_container(path)
     if is_zarr(file):
+        check_store(file)
         return open_zarr(file, inner, options)
     check_regular(file)
     suffix = file.suffix.lower()
